@@ -1,0 +1,20 @@
+"""Merge very large models as a stream over a cluster: ParamΔ without a machine that holds a whole model."""
+
+from typing import TYPE_CHECKING, Any
+
+from paramdelta_dist._version import __version__
+
+if TYPE_CHECKING:
+    from paramdelta_dist.api import MergeResult, check, inspect, load_recipe, merge, plan, status
+    from paramdelta_dist.recipe import Recipe
+
+__all__ = ["MergeResult", "Recipe", "__version__", "check", "inspect", "load_recipe", "merge", "plan", "status"]
+
+
+def __getattr__(name: str) -> Any:
+    """Names load when first used, so that `import paramdelta_dist` stays instant."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module("paramdelta_dist.recipe" if name == "Recipe" else "paramdelta_dist.api"), name)

@@ -1,0 +1,286 @@
+"""The verbs: what `import paramdelta_dist` offers and what each command of the same name calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from paramdelta_dist._version import __version__
+from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
+from paramdelta_dist.checkpoint.checkpoint import dtype_counts
+from paramdelta_dist.errors import NotFound, OverBudget, UsageError
+from paramdelta_dist.execution.machine import available_cores, default_memory
+from paramdelta_dist.methods import find_method
+from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
+from paramdelta_dist.planning.tiles import cut_tiles, tile_reads
+from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
+from paramdelta_dist.storage import StorageConfig, normalize, open_store, part_size, redact, scheme_of
+
+if TYPE_CHECKING:
+    from paramdelta_dist.execution.executor import Executor
+    from paramdelta_dist.execution.receipts import Receipt
+
+Engine = Literal["local", "ray"]
+Device = Literal["auto", "cpu", "cuda"]
+
+RAY_WORKER_MEMORY = 2 << 30
+"""Budget of a Ray worker when none is given: enough for eight deltas, little for a node."""
+
+
+class Observer(Protocol):
+    """Who wants to know how a merge is going. Calls come from several threads."""
+
+    def started(self, plan: MergePlan, memory: WorkerMemory, *, resumed: int) -> None:
+        """Work begins; `resumed` output bytes were in place already."""
+        ...
+
+    def advanced(self, size: int) -> None:
+        """`size` more output bytes are made; negative where a shard starts again."""
+        ...
+
+    def finished_shard(self, receipt: Receipt) -> None: ...
+
+
+class _Silent:
+    def started(self, plan: MergePlan, memory: WorkerMemory, *, resumed: int) -> None: ...
+
+    def advanced(self, size: int) -> None: ...
+
+    def finished_shard(self, receipt: Receipt) -> None: ...
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge did."""
+
+    output: str
+    state: Literal["merged", "nothing to do"]
+    """`nothing to do` when the same recipe over the same inputs was committed before."""
+    fingerprint: str
+    report: Mapping[str, Any]
+    """Bytes, seconds, memory and retries of this run; empty when there was nothing to do."""
+
+
+def load_recipe(source: str) -> Recipe:
+    """The recipe in a local file or at a URL. Raises RecipeError, or NotFound where there is none."""
+    url = normalize(source)
+    folder, _, name = url.rpartition("/")
+    if not scheme_of(url) and Path(url).is_dir():
+        raise UsageError(f"{source} is a folder; name the recipe's YAML file")
+    try:
+        data = open_store(folder or "/", StorageConfig()).read(name, limit=MAX_RECIPE)
+    except NotFound:
+        raise UsageError(f"there is no recipe at {redact(source)}") from None
+    try:
+        return parse_recipe(data.decode(), where=redact(source))
+    except UnicodeDecodeError:
+        raise UsageError(f"{redact(source)} is not a text file") from None
+
+
+def inspect(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
+    """What a checkpoint holds, from its headers alone."""
+    checkpoint = open_checkpoint(normalize(url), storage or StorageConfig())
+    return {
+        "url": redact(checkpoint.url),
+        "architecture": checkpoint.architecture,
+        "model_type": (checkpoint.config or {}).get("model_type"),
+        "tensors": len(checkpoint.tensors),
+        "parameters": checkpoint.parameters,
+        "bytes": checkpoint.nbytes,
+        "dtypes": dtype_counts(checkpoint),
+        "tied_embeddings": checkpoint.tied_embeddings,
+        "files": [
+            {
+                "name": file.name,
+                "size": file.identity.size,
+                "tag": file.identity.tag,
+                "tensors": sum(tensor.file == position for tensor in checkpoint.tensors.values()),
+            }
+            for position, file in enumerate(checkpoint.files)
+        ],
+        "side_files": list(checkpoint.side_files),
+        "orphans": list(checkpoint.orphans),
+        "tensor_list": [
+            {"name": name, "dtype": t.dtype, "shape": list(t.shape), "file": checkpoint.files[t.file].name}
+            for name, t in checkpoint.tensors.items()
+        ],
+    }
+
+
+def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
+    """Every model of a recipe, opened concurrently, by URL."""
+    with ThreadPoolExecutor(max(1, len(recipe.models))) as pool:
+        opened = pool.map(lambda url: open_checkpoint(url, recipe.storage_config), recipe.models)
+        return dict(zip(recipe.models, opened, strict=True))
+
+
+def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> HomologyReport:
+    """Whether the models of a recipe fit together. Reads headers, configs and tokenizers."""
+    opened = models or open_models(recipe)
+    return compare(opened[recipe.base], [opened[url] for url in recipe.models[1:]], recipe.storage_config)
+
+
+def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
+    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together."""
+    models = open_models(recipe)
+    report = check(recipe, models)
+    report.require()
+    source = recipe.tokenizer_url
+    files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
+    return build_plan(recipe, models, files), report
+
+
+def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: int | None = None, memory: int | None = None) -> WorkerMemory:
+    """How a merge would use this machine (local) or each worker (ray), within `memory` bytes of one process.
+
+    Workers that were not asked for are reduced until they fit. Raises OverBudget when they cannot.
+    """
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers {workers}: at least one is needed")
+    recipe = merge_plan.recipe
+    storage = recipe.storage_config
+    budget = memory or (default_memory() if engine == "local" else RAY_WORKER_MEMORY)
+    count = 1 if engine == "ray" else min(workers or available_cores(), len(merge_plan.shards))
+    while True:
+        try:
+            return plan_memory(
+                merge_plan,
+                find_method(recipe.method),
+                budget=budget,
+                workers=count,
+                remote_inputs=any(open_store(url, storage).remote for url in merge_plan.models),
+                remote_output=open_store(recipe.output, storage).remote,
+            )
+        except OverBudget:
+            if workers is not None or count == 1:
+                raise
+            count -= 1
+
+
+def plan_document(merge_plan: MergePlan, memory: WorkerMemory, report: HomologyReport) -> dict[str, Any]:
+    """A plan as plain values for people and programs: shards, traffic, requests, memory."""
+    requests = sum(
+        len(tile_reads(tile, model))
+        for shard in merge_plan.shards
+        for tile in cut_tiles(shard, tile_size=memory.tile_size)
+        for model in range(len(merge_plan.models))
+    )
+    remote = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config).remote
+    writes = sum(-(-shard.size // part_size(shard.size)) if remote else 1 for shard in merge_plan.shards)
+    return {
+        **merge_plan.as_document(),
+        "bytes_to_read": merge_plan.bytes_to_read,
+        "bytes_to_write": merge_plan.bytes_to_write,
+        "requests": {"read": requests, "write": writes},
+        "memory": asdict(memory),
+        "notes": list(report.notes),
+    }
+
+
+def merge(
+    recipe: Recipe,
+    *,
+    engine: Engine = "local",
+    workers: int | None = None,
+    memory: int | None = None,
+    device: Device = "auto",
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> MergeResult:
+    """Make the output of a recipe, or go on where an earlier run of it stopped, or find it done.
+
+    `memory` bounds, in bytes, this process (local) or each worker (ray). Raises ParamDeltaErrors only; whatever is
+    raised, the output is either untouched, unfinished and ready to go on, or complete.
+    """
+    from paramdelta_dist.execution.output import claim
+    from paramdelta_dist.execution.publish import publish
+    from paramdelta_dist.execution.shard import Job, peak_memory
+
+    began = time.monotonic()
+    observer = observer or _Silent()
+    merge_plan, _ = plan(recipe)
+    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory)
+    store = open_store(recipe.output, recipe.storage_config)
+    held = claim(store, merge_plan, overwrite=overwrite)
+    if held.committed is not None:
+        return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
+    receipts = dict(held.receipts)
+    missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
+    job = Job(
+        method=find_method(recipe.method),
+        models=merge_plan.models,
+        terms=merge_plan.terms,
+        output=recipe.output,
+        storage=recipe.storage_config,
+        fingerprint=merge_plan.fingerprint,
+        allow_nonfinite=recipe.allow_nonfinite,
+        tile_size=sizing.tile_size,
+        tiles_in_flight=sizing.tiles_in_flight,
+        device=_device(device, engine),
+    )
+    made: list[Receipt] = []
+    with _executor(engine, workers, sizing, job.device) as executor:
+        observer.started(merge_plan, sizing, resumed=sum(receipt.size for receipt in receipts.values()))
+        for receipt in executor.run(job, missing, advance=observer.advanced):
+            receipts[receipt.file] = receipt
+            made.append(receipt)
+            observer.finished_shard(receipt)
+        used, retries = min(executor.workers, max(1, len(missing))), executor.retries
+    seconds = time.monotonic() - began
+    report = {
+        "engine": engine,
+        "version": __version__,
+        "device": job.device,
+        "workers": used,
+        "shards": {"made": len(made), "kept": len(receipts) - len(made)},
+        "bytes_read": sum(receipt.bytes_read for receipt in made),
+        "bytes_written": sum(receipt.bytes_written for receipt in made),
+        "requests": sum(receipt.requests for receipt in made),
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round(sum(r.bytes_read + r.bytes_written for r in made) / max(seconds, 1e-9)),
+        "peak_memory": max([receipt.peak_memory for receipt in made] + [peak_memory() if engine == "local" else 0]),
+        "projected_memory": sizing.projected,
+        "retries": retries,
+        "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
+        "nonfinite_tensors": sum(receipt.nonfinite for receipt in receipts.values()),
+    }
+    publish(store, merge_plan, receipts, report)
+    return MergeResult(redact(recipe.output), "merged", merge_plan.fingerprint, report)
+
+
+def status(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
+    """What is in an output folder, and how far a merge into it has come."""
+    from paramdelta_dist.execution.output import output_status
+
+    return output_status(open_store(normalize(url), storage or StorageConfig()))
+
+
+def _device(device: Device, engine: Engine) -> str:
+    """Where a worker computes. `auto` is the CPU: streaming is bound by storage, and a GPU must be asked for."""
+    if device == "cuda" and engine == "local":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError("--device cuda: torch finds no CUDA device here; leave the option out to compute on the CPU")
+    return "cuda" if device == "cuda" else "cpu"
+
+
+@contextmanager
+def _executor(engine: Engine, workers: int | None, sizing: WorkerMemory, device: str) -> Iterator[Executor]:
+    if engine == "local":
+        from paramdelta_dist.execution.local import LocalExecutor
+
+        yield LocalExecutor(sizing.workers)
+        return
+    from paramdelta_dist.execution.ray import RayExecutor
+
+    executor = RayExecutor(workers, memory=sizing.projected, gpus=1 if device == "cuda" else 0)
+    try:
+        yield executor
+    finally:
+        executor.close()

@@ -1,0 +1,223 @@
+"""A checkpoint: a model folder at a URL, known by its headers alone. Opening one reads no weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.header import LENGTH_FIELD, TensorInfo, header_length, parse_header
+from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME, parse_index
+from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file
+from paramdelta_dist.errors import CheckpointError, NotFound
+from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
+
+CONFIG_NAME = "config.json"
+MAX_CONFIG = 16 << 20
+FIRST_READ = 256 << 10
+"""Bytes read of a file in the hope that they hold its whole header."""
+HEADERS_IN_FLIGHT = 32
+
+
+class WeightFile(NamedTuple):
+    """One safetensors file of a checkpoint."""
+
+    name: str
+    identity: Identity
+
+
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint and where its bytes lie."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: int
+    """Position in `Checkpoint.files`."""
+    start: int
+    """First byte in the file."""
+    stop: int
+    """One past the last byte."""
+
+    @property
+    def parameters(self) -> int:
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model folder holds. Tensors are in the order of the files and, inside a file, of the bytes."""
+
+    url: str
+    files: tuple[WeightFile, ...]
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] | None
+    """Content of config.json; None where there is none."""
+    side_files: dict[str, Identity]
+    """config, tokenizer and other small files that are known to belong to a model, by relative name."""
+    orphans: tuple[str, ...]
+    """Weight files in the folder that the index does not name; never read."""
+
+    @cached_property
+    def nbytes(self) -> int:
+        return sum(tensor.stop - tensor.start for tensor in self.tensors.values())
+
+    @cached_property
+    def parameters(self) -> int:
+        return sum(tensor.parameters for tensor in self.tensors.values())
+
+    @property
+    def architecture(self) -> str | None:
+        names = (self.config or {}).get("architectures")
+        return str(names[0]) if isinstance(names, list) and names else None
+
+    @cached_property
+    def tied_embeddings(self) -> bool:
+        """Whether input and output embeddings are one tensor: as the config says, else as the tensors show."""
+        config = self.config or {}
+        for table in (config, config.get("text_config")):
+            if isinstance(table, dict) and isinstance(table.get("tie_word_embeddings"), bool):
+                return bool(table["tie_word_embeddings"])
+        return not any(name.endswith(("lm_head.weight", "output.weight", "embed_out.weight")) for name in self.tensors)
+
+
+def open_checkpoint(url: str, storage: StorageConfig) -> Checkpoint:
+    """The checkpoint at a normalized URL, its headers read concurrently and fully validated.
+
+    Raises CheckpointError when there is none, or when index, headers and file sizes do not agree.
+    """
+    store = open_store(url, storage)
+    listed = store.list()
+    if listed is not None and not listed:
+        raise CheckpointError(f"{store.url}: no such folder, or it is empty")
+    present = _probed(store, (INDEX_NAME, SINGLE_NAME, *SIDE_FILE_NAMES)) if listed is None else listed
+    weight_map = _weight_map(store, present)
+    names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_NAME]
+    if listed is None:
+        present |= _probed(store, [name for name in names if name not in present])
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise CheckpointError(f"{store.url}: {INDEX_NAME} names files that are not there: {_some(missing)}")
+    files = tuple(WeightFile(name, present[name]) for name in names)
+    with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
+        headers = list(pool.map(lambda file: _read_header(store, file), files))
+    return Checkpoint(
+        url=url,
+        files=files,
+        tensors=_agreed(store.url, names, headers, weight_map),
+        config=read_json_object(store, CONFIG_NAME, limit=MAX_CONFIG) if CONFIG_NAME in present else None,
+        side_files={name: identity for name, identity in sorted(present.items()) if is_side_file(name)},
+        orphans=tuple(sorted(name for name in present if name.endswith(".safetensors") and name not in set(names))),
+    )
+
+
+def find_side_files(url: str, storage: StorageConfig) -> dict[str, Identity]:
+    """The known small files of a folder that need not hold weights, by relative name.
+
+    Raises CheckpointError when there are none.
+    """
+    store = open_store(url, storage)
+    listed = store.list()
+    present = _probed(store, SIDE_FILE_NAMES) if listed is None else listed
+    found = {name: identity for name, identity in sorted(present.items()) if is_side_file(name)}
+    if not found:
+        raise CheckpointError(f"{store.url}: no tokenizer or other model files here")
+    return found
+
+
+def _probed(store: Store, names: Iterable[str]) -> dict[str, Identity]:
+    def probe(name: str) -> tuple[str, Identity] | None:
+        try:
+            return name, store.identify(name)
+        except NotFound:
+            return None
+
+    with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
+        return dict(hit for hit in pool.map(probe, names) if hit is not None)
+
+
+def _weight_map(store: Store, present: dict[str, Identity]) -> dict[str, str] | None:
+    """The index's map; None for a single-file checkpoint."""
+    if INDEX_NAME in present:
+        return parse_index(store.read(INDEX_NAME, limit=MAX_INDEX), where=f"{store.url}/{INDEX_NAME}")
+    if SINGLE_NAME in present:
+        return None
+    pickled = [name for name in present if "/" not in name and name.endswith((".bin", ".pt", ".pth", ".ckpt", ".bin.index.json"))]
+    if pickled:
+        raise CheckpointError(
+            f"{store.url}: the weights are pickled ({_some(pickled)}), a format that can run code when it is read; convert them once: "
+            "AutoModelForCausalLM.from_pretrained(folder, dtype='auto').save_pretrained(new_folder)"
+        )
+    loose = [name for name in present if name.endswith(".safetensors")]
+    if loose:
+        raise CheckpointError(
+            f"{store.url}: {INDEX_NAME} and {SINGLE_NAME} are both missing, though there are weight files ({_some(loose)}); "
+            "restore the index, it says which of them belong to the model"
+        )
+    raise CheckpointError(f"{store.url}: no checkpoint here: neither {SINGLE_NAME} nor {INDEX_NAME} is in the folder")
+
+
+def _read_header(store: Store, file: WeightFile) -> dict[str, TensorInfo]:
+    where, size = f"{store.url}/{file.name}", file.identity.size
+    first = store.read_range(file.name, 0, min(FIRST_READ, size), identity=file.identity) if size else memoryview(b"")
+    length = header_length(first, file_size=size, where=where)
+    stop = LENGTH_FIELD + length
+    if stop > len(first):
+        first = store.read_range(file.name, 0, stop, identity=file.identity)
+    return parse_header(first[LENGTH_FIELD:stop], file_size=size, where=where)[0]
+
+
+def _agreed(url: str, names: list[str], headers: list[dict[str, TensorInfo]], weight_map: dict[str, str] | None) -> dict[str, Tensor]:
+    """All tensors, once index and headers tell the same story: each tensor in exactly the file that the index names."""
+    tensors: dict[str, Tensor] = {}
+    for position, header in enumerate(headers):
+        for name, info in header.items():
+            if weight_map is not None and weight_map.get(name) != names[position]:
+                if name in weight_map and name in headers[names.index(weight_map[name])]:
+                    raise CheckpointError(
+                        f"{url}: tensor {name!r} is in {names[position]} and again in {weight_map[name]}; the index names the second"
+                    )
+                problem = f"says {weight_map[name]}" if name in weight_map else "does not name it"
+                raise CheckpointError(f"{url}: tensor {name!r} is in {names[position]}, but {INDEX_NAME} {problem}")
+            tensors[name] = Tensor(info.dtype, info.shape, position, info.start, info.stop)
+    absent = [name for name in weight_map or () if name not in tensors]
+    if absent:
+        assert weight_map is not None
+        raise CheckpointError(
+            f"{url}: {INDEX_NAME} names tensors that their files do not hold: {_some(absent)} (in {weight_map[absent[0]]}); "
+            "index and files are of different versions, or a file was replaced"
+        )
+    if not tensors:
+        raise CheckpointError(f"{url}: the checkpoint holds no tensors")
+    return tensors
+
+
+def read_json_object(store: Store, name: str, *, limit: int) -> dict[str, Any]:
+    """A JSON object from a side file. Raises CheckpointError when it is not one."""
+    try:
+        value = json.loads(store.read(name, limit=limit))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{store.url}/{name}: not valid JSON ({str(error)[:200]})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{store.url}/{name}: not a JSON object")
+    return value
+
+
+def dtype_counts(checkpoint: Checkpoint) -> dict[str, int]:
+    """Parameters by dtype, in the order of the dtype table."""
+    counts = dict.fromkeys(DTYPES, 0)
+    for tensor in checkpoint.tensors.values():
+        counts[tensor.dtype] += tensor.parameters
+    present = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    return {name: count for name, count in counts.items() if name in present}
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

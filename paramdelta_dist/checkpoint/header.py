@@ -1,0 +1,128 @@
+"""The header of a safetensors file: parsed from its bytes with nothing believed, and written aligned.
+
+Format: 8 bytes little-endian header length n, n bytes of JSON, then the tensors' bytes without holes.
+https://github.com/huggingface/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.errors import CheckpointError
+
+MAX_HEADER = 100_000_000
+"""Longest header the format allows, in bytes."""
+LENGTH_FIELD = 8
+ALIGNMENT = 8
+"""Where tensor data may start, in the files we write; any start is read."""
+
+
+class TensorInfo(NamedTuple):
+    """Where a tensor lies in its file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """First byte in the file, not in the data section."""
+    stop: int
+    """One past the last byte."""
+
+
+def header_length(first: bytes | memoryview, *, file_size: int, where: str) -> int:
+    """Length of the JSON, from a file's first bytes. Raises CheckpointError when it cannot be."""
+    if file_size < LENGTH_FIELD or len(first) < LENGTH_FIELD:
+        raise CheckpointError(f"{where}: {file_size} bytes are too few for a safetensors file; it is empty or cut off")
+    length = int.from_bytes(first[:LENGTH_FIELD], "little")
+    if length > MAX_HEADER:
+        raise CheckpointError(
+            f"{where}: the header claims {length} bytes, more than the {MAX_HEADER} the format allows; this is not a safetensors file"
+        )
+    if LENGTH_FIELD + length > file_size:
+        raise CheckpointError(f"{where}: the header claims {length} bytes, the file has {file_size}; it is cut off")
+    return length
+
+
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        seen: set[str] = set()
+        name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise CheckpointError(f"the name {name[:200]!r} occurs twice")
+    return table
+
+
+def parse_header(text: bytes | memoryview, *, file_size: int, where: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Tensors by name, in file order, and the metadata, from the JSON part of a header.
+
+    `where` names the file in messages. Raises CheckpointError naming file and field for anything that is not
+    exactly a valid header: offsets out of the file, holes, overlaps, a size that is not shape × dtype.
+    """
+    try:
+        header = json.loads(bytes(text), object_pairs_hook=no_duplicates)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: broken header: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: the header is not valid JSON ({str(error)[:200]})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{where}: the header is not a JSON object")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{where}: __metadata__ is not an object")
+    data_start = LENGTH_FIELD + len(text)
+    tensors = [(name, _tensor(name, entry, data_start, where)) for name, entry in header.items()]
+    tensors.sort(key=lambda item: (item[1].start, item[1].stop))
+    end = data_start
+    for name, info in tensors:
+        if info.start != end:
+            kind = "overlaps the one before it" if info.start < end else "leaves a hole before it"
+            raise CheckpointError(f"{where}: tensor {name[:200]!r}: data_offsets {kind} (byte {info.start}, expected {end})")
+        end = info.stop
+    if end != file_size:
+        problem = "it is cut off" if end > file_size else "bytes follow the last tensor"
+        raise CheckpointError(f"{where}: the header describes {end} bytes, the file has {file_size}: {problem}")
+    return dict(tensors), {str(key): str(value) for key, value in metadata.items()}
+
+
+def _natural(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _tensor(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
+    def broken(field: str, problem: str) -> CheckpointError:
+        return CheckpointError(f"{where}: tensor {name[:200]!r}: {field} {problem}")
+
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise broken("name", "is not valid Unicode") from None
+    if not name:
+        raise broken("name", "is empty")
+    if not isinstance(entry, dict):
+        raise broken("entry", "is not an object")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise broken("dtype", f"{str(dtype)[:40]!r} is not one of {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or len(shape) > 64 or not all(map(_natural, shape)):
+        raise broken("shape", f"{str(shape)[:80]} is not a list of at most 64 sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)) or offsets[0] > offsets[1]:
+        raise broken("data_offsets", f"{str(offsets)[:80]} are not a begin and an end")
+    size = DTYPES[dtype].nbytes(tuple(shape))
+    if size != offsets[1] - offsets[0]:
+        raise broken("data_offsets", f"span {offsets[1] - offsets[0]} bytes, but {dtype} {shape} takes {size}")
+    return TensorInfo(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def render_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+    """Length field and JSON of a file that holds (name, dtype, shape, bytes) in this order, padded with spaces so
+    that the data starts aligned."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, dtype, shape, size in tensors:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(LENGTH_FIELD, "little") + text

@@ -1,0 +1,210 @@
+"""Whether models fit together: same architecture, tensors, shapes and vocabulary. All that does not fit, in one report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paramdelta_dist.checkpoint.checkpoint import Checkpoint
+from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary
+from paramdelta_dist.errors import HomologyError
+from paramdelta_dist.storage import StorageConfig, redact
+
+MUST_AGREE = (
+    "architectures", "model_type", "tie_word_embeddings", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "attention_bias", "mlp_bias", "num_experts",
+    "num_local_experts", "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "shared_expert_intermediate_size", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
+    "first_k_dense_replace", "layer_types", "n_embd", "n_layer", "n_head", "d_model", "d_ff", "num_layers", "num_heads",
+    "state_size", "conv_kernel", "type_vocab_size",
+)  # fmt: skip
+"""Config fields that decide which tensors there are, their shapes, or what a row or column of one means."""
+
+IGNORED = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "architectures_version", "auto_map")
+"""Config fields that say nothing about the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One thing in which a model differs from the base so that a merge would be wrong."""
+
+    model: str
+    """URL of the model that differs, without secrets."""
+    subject: str
+    """config, tensors, shapes, tokenizer, …"""
+    problem: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class HomologyReport:
+    """The result of comparing models with the base of the merge."""
+
+    base: str
+    models: tuple[str, ...]
+    mismatches: tuple[Mismatch, ...]
+    notes: tuple[str, ...]
+    """Differences that are allowed, and how each is settled."""
+
+    def require(self) -> None:
+        """Raise HomologyError, with the first mismatches in its message, unless there are none."""
+        if not self.mismatches:
+            return
+        lines = [f"{m.model}: {m.subject}: {m.problem}\n      → {m.remedy}" for m in self.mismatches[:20]]
+        more = f"\n  … and {len(self.mismatches) - 20} more" if len(self.mismatches) > 20 else ""
+        count = "one difference" if len(self.mismatches) == 1 else f"{len(self.mismatches)} differences"
+        raise HomologyError(f"the models are not homologous with the base {self.base}: {count}\n  - " + "\n  - ".join(lines) + more)
+
+
+def compare(base: Checkpoint, others: Sequence[Checkpoint], storage: StorageConfig) -> HomologyReport:
+    """Compare every model with the base. Reads config and tokenizer files, no weights.
+
+    Shapes, names and the meaning of rows must agree; dtypes and file layout need not.
+    """
+    mismatches: list[Mismatch] = []
+    notes: list[str] = []
+    vocabulary = read_vocabulary(base, storage)
+    for other in others:
+        mismatches += _config_mismatches(base, other)
+        mismatches += _tensor_mismatches(base, other)
+        found, told = _vocabulary_differences(base, vocabulary, other, read_vocabulary(other, storage))
+        mismatches += found
+        notes += told
+    notes += _config_notes(base, others)
+    return HomologyReport(redact(base.url), tuple(redact(other.url) for other in others), tuple(mismatches), tuple(notes))
+
+
+def is_derived_buffer(name: str) -> bool:
+    """Whether a tensor is computed from the config and only happens to be stored: never merged, need not be there."""
+    return name.endswith((".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias", ".rope.freqs", ".rotary_pos_emb.inv_freq"))
+
+
+def flat_config(config: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
+    """Config fields with the names of nested sections joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in (config or {}).items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            flat |= flat_config(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _differing_fields(base: Checkpoint, other: Checkpoint) -> Iterator[tuple[str, Any, Any]]:
+    ours, theirs = flat_config(base.config), flat_config(other.config)
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key) and key.rpartition(".")[2] not in IGNORED:
+            yield key, ours.get(key), theirs.get(key)
+
+
+def _config_mismatches(base: Checkpoint, other: Checkpoint) -> list[Mismatch]:
+    url = redact(other.url)
+    if other.config is None or base.config is None:
+        return []
+    found = []
+    for key, ours, theirs in _differing_fields(base, other):
+        leaf = key.rpartition(".")[2]
+        if leaf == "tie_word_embeddings":
+            if base.tied_embeddings == other.tied_embeddings:
+                continue
+            remedy = "write lm_head.weight out in the tied model (or tie the other), so that both store the same tensors"
+        elif ours is None or theirs is None:
+            continue  # a field left at its default; shapes and names decide
+        elif leaf in ("architectures", "model_type"):
+            remedy = "only models of one architecture share a delta; check the path"
+        elif leaf in MUST_AGREE:
+            remedy = "pick the post-trained model that grew from this architecture and size"
+        else:
+            continue
+        found.append(Mismatch(url, "config", f"{key} is {theirs!r}, the base has {ours!r}", remedy))
+    return found
+
+
+def _config_notes(base: Checkpoint, others: Sequence[Checkpoint]) -> list[str]:
+    if base.config is None:
+        return []
+    differing: dict[str, Any] = {}
+    for other in others:
+        if other.config is not None:
+            differing |= {key: ours for key, ours, _ in _differing_fields(base, other) if key.rpartition(".")[2] not in MUST_AGREE}
+    return [f"config field {key} differs between the models; taken from the base: {value!r}" for key, value in sorted(differing.items())]
+
+
+def _tensor_mismatches(base: Checkpoint, other: Checkpoint) -> list[Mismatch]:
+    url = redact(other.url)
+    found = []
+    for name, tensor in base.tensors.items():
+        theirs = other.tensors.get(name)
+        if theirs is None:
+            if not is_derived_buffer(name):
+                found.append(Mismatch(url, "tensors", f"{name} is missing", _missing_remedy(name, base, other)))
+        elif theirs.shape != tensor.shape:
+            found.append(
+                Mismatch(
+                    url,
+                    "shapes",
+                    f"{name} is {list(theirs.shape)}, the base has {list(tensor.shape)}",
+                    _shape_remedy(name, tensor.shape, theirs.shape),
+                )
+            )
+    extra = [name for name in other.tensors if name not in base.tensors and not is_derived_buffer(name)]
+    found += [Mismatch(url, "tensors", f"{name} is not in the base", _missing_remedy(name, other, base)) for name in extra]
+    return found
+
+
+def _missing_remedy(name: str, owner: Checkpoint, lacking: Checkpoint) -> str:
+    if name.endswith("lm_head.weight") and lacking.tied_embeddings and not owner.tied_embeddings:
+        return "one model ties its output to its input embeddings and the other does not; store lm_head.weight in both"
+    if ".lora_" in name or "base_model.model." in name:
+        return "this is a LoRA adapter; merge it into its base first (peft: merge_and_unload)"
+    if name.endswith(("_scale_inv", ".weight_scale", ".qweight", ".scales", ".absmax")):
+        return "one model is quantised; use the unquantised checkpoint, or dequantise it first"
+    return "use checkpoints of the same model saved the same way (one may be fused, split or renamed by the library that saved it)"
+
+
+def _shape_remedy(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> str:
+    if len(ours) == len(theirs) == 2 and ours[1] == theirs[1] and any(part in name for part in ("embed", "lm_head", "wte", "output")):
+        return "the vocabularies have different sizes; resize the embeddings of one so that the same row is the same token"
+    return "this is a model of another size or architecture; check the path"
+
+
+def _vocabulary_differences(
+    base: Checkpoint, ours: Vocabulary | None, other: Checkpoint, theirs: Vocabulary | None
+) -> tuple[list[Mismatch], list[str]]:
+    url = redact(other.url)
+    if ours is None or theirs is None:
+        if ours is not theirs:
+            lacking = redact(base.url) if ours is None else url
+            return [], [f"{lacking} has no tokenizer, so its vocabulary could not be compared"]
+        return [], []
+    if ours.digest == theirs.digest:
+        return [], []
+    if ours.ids is None or theirs.ids is None:
+        if ours.source != theirs.source:
+            return [], [f"{url} has its vocabulary in {theirs.source}, the base in {ours.source}; they could not be compared"]
+        remedy = "use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens"
+        return [Mismatch(url, "tokenizer", f"{theirs.source} differs from the base's", remedy)], []
+    return _id_differences(url, ours, theirs)
+
+
+def _id_differences(url: str, ours: Vocabulary, theirs: Vocabulary) -> tuple[list[Mismatch], list[str]]:
+    assert ours.ids is not None
+    assert theirs.ids is not None
+    all_ours, all_theirs = {**ours.ids, **ours.special}, {**theirs.ids, **theirs.special}
+    special = ours.special.keys() | theirs.special.keys()
+    moved = [t for t, i in ours.ids.items() if t not in special and all_theirs.get(t, i) != i]
+    missing = [t for t in ours.ids if t not in special and t not in all_theirs]
+    extra = [t for t in theirs.ids if t not in special and t not in all_ours]
+    found = []
+    remedy = "use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens"
+    for tokens, problem in ((moved, "have other ids"), (missing, "are missing"), (extra, "are not in the base")):
+        if tokens:
+            examples = ", ".join(repr(token) for token in tokens[:3])
+            found.append(Mismatch(url, "tokenizer", f"{len(tokens)} tokens {problem}, such as {examples}", remedy))
+    notes = []
+    renamed = sorted(token for token in special if ours.special.get(token) != theirs.special.get(token))
+    if renamed:
+        examples = ", ".join(renamed[:5])
+        notes.append(f"{url}: {len(renamed)} special tokens differ from the base's (such as {examples}); the tokenizer written decides")
+    return found, notes

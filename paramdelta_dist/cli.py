@@ -1,0 +1,237 @@
+"""The command line: parse, call the function of the same name in `api`, render. Nothing is decided here."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paramdelta_dist._version import __version__
+from paramdelta_dist.errors import Interrupted, ParamDeltaError, UsageError
+
+if TYPE_CHECKING:
+    from paramdelta_dist.recipe import Recipe
+
+app = typer.Typer(
+    name="paramdelta-dist",
+    help="Merge very large models as a stream: from storage through workers to storage, on a laptop or a Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Engine(str, Enum):
+    local = "local"
+    ray = "ray"
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+RecipeArgument = Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Recipe file (YAML), local or at a URL.")]
+BaseOption = Annotated[str | None, typer.Option("--base", help="In place of a recipe: the new base that receives the deltas.")]
+DeltaOption = Annotated[
+    list[str] | None, typer.Option("--delta", metavar="POST[:BASE][:WEIGHT]", help="In place of a recipe: a delta; may be repeated.")
+]
+OutputOption = Annotated[str | None, typer.Option("--output", help="In place of a recipe: the folder to write.")]
+EngineOption = Annotated[
+    Engine, typer.Option(help="Threads of this process, or actors of a Ray cluster (RAY_ADDRESS, else an embedded one).")
+]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Shards made at a time. Default: the cores there are.")]
+MemoryOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most memory of this process, or of each Ray worker: 2GiB. Default: half of the machine.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")]
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def merge(
+    recipe: RecipeArgument = None,
+    base: BaseOption = None,
+    delta: DeltaOption = None,
+    output: OutputOption = None,
+    engine: EngineOption = Engine.local,
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge: make the output of a recipe, or go on where an earlier run stopped."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        with rendering.progress() as observer:
+            result = api.merge(
+                _recipe(recipe, base, delta, output),
+                engine=engine.value,
+                workers=workers,
+                memory=_bytes(memory, "--memory"),
+                device=device.value,
+                overwrite=overwrite,
+                observer=observer,
+            )
+        _show(rendering.merge_document(result), rendering.merge_summary, as_json)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument = None,
+    base: BaseOption = None,
+    delta: DeltaOption = None,
+    output: OutputOption = None,
+    engine: EngineOption = Engine.local,
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    bandwidth: Annotated[str, typer.Option(metavar="SIZE", help="Bytes a second to and from storage, for the estimate of time.")] = "1GB",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a merge would do: shards, traffic, memory, time. Reads headers only."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        speed = _bytes(bandwidth, "--bandwidth")
+        made, report = api.plan(_recipe(recipe, base, delta, output))
+        sizing = api.plan_workers(made, engine=engine.value, workers=workers, memory=_bytes(memory, "--memory"))
+        document = api.plan_document(made, sizing, report)
+        document["seconds_at_bandwidth"] = round((made.bytes_to_read + made.bytes_to_write) / (speed or 1), 1)
+        document["bandwidth"] = speed
+        _show(document, rendering.plan_tables, as_json)
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument = None,
+    base: BaseOption = None,
+    delta: DeltaOption = None,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that all models of a recipe fit together; lists every difference and what to do about it."""
+    with _reporting(as_json):
+        from dataclasses import asdict
+
+        from paramdelta_dist import api, rendering
+
+        report = api.check(_recipe(recipe, base, delta, output, output_needed=False))
+        _show({"homologous": not report.mismatches, **asdict(report)}, rendering.check_table, as_json)
+        if report.mismatches:
+            raise typer.Exit(3)
+
+
+@app.command()
+def inspect(url: Annotated[str, typer.Argument(help="Model folder, local or at a URL.")], as_json: JsonOption = False) -> None:
+    """Show what a checkpoint holds, from its headers alone."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        _show(api.inspect(url), rendering.inspect_tables, as_json)
+
+
+@app.command()
+def status(output: Annotated[str, typer.Argument(help="Output folder, local or at a URL.")], as_json: JsonOption = False) -> None:
+    """Tell what is in an output folder and how far a merge into it has come."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        _show(api.status(output), rendering.status_lines, as_json)
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Argument(help="Where to put the demo's models.")] = "paramdelta-demo",
+    engine: EngineOption = Engine.ray,
+    as_json: JsonOption = False,
+) -> None:
+    """Make three small models, merge them on an embedded Ray, and compare the result with a merge in memory."""
+    with _reporting(as_json):
+        from paramdelta_dist import demo as tour
+
+        document = tour.run(folder, engine=engine.value)
+        if as_json:
+            _print_json(document)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a scheduler's stop is a stop like any other
+    app()
+
+
+@contextmanager
+def _reporting(as_json: bool) -> Iterator[None]:
+    """Turn our errors into one message and their exit code; a bug keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail(Interrupted("stopped. What is finished is kept; the same command goes on from there"), as_json)
+    except ParamDeltaError as error:
+        _fail(error, as_json)
+
+
+def _fail(error: ParamDeltaError, as_json: bool) -> None:
+    if as_json:
+        _print_json({"error": {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}})
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(error.exit_code) from None
+
+
+def _show(document: dict[str, Any], render: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(document)
+    else:
+        render(document)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
+
+
+def _recipe(source: str | None, base: str | None, deltas: list[str] | None, output: str | None, *, output_needed: bool = True) -> Recipe:
+    flags = [name for name, value in (("--base", base), ("--delta", deltas), ("--output", output)) if value]
+    if source is not None and flags:
+        raise UsageError(f"give a recipe file or flags, not both (recipe {source}, {', '.join(flags)})")
+    if source is not None:
+        from paramdelta_dist.api import load_recipe
+
+        return load_recipe(source)
+    if not flags:
+        raise UsageError("name a recipe file, or give --base, --delta and --output")
+    if base is None or not deltas or (output is None and output_needed):
+        raise UsageError(f"--base, --delta and --output are needed together (given: {', '.join(flags)})")
+    from paramdelta_dist.recipe import recipe_from_flags
+
+    return recipe_from_flags(base=base, deltas=deltas, output=output or "unused-by-check")
+
+
+def _bytes(text: str | None, flag: str) -> int | None:
+    if text is None:
+        return None
+    from paramdelta_dist.sizes import parse_size
+
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}") from None
+    if size <= 0:
+        raise UsageError(f"{flag}: {text} is nothing")
+    return size

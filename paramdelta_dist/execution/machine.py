@@ -1,0 +1,50 @@
+"""What this machine lets us use: cores and memory, as containers and schedulers limit them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def available_cores() -> int:
+    """Cores this process may run on, cgroup quota included; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in _cgroups():
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period):
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return max(1, cores)
+
+
+def memory_limit() -> int:
+    """Bytes this process may use at most: the machine's memory, or the cgroup's limit where that is less."""
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for folder in _cgroups():
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+            text = _text(folder / name)
+            if text.isdigit() and int(text) > 0:
+                limit = min(limit, int(text))
+    return limit
+
+
+def default_memory() -> int:
+    """The memory budget when none is given: half of what the process may use."""
+    return memory_limit() // 2
+
+
+def _cgroups() -> list[Path]:
+    """Folders of this process's cgroups, v2 and v1, and of all groups above them."""
+    root, folders = Path("/sys/fs/cgroup"), []
+    for line in _text(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        top = root / controllers if controllers else root
+        here = Path(str(top) + path)
+        folders += [folder for folder in (here, *here.parents) if folder == top or top in folder.parents]
+    return folders or [root]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,200 @@
+"""The output folder over its life: empty, claimed by a plan, filling with shards, committed. And who may touch it when."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from blake3 import blake3
+
+from paramdelta_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME
+from paramdelta_dist.checkpoint.sidefiles import is_side_file
+from paramdelta_dist.errors import AlreadyExists, IntegrityError, NotFound, OutputOccupied, UsageError
+from paramdelta_dist.execution.receipts import FOLDER, MAX_RECEIPT, Receipt, parse_receipt, receipt_name
+from paramdelta_dist.planning.plan import MergePlan
+from paramdelta_dist.storage import Identity, Store
+
+PLAN = f"{FOLDER}/plan.json"
+COMMIT = f"{FOLDER}/commit.json"
+REPORT = f"{FOLDER}/report.json"
+CARD = "README.md"
+MAX_DOCUMENT = 256 << 20
+READ_AGAIN = 16 << 20
+"""Bytes of one request when an object is read back to see whether it is ours."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to fill an output folder, and what is in it already."""
+
+    committed: Mapping[str, Any] | None
+    """The commit, when the merge was finished before: there is nothing left to do."""
+    receipts: Mapping[str, Receipt]
+    """Shards of this very plan that are in place, by file."""
+
+
+def claim(store: Store, plan: MergePlan, *, overwrite: bool) -> Claim:
+    """Take the output folder for `plan`, or find it done, or go on where an earlier run of the same plan stopped.
+
+    Raises OutputOccupied when the folder holds anything else and `overwrite` is not given, IntegrityError when it was
+    committed and its files are no longer those.
+    """
+    present = store.list()
+    if present is None:
+        raise UsageError(f"{store.url}: cannot be written to; use a local path or an object store")
+    if overwrite and present:
+        _clear(store, present)
+        present = {}
+    if PLAN not in present and present:
+        raise OutputOccupied(
+            f"{store.url} is not empty and holds no merge of ours ({_some(sorted(present))}); choose another output, or "
+            "--overwrite to replace the checkpoint in it"
+        )
+    if PLAN not in present:
+        try:
+            store.write(PLAN, _json(plan.as_document()), exclusive=True)
+            return Claim(None, {})
+        except AlreadyExists:  # another run was a moment earlier; whether it is the same merge is seen below
+            present = store.list() or {}
+    _same_plan(store, plan)
+    if COMMIT in present:
+        commit = read_document(store, COMMIT)
+        _unchanged(store, commit, present)
+        return Claim(commit, {})
+    return Claim(None, _receipts(store, plan, present))
+
+
+def _same_plan(store: Store, plan: MergePlan) -> None:
+    found = read_document(store, PLAN)
+    if found.get("fingerprint") == plan.fingerprint:
+        return
+    differing = _differences(found, plan.as_document())
+    raise OutputOccupied(
+        f"{store.url} belongs to another merge ({differing}); choose another output, or --overwrite to replace what is there"
+    )
+
+
+def _differences(found: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """What tells two plans apart, in words."""
+    theirs, mine = found.get("inputs", {}), json.loads(json.dumps(ours["inputs"]))
+    changed = sorted(f"{url}/{name}" for url in mine for name in mine[url] if url in theirs and theirs[url].get(name) != mine[url][name])
+    if changed:
+        return f"the inputs changed since: {_some(changed)}"
+    return "another recipe" if found.get("recipe") != ours["recipe"] else "other side files or another version of the format"
+
+
+def _unchanged(store: Store, commit: Mapping[str, Any], present: Mapping[str, Identity]) -> None:
+    for name, entry in commit.get("files", {}).items():
+        if name not in present or present[name].size != entry["size"]:
+            problem = "is missing" if name not in present else f"has {present[name].size} bytes instead of {entry['size']}"
+            raise IntegrityError(f"{store.url} was finished, but {name} {problem} now; --overwrite makes it again")
+
+
+def _receipts(store: Store, plan: MergePlan, present: Mapping[str, Identity]) -> dict[str, Receipt]:
+    """Receipts that still hold: of this plan, and of the object that is there."""
+
+    def kept(file: str) -> Receipt | None:
+        if file not in present or receipt_name(file) not in present:
+            return None
+        receipt = parse_receipt(store.read(receipt_name(file), limit=MAX_RECEIPT))
+        if receipt is None or receipt.fingerprint != plan.fingerprint or receipt.size != present[file].size:
+            return None
+        if receipt.identity == present[file]:
+            return receipt
+        if file_digest(store, file, present[file]) != receipt.digest:  # written again, by another run or a copy
+            return None
+        receipt = replace(receipt, tag=present[file].tag)
+        store.write(receipt_name(file), receipt.to_json())
+        return receipt
+
+    with ThreadPoolExecutor(16) as pool:
+        found = pool.map(kept, [shard.file for shard in plan.shards])
+    return {receipt.file: receipt for receipt in found if receipt is not None}
+
+
+def file_digest(store: Store, name: str, identity: Identity) -> str:
+    """BLAKE3 of an object, read in pieces."""
+    digest = blake3()
+    for start in range(0, identity.size, READ_AGAIN):
+        digest.update(store.read_range(name, start, min(start + READ_AGAIN, identity.size), identity=identity))
+    return digest.hexdigest()
+
+
+def _clear(store: Store, present: Mapping[str, Identity]) -> None:
+    """Remove a checkpoint so that it stops being one at the first step; files that belong to no checkpoint stay."""
+    ours = [name for name in present if _belongs_to_a_checkpoint(name)]
+    first = [name for name in (COMMIT, "config.json", INDEX_NAME, SINGLE_NAME, PLAN) if name in present]
+    for name in first:
+        store.delete(name)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(store.delete, [name for name in ours if name not in first]))
+
+
+def _belongs_to_a_checkpoint(name: str) -> bool:
+    return name.startswith(f"{FOLDER}/") or name == CARD or name.endswith((".safetensors", ".safetensors.index.json")) or is_side_file(name)
+
+
+def commit(store: Store, document: Mapping[str, Any]) -> None:
+    """The last write: from here on the output is a model and does not change.
+
+    A second run of the same plan that was slower finds the commit and is content. Raises OutputOccupied if it is
+    another plan's.
+    """
+    try:
+        store.write(COMMIT, _json(document), exclusive=True)
+    except AlreadyExists:
+        if read_document(store, COMMIT).get("fingerprint") != document["fingerprint"]:
+            raise OutputOccupied(f"{store.url} was committed by another merge while this one ran") from None
+
+
+def read_document(store: Store, name: str) -> dict[str, Any]:
+    """A JSON document of the output. Raises IntegrityError when it is broken."""
+    try:
+        document = json.loads(store.read(name, limit=MAX_DOCUMENT))
+    except (ValueError, RecursionError):
+        raise IntegrityError(f"{store.url}/{name} is not valid JSON; --overwrite starts anew") from None
+    if not isinstance(document, dict):
+        raise IntegrityError(f"{store.url}/{name} is not a JSON object; --overwrite starts anew")
+    return document
+
+
+def output_status(store: Store) -> dict[str, Any]:
+    """What is in an output folder: `state` is absent, foreign, unfinished or complete. Reads no weights."""
+    present = store.list() or {}
+    if not present:
+        return {"output": store.url, "state": "absent"}
+    if PLAN not in present:
+        return {"output": store.url, "state": "foreign", "files": len(present)}
+    plan = read_document(store, PLAN)
+    shards = plan.get("shards", [])
+    done = [s for s in shards if s["file"] in present and receipt_name(s["file"]) in present and present[s["file"]].size == s["size"]]
+    status: dict[str, Any] = {
+        "output": store.url,
+        "state": "unfinished",
+        "fingerprint": plan.get("fingerprint"),
+        "shards": {"done": len(done), "total": len(shards)},
+        "bytes": {"done": sum(s["size"] for s in done), "total": sum(s["size"] for s in shards)},
+        "recipe": plan.get("recipe"),
+    }
+    if COMMIT in present:
+        document = read_document(store, COMMIT)
+        status |= {"state": "complete", "committed": document.get("committed")}
+        damaged = [name for name, e in document.get("files", {}).items() if name not in present or present[name].size != e["size"]]
+        if damaged:
+            status |= {"state": "damaged", "damaged": damaged}
+        with suppress(NotFound):
+            status["report"] = read_document(store, REPORT)
+    return status
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,0 +1,80 @@
+"""Merging one run of elements: blocks through the compute dtype, one rounding at the end. All memory is made once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from paramdelta_dist.kernels.elementwise import beyond, overflow_limit
+
+BLOCK = 1 << 17
+"""Elements of a block on a CPU: large enough to hide the interpreter, small enough to stay near the core."""
+DEVICE_BLOCK = 1 << 24
+"""Elements of a block on a GPU."""
+
+# Stores hand out read-only memory; nothing here writes to an input, so torch need not warn that it could.
+warnings.filterwarnings("ignore", message="The given buffer is not writable")
+
+BlockFunction = Callable[..., None]
+
+
+def compute_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """float32 where inputs and output have 16 bits, float64 where one of them is wider: arithmetic at least twice as
+    wide as what is read and written, so that the one rounding at the end is the only one that shows."""
+    return torch.float64 if any(dtype.itemsize > 2 for dtype in dtypes) else torch.float32
+
+
+def view(buffer: memoryview, dtype: torch.dtype) -> torch.Tensor:
+    """A 1-D tensor over the memory of `buffer`, whose length is a multiple of the item size; copied only if unaligned."""
+    if len(buffer) == 0:
+        return torch.empty(0, dtype=dtype)
+    tensor = torch.frombuffer(buffer, dtype=torch.uint8)
+    if tensor.data_ptr() % dtype.itemsize:
+        tensor = tensor.clone()
+    return tensor.view(dtype)
+
+
+@dataclass
+class Merger:
+    """Runs a method over runs of elements and keeps the scratch blocks between them. One per worker thread."""
+
+    function: BlockFunction
+    weights: Sequence[float]
+    scratch_blocks: int
+    device: torch.device
+    _blocks: dict[torch.dtype, list[torch.Tensor]] = field(default_factory=dict)
+
+    def merge(
+        self,
+        out: torch.Tensor,
+        base: torch.Tensor,
+        deltas: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> int | None:
+        """Write the merge of base[n] and the (post[n], base[n]) pairs to out[n].
+
+        Returns the position of the first element that is not finite in `out`'s dtype, or None. All elements are
+        written either way.
+        """
+        dtype = compute_dtype([out.dtype, base.dtype, *(tensor.dtype for pair in deltas for tensor in pair)])
+        acc_block, *scratch = self._scratch(dtype)
+        size, limit = acc_block.numel(), overflow_limit(out.dtype)
+        first_bad: int | None = None
+        for start in range(0, out.numel(), size):
+            stop = min(start + size, out.numel())
+            acc = acc_block[: stop - start]
+            acc.copy_(base[start:stop])
+            self.function(acc, [(post[start:stop], old[start:stop]) for post, old in deltas], weights=self.weights, scratch=scratch)
+            out[start:stop].copy_(acc)
+            if first_bad is None and beyond(acc, limit):
+                wrong = torch.nonzero(~torch.isfinite(out[start:stop]))
+                first_bad = start + int(wrong[0]) if len(wrong) else None
+        return first_bad
+
+    def _scratch(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        if dtype not in self._blocks:
+            size = BLOCK if self.device.type == "cpu" else DEVICE_BLOCK
+            self._blocks[dtype] = [torch.empty(size, dtype=dtype, device=self.device) for _ in range(1 + self.scratch_blocks)]
+        return self._blocks[dtype]

@@ -1,0 +1,78 @@
+"""Memory as arithmetic: what a process will need at its peak, and the tile size that keeps it under the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paramdelta_dist.errors import OverBudget
+from paramdelta_dist.methods import Method
+from paramdelta_dist.planning.plan import MergePlan
+from paramdelta_dist.planning.tiles import WASTE
+from paramdelta_dist.sizes import format_memory
+from paramdelta_dist.storage import PARTS_IN_FLIGHT, part_size
+
+REMOTE_TILE = 16 << 20
+"""Tile size where a request costs a round trip: what object stores serve well."""
+LOCAL_TILE = 4 << 20
+"""Tile size on local disks, where small pieces stay in the processor's caches."""
+SMALLEST_TILE = 256 << 10
+
+REQUESTS_IN_FLIGHT = 16
+"""Requests a worker keeps under way to a remote store, memory permitting."""
+
+BLOCK_BYTES = (1 << 17) * 8
+"""One scratch block of the kernel at its widest; a test holds it to the kernel's own constant."""
+
+RESERVED = 384 << 20
+"""The interpreter with torch, the storage clients and their threads: measured 300 to 350 MiB, see the memory test."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerMemory:
+    """The memory plan of one process that runs `workers` shards at a time."""
+
+    budget: int
+    workers: int
+    tile_size: int
+    tiles_in_flight: int
+    """Tiles of one worker whose bytes are being fetched or wait to be merged, the one being merged included."""
+    projected: int
+    """Peak resident memory of the process, in bytes, as calculated."""
+
+
+def plan_memory(plan: MergePlan, method: Method, *, budget: int, workers: int, remote_inputs: bool, remote_output: bool) -> WorkerMemory:
+    """The largest tiles and the most requests in flight that fit `budget` bytes for a process of `workers` workers.
+
+    Raises OverBudget, naming the two ways out, when even the smallest do not.
+    """
+    models = max((sum(source is not None for source in tensor.sources) for shard in plan.shards for tensor in shard.tensors), default=1)
+    header = max(len(shard.header) for shard in plan.shards)
+    wanted = max(2, -(-REQUESTS_IN_FLIGHT // models)) if remote_inputs else 2
+    tile = REMOTE_TILE if remote_inputs or remote_output else LOCAL_TILE
+
+    def projected(tile: int, in_flight: int) -> int:
+        buffers = in_flight * models * (tile + tile // WASTE + (256 << 10))
+        output = tile + (_parts(plan, tile) if remote_output else 0)
+        scratch = (1 + method.scratch) * BLOCK_BYTES * 2 + 2 * header
+        return RESERVED + workers * (buffers + output + scratch)
+
+    in_flight = wanted
+    while projected(tile, in_flight) > budget:
+        if in_flight > 2:
+            in_flight -= 1
+        elif tile > SMALLEST_TILE:
+            tile //= 2
+        else:
+            needed = projected(tile, in_flight)
+            fewer = f"fewer workers than {workers} (--workers), or " if workers > 1 else ""
+            raise OverBudget(
+                f"{models} models need at least {format_memory(needed)} in a process of {workers} workers, the budget is "
+                f"{format_memory(budget)}: allow {fewer}more memory (--memory {-(-needed >> 20)}MiB)"
+            )
+    return WorkerMemory(budget, workers, tile, in_flight, projected(tile, in_flight))
+
+
+def _parts(plan: MergePlan, tile: int) -> int:
+    """Bytes an upload holds: parts under way and being filled, and the copies of tiles they are cut from."""
+    largest = max(shard.size for shard in plan.shards)
+    return (PARTS_IN_FLIGHT + 2) * part_size(largest) + 2 * tile

@@ -1,0 +1,236 @@
+"""The plan: everything a merge will do, decided from headers. A pure value; making one does no I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
+from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.homology import is_derived_buffer
+from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
+from paramdelta_dist.errors import CheckpointError, UsageError
+from paramdelta_dist.methods import find_method
+from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
+from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.storage import Identity, redact
+
+FORMAT = 1
+"""Version of what a plan's bytes mean; part of the fingerprint, raised when the output of an equal recipe changes."""
+
+
+class Term(NamedTuple):
+    """One delta of the sum; models by their position in `MergePlan.models`."""
+
+    post: int
+    base: int
+    weight: float
+
+
+class Source(NamedTuple):
+    """Where one model keeps the bytes of one tensor."""
+
+    file: int
+    """Position in `Shard.inputs`."""
+    start: int
+    dtype: str
+
+
+class TensorPlan(NamedTuple):
+    """What happens to one tensor of the output."""
+
+    name: str
+    merged: bool
+    """Whether it is computed; else it is copied from the base, and every other source must hold the same bytes."""
+    dtype: str
+    """Of the output."""
+    elements: int
+    start: int
+    """First byte in the output file."""
+    nbytes: int
+    sources: tuple[Source | None, ...]
+    """One for each model, the merge's base first; None for a model that is not read for this tensor."""
+
+
+class InputFile(NamedTuple):
+    """A file that shards read, pinned to the identity it had when the plan was made."""
+
+    model: int
+    file: WeightFile
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One output file and all that is needed to make it: the unit of scheduling, retry and resume."""
+
+    file: str
+    header: bytes
+    size: int
+    tensors: tuple[TensorPlan, ...]
+    inputs: tuple[InputFile, ...]
+
+    @property
+    def bytes_to_read(self) -> int:
+        total = 0
+        for tensor in self.tensors:
+            for source in tensor.sources:
+                if source is not None:
+                    total += tensor.elements * DTYPES[source.dtype].bits // 8
+        return total
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A merge, decided. Frozen; a shard of it travels to a worker, the whole stays with the driver."""
+
+    recipe: Recipe
+    models: tuple[str, ...]
+    """URLs, the merge's base first. Those that no weight makes necessary are left out."""
+    terms: tuple[Term, ...]
+    shards: tuple[Shard, ...]
+    fingerprint: str
+    """Of all that decides the output's bytes: equal fingerprints, equal bytes."""
+    inputs: dict[str, dict[str, tuple[int, str]]]
+    """Size and tag of every file that is read, by model and name."""
+    side_files: tuple[tuple[str, str], ...]
+    """(model URL, name) of every file that is copied beside the weights."""
+    merged: int
+    """Tensors that are computed."""
+    copied: int
+    """Tensors taken from the base because they hold integers, booleans or buffers."""
+
+    @cached_property
+    def bytes_to_read(self) -> int:
+        return sum(shard.bytes_to_read for shard in self.shards)
+
+    @cached_property
+    def bytes_to_write(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+    @cached_property
+    def total_size(self) -> int:
+        """Bytes of tensor data in the output."""
+        return sum(tensor.nbytes for shard in self.shards for tensor in shard.tensors)
+
+    @cached_property
+    def total_parameters(self) -> int:
+        return sum(tensor.elements for shard in self.shards for tensor in shard.tensors)
+
+    def as_document(self) -> dict[str, Any]:
+        """The plan as plain values, without the tensors' places: what is kept beside the output."""
+        return {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "recipe": self.recipe.as_document(),
+            "inputs": {redact(url): {name: list(i) for name, i in files.items()} for url, files in self.inputs.items()},
+            "side_files": [[redact(url), name] for url, name in self.side_files],
+            "shards": [{"file": s.file, "size": s.size, "tensors": len(s.tensors), "read": s.bytes_to_read} for s in self.shards],
+            "tensors": {"merged": self.merged, "copied": self.copied},
+            "total_size": self.total_size,
+            "total_parameters": self.total_parameters,
+        }
+
+
+def build_plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], tokenizer_files: Mapping[str, Identity]) -> MergePlan:
+    """The plan for models that are homologous (`compare(...).require()` has passed).
+
+    `checkpoints` holds one for each of `recipe.models`, by URL; `tokenizer_files` are the side files of the folder at
+    `recipe.tokenizer_url`. Raises CheckpointError listing every tensor that can
+    be neither merged nor copied, and UsageError when the base has no config.json.
+    """
+    base = checkpoints[recipe.base]
+    if base.config is None:
+        raise UsageError(f"{redact(base.url)} has no config.json; the output would not be a model that loads")
+    deltas = [delta for delta in recipe.deltas if delta.weight != 0]
+    models = tuple(dict.fromkeys([recipe.base, *(url for d in deltas for url in (d.post, d.base or recipe.base))]))
+    terms = tuple(Term(models.index(d.post), models.index(d.base or recipe.base), d.weight) for d in deltas)
+    opened = [checkpoints[url] for url in models]
+    kinds = _account(opened)
+    layouts = lay_out(
+        (_output(name, base.tensors[name], recipe.dtype if kinds[name] else None) for name in base.tensors),
+        shard_size=recipe.shard_size,
+    )
+    ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
+    theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
+    side_files = {**ours, **theirs}
+    inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
+    merged = sum(kinds.values())
+    return MergePlan(
+        recipe=recipe,
+        models=models,
+        terms=terms,
+        shards=tuple(_shard(layout, opened, kinds) for layout in layouts),
+        fingerprint=_fingerprint(recipe, models, terms, inputs, side_files),
+        inputs=inputs,
+        side_files=tuple(side_files),
+        merged=merged,
+        copied=len(kinds) - merged,
+    )
+
+
+def _account(models: Sequence[Checkpoint]) -> dict[str, bool]:
+    """For every tensor of the base, whether it is merged (True) or copied (False); nothing else is possible."""
+    base, problems, merged = models[0], [], {}
+    for name, tensor in base.tensors.items():
+        kinds = {DTYPES[model.tensors[name].dtype].kind for model in models if name in model.tensors}
+        kind = DTYPES[tensor.dtype].kind
+        if Kind.QUANTIZED in kinds:
+            problems.append(f"{name} is quantised; dequantise the checkpoint first (its codes mean nothing without their scales)")
+        elif Kind.COMPLEX in kinds:
+            problems.append(f"{name} is complex; this cannot be merged")
+        elif len(kinds) > 1:
+            problems.append(f"{name} holds floating-point numbers in one model and integers in another; check that they are the same model")
+        else:
+            merged[name] = kind is Kind.FLOAT and not is_derived_buffer(name)
+    if problems:
+        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise CheckpointError(f"{redact(base.url)}: {len(problems)} tensors cannot be merged\n  - " + "\n  - ".join(problems[:20]) + more)
+    return merged
+
+
+def _output(name: str, tensor: Tensor, dtype: str | None) -> OutputTensor:
+    dtype = dtype or tensor.dtype
+    return OutputTensor(name, dtype, tensor.shape, DTYPES[dtype].nbytes(tensor.shape))
+
+
+def _shard(layout: ShardLayout, models: Sequence[Checkpoint], kinds: Mapping[str, bool]) -> Shard:
+    inputs: dict[InputFile, int] = {}
+    plans, offset = [], len(layout.header)
+    for tensor in layout.tensors:
+        sources: list[Source | None] = []
+        for position, model in enumerate(models):
+            held = model.tensors.get(tensor.name)
+            if held is None or (position and is_derived_buffer(tensor.name)):  # follows from the config, which is the base's
+                sources.append(None)
+                continue
+            file = inputs.setdefault(InputFile(position, model.files[held.file]), len(inputs))
+            sources.append(Source(file, held.start, held.dtype))
+        elements = models[0].tensors[tensor.name].parameters
+        plans.append(TensorPlan(tensor.name, kinds[tensor.name], tensor.dtype, elements, offset, tensor.nbytes, tuple(sources)))
+        offset += tensor.nbytes
+    return Shard(layout.file, layout.header, layout.size, tuple(plans), tuple(inputs))
+
+
+def _fingerprint(
+    recipe: Recipe,
+    models: Sequence[str],
+    terms: Sequence[Term],
+    inputs: Mapping[str, Any],
+    side_files: Mapping[tuple[str, str], Identity],
+) -> str:
+    document = {
+        "format": FORMAT,
+        "method": find_method(recipe.method).name,
+        "terms": [list(term) for term in terms],
+        "dtype": recipe.dtype,
+        "shard_size": recipe.shard_size,
+        "allow_nonfinite": recipe.allow_nonfinite,
+        "inputs": [[redact(url), inputs[url]] for url in models],
+        "side_files": [[redact(url), name, i.size, i.tag] for (url, name), i in side_files.items()],
+    }
+    text = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    return blake2b(text, digest_size=20).hexdigest()

@@ -1,0 +1,240 @@
+"""How results and progress look: tables for a terminal, JSON lines for a log."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from paramdelta_dist.sizes import format_memory, format_seconds, format_size
+
+if TYPE_CHECKING:
+    from paramdelta_dist.api import MergeResult, Observer
+    from paramdelta_dist.execution.receipts import Receipt
+    from paramdelta_dist.planning import MergePlan, WorkerMemory
+
+LINE_SECONDS = 10.0
+"""Between two progress lines in a log."""
+FEW = 12
+"""Rows of a list that are shown before the rest is only counted."""
+
+
+@contextmanager
+def progress() -> Iterator[Observer]:
+    """A bar where stderr is a terminal, JSON lines elsewhere."""
+    if not sys.stderr.isatty():
+        yield ProgressLines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        yield ProgressBar(bar)
+
+
+class ProgressBar:
+    """Bytes made, rate and time left, on the last line of the terminal."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+
+    def started(self, plan: MergePlan, memory: WorkerMemory, *, resumed: int) -> None:
+        say = self._bar.console.print
+        say(
+            f"{format_size(plan.bytes_to_read)} to read, {format_size(plan.bytes_to_write)} to write in {_count(plan.shards, 'shard')}",
+            highlight=False,
+        )
+        say(_memory_line(asdict(memory)), highlight=False)
+        if resumed:
+            say(f"{format_size(resumed)} are in place from an earlier run", highlight=False)
+        self._task = self._bar.add_task("merging", total=plan.bytes_to_write, completed=resumed)
+
+    def advanced(self, size: int) -> None:
+        if self._task is not None:
+            self._bar.advance(self._task, size)
+
+    def finished_shard(self, receipt: Receipt) -> None: ...
+
+
+class ProgressLines:
+    """One JSON object a line on stderr: at the start, every ten seconds, and for each finished shard."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._total = self._done = self._kept = 0
+        self._began = self._told = time.monotonic()
+
+    def started(self, plan: MergePlan, memory: WorkerMemory, *, resumed: int) -> None:
+        self._total, self._done, self._kept = plan.bytes_to_write, resumed, resumed
+        self._began = self._told = time.monotonic()
+        self._tell("started", bytes_total=self._total, bytes_done=resumed, shards=len(plan.shards), memory=asdict(memory))
+
+    def advanced(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            done, due = self._done, time.monotonic() - self._told >= LINE_SECONDS
+            if due:
+                self._told = time.monotonic()
+        if due:
+            rate = (done - self._kept) / max(time.monotonic() - self._began, 1e-9)
+            left = round((self._total - done) / rate, 1) if rate > 0 else None
+            self._tell("progress", bytes_total=self._total, bytes_done=done, bytes_per_second=round(rate), seconds_left=left)
+
+    def finished_shard(self, receipt: Receipt) -> None:
+        self._tell("shard", file=receipt.file, size=receipt.size, seconds=receipt.seconds, worker=receipt.worker)
+
+    @staticmethod
+    def _tell(event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, "time": round(time.time(), 3), **fields}), file=sys.stderr, flush=True)
+
+
+def merge_document(result: MergeResult) -> dict[str, Any]:
+    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **result.report}
+
+
+def merge_summary(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if document["state"] == "nothing to do":
+        console.print(f"nothing to do: {escape(document['output'])} holds this merge of these inputs already")
+        return
+    moved = document["bytes_read"] + document["bytes_written"]
+    kept = f", {document['shards']['kept']} kept from an earlier run" if document["shards"]["kept"] else ""
+    console.print(f"merged into {escape(document['output'])}")
+    console.print(
+        f"  {format_size(document['bytes_read'])} read, {format_size(document['bytes_written'])} written in "
+        f"{format_seconds(document['seconds'])}: {format_size(moved / max(document['seconds'], 1e-9))}/s"
+    )
+    console.print(
+        f"  {_plural(document['shards']['made'], 'shard')} made{kept} by {_plural(document['workers'], 'worker')}; "
+        f"peak memory of a process {format_memory(document['peak_memory'])}"
+    )
+    console.print(f"  {document['tensors']['merged']} tensors merged, {document['tensors']['copied']} copied from the base")
+    if document["nonfinite_tensors"]:
+        console.print(f"  {_plural(document['nonfinite_tensors'], 'tensor')} with NaN or infinity, as the recipe allows")
+
+
+def plan_tables(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for note in document["notes"]:
+        console.print(f"note: {escape(note)}")
+    table = Table("shard", "size", "tensors", "to read", box=None, pad_edge=False)
+    shards = document["shards"]
+    for shard in shards[:FEW]:
+        table.add_row(shard["file"], format_size(shard["size"]), str(shard["tensors"]), format_size(shard["read"]))
+    console.print(table)
+    if len(shards) > FEW:
+        console.print(f"… and {len(shards) - FEW} more")
+    memory, requests = document["memory"], document["requests"]
+    counts = document["tensors"]
+    facts = {
+        "output": document["recipe"]["output"],
+        "tensors": f"{counts['merged']} merged, {counts['copied']} copied from the base, {document['total_parameters']:,} parameters",
+        "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests",
+        "to write": f"{format_size(document['bytes_to_write'])} in {requests['write']:,} requests, {_count(shards, 'shard')}",
+        "memory": _memory_line(memory),
+        "tiles": f"{format_memory(memory['tile_size'])}, {memory['tiles_in_flight']} in flight a worker",
+        "copied files": ", ".join(name for _, name in document["side_files"]) or "none",
+        "time": f"{format_seconds(document['seconds_at_bandwidth'])} at {format_size(document['bandwidth'])}/s to and from storage",
+        "fingerprint": document["fingerprint"],
+    }
+    _facts(console, facts)
+
+
+def check_table(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for note in document["notes"]:
+        console.print(f"note: {escape(note)}")
+    if document["homologous"]:
+        console.print(f"{_plural(len(document['models']), 'model')} fit the base {escape(document['base'])}")
+        return
+    table = Table(
+        "model", "what", "difference", "what to do", title=f"differences from the base {escape(document['base'])}", show_lines=True
+    )
+    for row in document["mismatches"]:
+        table.add_row(*(escape(row[key]) for key in ("model", "subject", "problem", "remedy")))
+    Console(highlight=False).print(table)
+    print(f"error: {_plural(len(document['mismatches']), 'difference')}; these models cannot be merged as they are", file=sys.stderr)
+
+
+def inspect_tables(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    dtypes = ", ".join(f"{name} {count:,}" for name, count in document["dtypes"].items())
+    facts = {
+        "checkpoint": document["url"],
+        "architecture": f"{document['architecture'] or 'unknown'} ({document['model_type'] or 'no model_type'})",
+        "parameters": f"{document['parameters']:,} in {document['tensors']:,} tensors",
+        "bytes": f"{document['bytes']:,} ({format_size(document['bytes'])})",
+        "dtypes": dtypes,
+        "tied embeddings": "yes" if document["tied_embeddings"] else "no",
+        "side files": ", ".join(document["side_files"]) or "none",
+    }
+    if document["orphans"]:
+        facts["not in the index"] = ", ".join(document["orphans"])
+    _facts(console, facts)
+    table = Table("file", "size", "tensors", box=None, pad_edge=False)
+    for file in document["files"][:FEW]:
+        table.add_row(escape(file["name"]), format_size(file["size"]), str(file["tensors"]))
+    console.print(table)
+    if len(document["files"]) > FEW:
+        console.print(f"… and {len(document['files']) - FEW} more files; --json lists every file and tensor")
+    tensors = Table("tensor", "dtype", "shape", box=None, pad_edge=False)
+    for tensor in document["tensor_list"][:FEW]:
+        tensors.add_row(escape(tensor["name"]), tensor["dtype"], " × ".join(map(str, tensor["shape"])) or "scalar")
+    console.print(tensors)
+    if len(document["tensor_list"]) > FEW:
+        console.print(f"… and {len(document['tensor_list']) - FEW} more tensors; --json lists every file and tensor")
+
+
+def status_lines(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    states = {
+        "absent": "nothing is there",
+        "foreign": "files that no merge of ours made",
+        "unfinished": "a merge that is running, or was stopped; the same merge command goes on from here",
+        "complete": "a finished merge",
+        "damaged": "a merge that was finished, whose files are no longer those; merge --overwrite makes it again",
+    }
+    facts = {"output": document["output"], "state": f"{document['state']}: {states[document['state']]}"}
+    if "shards" in document:
+        shards, size = document["shards"], document["bytes"]
+        facts["shards"] = f"{shards['done']} of {shards['total']} done"
+        facts["bytes"] = f"{format_size(size['done'])} of {format_size(size['total'])}"
+        facts["fingerprint"] = str(document["fingerprint"])
+    if "committed" in document:
+        facts["committed"] = str(document["committed"])
+    if "damaged" in document:
+        facts["damaged"] = ", ".join(document["damaged"])
+    if "report" in document:
+        report = document["report"]
+        facts["last run"] = (
+            f"{format_seconds(report['seconds'])}, {format_size(report['bytes_per_second'])}/s, {_plural(report['workers'], 'worker')}"
+        )
+    _facts(console, facts)
+
+
+def _memory_line(memory: dict[str, Any]) -> str:
+    workers = _plural(memory["workers"], "worker")
+    return f"{format_memory(memory['projected'])} projected for a process of {workers}, {format_memory(memory['budget'])} allowed"
+
+
+def _facts(console: Console, facts: dict[str, str]) -> None:
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        console.print(f"[bold]{name:<{width}}[/]{escape(value)}")
+
+
+def _count(items: Any, noun: str) -> str:
+    return _plural(len(items), noun)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

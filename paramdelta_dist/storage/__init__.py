@@ -1,0 +1,22 @@
+"""Where bytes live: one interface, three engines. Nothing outside this folder names fsspec, obstore or botocore."""
+
+from paramdelta_dist.storage.opening import open_store
+from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
+from paramdelta_dist.storage.store import Buffer, Identity, Store
+from paramdelta_dist.storage.uploads import PARTS_IN_FLIGHT, part_size
+from paramdelta_dist.storage.urls import inside, normalize, redact, scheme_of
+
+__all__ = [
+    "PARTS_IN_FLIGHT",
+    "Buffer",
+    "Identity",
+    "StorageConfig",
+    "Store",
+    "StoreSettings",
+    "inside",
+    "normalize",
+    "open_store",
+    "part_size",
+    "redact",
+    "scheme_of",
+]

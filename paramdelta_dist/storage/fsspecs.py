@@ -1,0 +1,283 @@
+"""Every URL that fsspec knows (memory, sftp, hf, …), and s3fs and gcsfs where the recipe asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import posixpath
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import fsspec
+from fsspec.asyn import sync
+from fsspec.exceptions import FSTimeoutError
+from fsspec.spec import AbstractBufferedFile
+
+from paramdelta_dist.errors import (
+    AlreadyExists,
+    CredentialsError,
+    InputChanged,
+    InputError,
+    IntegrityError,
+    NotFound,
+    ParamDeltaError,
+    StorageError,
+    TransientStorageError,
+    UsageError,
+)
+from paramdelta_dist.storage.retry import retrying
+from paramdelta_dist.storage.settings import StoreSettings
+from paramdelta_dist.storage.store import Buffer, Identity
+from paramdelta_dist.storage.uploads import part_size
+from paramdelta_dist.storage.urls import redact, scheme_of
+
+_TAGS = ("generation", "ETag", "etag", "blob_id", "oid", "mtime", "LastModified", "last_modified", "modified", "created")
+_DENIED = {"AccessDenied", "403", "401", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "Forbidden"}
+_CHANGED = {"PreconditionFailed", "412"}
+_ABSENT = {"NoSuchKey", "NoSuchBucket", "404"}
+
+
+def _code(error: BaseException) -> str:
+    """The service's own error code, from botocore's or gcsfs's exception, or one it was raised from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response = getattr(seen, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        code = getattr(seen, "code", None) or getattr(seen, "status", None)
+        if isinstance(code, (int, str)) and code:
+            return str(code)
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+def _classified(error: BaseException, where: str) -> ParamDeltaError:
+    code, kind, text = _code(error), type(error).__name__, str(error).partition("\n")[0][:400]
+    if isinstance(error, FileNotFoundError) or code in _ABSENT:
+        return NotFound(f"{where}: no such object")
+    if isinstance(error, FileExistsError):
+        return AlreadyExists(f"{where} exists already")
+    if code in _CHANGED:
+        return InputChanged(f"{where} changed since the plan was made; run again to plan with the new version")
+    if isinstance(error, PermissionError) or code in _DENIED or kind in ("NoCredentialsError", "DefaultCredentialsError"):
+        return CredentialsError(f"{where}: access denied or no credentials; check the environment ({text or kind})")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"{where}: no space left; free some and run again")
+    if isinstance(error, (NotImplementedError, ValueError, TypeError)) or (code.startswith("4") and code not in ("408", "429")):
+        return StorageError(f"{where}: {text or kind}")
+    return TransientStorageError(f"{where}: {text or kind}")
+
+
+def _library_errors() -> tuple[type[BaseException], ...]:
+    """What the file systems raise for reasons outside this program: never a bug of ours."""
+    errors: list[type[BaseException]] = [OSError, asyncio.TimeoutError, FSTimeoutError]
+    with suppress(ImportError):
+        import aiohttp
+
+        errors.append(aiohttp.ClientError)
+    with suppress(ImportError):
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        errors += [BotoCoreError, ClientError]
+    with suppress(ImportError):
+        from gcsfs.retry import HttpError
+        from google.auth.exceptions import GoogleAuthError
+
+        errors += [HttpError, GoogleAuthError]
+    return tuple(errors)
+
+
+class FsspecStore:
+    """A `Store` on a folder of an fsspec file system."""
+
+    remote = True
+
+    def __init__(self, url: str, settings: StoreSettings) -> None:
+        self.url = redact(url)
+        self._fs = _connect(url, settings)
+        self._root = str(self._fs._strip_protocol(url)).rstrip("/")
+        self._errors = _library_errors()
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if self._root else name
+
+    @contextmanager
+    def _translated(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as error:
+            raise _classified(error, f"{self.url}/{name}" if name else self.url) from error
+
+    def identify(self, name: str) -> Identity:
+        with self._translated(name):
+            return self._identify(name)
+
+    def _identify(self, name: str) -> Identity:
+        info = self._fs.info(self._path(name))
+        if info.get("type") == "directory":
+            raise FileNotFoundError(name)
+        return _identity(info)
+
+    def list(self) -> dict[str, Identity] | None:
+        with self._translated(""):
+            try:
+                found = self._fs.find(self._root, detail=True)
+            except FileNotFoundError:
+                return {}
+            except NotImplementedError:
+                return None
+        return {posixpath.relpath(path, self._root): _identity(info) for path, info in found.items()}
+
+    def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
+        def get() -> bytes:
+            with self._translated(name):
+                return self._pinned(name, start, stop, identity)
+
+        data = retrying(get, what=f"reading {self.url}/{name}")
+        if len(data) != stop - start:
+            raise IntegrityError(f"{self.url}/{name}: bytes [{start}, {stop}) asked for, {len(data)} bytes came")
+        return memoryview(data)
+
+    def _pinned(self, name: str, start: int, stop: int, identity: Identity) -> bytes:
+        """One range of the version that was planned with: the store refuses another where it can, else we look after."""
+        path, protocol = self._path(name), self._fs.protocol
+        if "s3" in protocol:
+            return bytes(sync(self._fs.loop, _s3_range, self._fs, path, start, stop, identity.tag))
+        if "gs" in protocol and identity.tag.isdigit():
+            try:
+                return bytes(self._fs.cat_file(f"{path}#{identity.tag}", start=start, end=stop))
+            except FileNotFoundError as error:
+                raise InputChanged(f"{self.url}/{name} changed since the plan was made; run again to plan with the new version") from error
+        data = bytes(self._fs.cat_file(path, start=start, end=stop))
+        if self._identify(name) != identity:
+            raise InputChanged(f"{self.url}/{name} changed since the plan was made; run again to plan with the new version")
+        return data
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        def get() -> bytes:
+            with self._translated(name):
+                if self._identify(name).size > limit:
+                    raise InputError(f"{self.url}/{name} is larger than the {limit} bytes such a file may have")
+                return bytes(self._fs.cat_file(self._path(name)))
+
+        return retrying(get, what=f"reading {self.url}/{name}")
+
+    def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
+        path = self._path(name)
+        with self._translated(name):
+            self._make_parent(path)
+        with self._open_unpublished(path, block=part_size(size)) as (file, publish):
+            written = 0
+            for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
+                with self._translated(name):
+                    file.write(bytes(chunk))
+                written += len(chunk)
+            if written != size:
+                raise IntegrityError(f"{self.url}/{name}: {size} bytes announced, {written} produced; nothing was published")
+            with self._translated(name):
+                publish()
+        identity = self.identify(name)
+        if identity.size != size:
+            raise IntegrityError(f"{self.url}/{name}: {size} bytes sent, the store holds {identity.size}")
+        return identity
+
+    @contextmanager
+    def _open_unpublished(self, path: str, *, block: int) -> Iterator[tuple[Any, Any]]:
+        """A file open for writing and the function that makes it visible; undone when the body raises.
+
+        A plain `with fs.open(…, "wb")` would publish what was written so far on an exception.
+        """
+        file = self._fs.open(path, "wb", block_size=block, autocommit=False)
+        staged = getattr(type(file), "commit", AbstractBufferedFile.commit) is not AbstractBufferedFile.commit
+        target = path
+        if not staged:  # this file system writes in place: write beside the target, then move
+            with suppress(*self._errors):
+                file.close()
+            target = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.{secrets.token_hex(4)}.part")
+            file = self._fs.open(target, "wb", block_size=block)
+
+        def publish() -> None:
+            file.close()
+            if staged:
+                file.commit()
+            else:
+                self._fs.mv(target, path)
+
+        try:
+            yield file, publish
+        except BaseException:
+            with suppress(Exception):
+                if staged:
+                    file.discard()
+                    file.closed = True
+                else:
+                    file.close()
+                    self._fs.rm_file(target)
+            raise
+
+    def _make_parent(self, path: str) -> None:
+        if "s3" not in self._fs.protocol and "gs" not in self._fs.protocol:
+            self._fs.makedirs(posixpath.dirname(path), exist_ok=True)
+
+    def write(self, name: str, data: bytes, *, exclusive: bool = False) -> Identity:
+        def send() -> Identity:
+            with self._translated(name):
+                path = self._path(name)
+                self._make_parent(path)
+                if exclusive:
+                    self._fs.pipe_file(path, data, mode="create")
+                else:
+                    self._fs.pipe_file(path, data)
+                return self._identify(name)
+
+        return retrying(send, what=f"writing {self.url}/{name}")
+
+    def delete(self, name: str) -> None:
+        with self._translated(name), suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+
+async def _s3_range(fs: Any, path: str, start: int, stop: int, tag: str) -> bytes:
+    bucket, key, _ = fs.split_path(path)
+    reply = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", IfMatch=tag)
+    async with reply["Body"] as body:
+        return bytes(await body.read())
+
+
+def _identity(info: dict[str, Any]) -> Identity:
+    tag = next((str(info[key]) for key in _TAGS if info.get(key)), "")
+    return Identity(size=int(info["size"] or 0), tag=tag)
+
+
+def _connect(url: str, settings: StoreSettings) -> Any:
+    scheme = scheme_of(url)
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    try:
+        if scheme in ("s3", "s3a"):
+            from s3fs import S3FileSystem
+
+            return S3FileSystem(
+                anon=settings.anonymous,
+                profile=settings.profile,
+                endpoint_url=settings.endpoint,
+                client_kwargs={"region_name": settings.region} if settings.region else {},
+                config_kwargs={"max_pool_connections": 32, "read_timeout": 60, "connect_timeout": 10},
+                **options,
+            )
+        if scheme in ("gs", "gcs"):
+            from gcsfs.core import GCSFileSystem  # not the class `fsspec.filesystem` returns: that one asks a gRPC service first
+
+            emulated = settings.endpoint or os.environ.get("STORAGE_EMULATOR_HOST")
+            return GCSFileSystem(
+                token="anon" if settings.anonymous or os.environ.get("STORAGE_EMULATOR_HOST") else None,
+                endpoint_url=emulated,
+                **options,
+            )
+        return fsspec.filesystem(scheme, **options)
+    except ImportError as error:
+        raise UsageError(f"{redact(url)}: {error}; install the package that serves {scheme}:// URLs") from error
+    except (ValueError, TypeError, *_library_errors()) as error:  # type: ignore[misc]
+        raise UsageError(f"{redact(url)}: {error}") from error

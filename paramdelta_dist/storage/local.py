@@ -1,0 +1,154 @@
+"""Folders on a local or mounted disk: positioned reads into the caller's memory, and rename as the moment of truth."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from paramdelta_dist.errors import (
+    AlreadyExists,
+    CredentialsError,
+    InputChanged,
+    InputError,
+    IntegrityError,
+    NotFound,
+    StorageError,
+)
+from paramdelta_dist.storage.store import Buffer, Identity
+
+PART_SUFFIX = ".part"
+"""Ending of a file being written: hidden, beside its target, never listed."""
+
+
+@contextmanager
+def _translated(url: str, name: str) -> Iterator[None]:
+    where = os.path.join(url, name) if name else url
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFound(f"{where}: no such file") from error
+    except IsADirectoryError as error:
+        raise NotFound(f"{where} is a folder, not a file") from error
+    except FileExistsError as error:
+        raise AlreadyExists(f"{where} exists already") from error
+    except PermissionError as error:
+        raise CredentialsError(f"{where}: permission denied; check the owner and mode of the file and its folder") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(f"{where}: the disk is full ({error.strerror}); free some space and run again") from error
+        raise StorageError(f"{where}: {error.strerror or error}") from error
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return Identity(size=status.st_size, tag=str(status.st_mtime_ns))
+
+
+class LocalStore:
+    """A `Store` on a file system that has positioned reads and atomic rename."""
+
+    remote = False
+
+    def __init__(self, path: str) -> None:
+        self.url = path
+        self._root = Path(path)
+
+    def identify(self, name: str) -> Identity:
+        with _translated(self.url, name):
+            path = self._root / name
+            status = path.stat()
+            if path.is_dir():
+                raise IsADirectoryError
+            return _identity(status)
+
+    def list(self) -> dict[str, Identity]:
+        found: dict[str, Identity] = {}
+        with _translated(self.url, ""):
+            for folder, _, names in os.walk(self._root):
+                for name in names:
+                    path = os.path.join(folder, name)
+                    if name.startswith(".") and name.endswith(PART_SUFFIX):
+                        continue
+                    with suppress(FileNotFoundError):  # deleted, or renamed into place, since it was listed
+                        found[os.path.relpath(path, self._root).replace(os.sep, "/")] = _identity(os.stat(path))
+        return found
+
+    def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
+        size = stop - start
+        target = memoryview(bytearray(size)) if into is None else into[:size]
+        with _translated(self.url, name):
+            file = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                got = 0
+                while got < size:
+                    count = os.preadv(file, [target[got:]], start + got)
+                    if count == 0:
+                        break
+                    got += count
+                now = _identity(os.fstat(file))
+            finally:
+                os.close(file)
+        if now != identity:
+            raise InputChanged(f"{self.url}/{name} changed while it was being read; start again with the new file")
+        if got != size:
+            raise IntegrityError(f"{self.url}/{name}: bytes [{start}, {stop}) asked for, {got} bytes read")
+        return target
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        with _translated(self.url, name), open(self._root / name, "rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise InputError(f"{self.url}/{name} is larger than the {limit} bytes such a file may have")
+        return data
+
+    def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
+        return self._publish(name, chunks, size=size, exclusive=False)
+
+    def write(self, name: str, data: bytes, *, exclusive: bool = False) -> Identity:
+        return self._publish(name, [data], size=len(data), exclusive=exclusive)
+
+    def _publish(self, name: str, chunks: Iterable[Buffer], *, size: int, exclusive: bool) -> Identity:
+        target = self._root / name
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
+        with _translated(self.url, name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                self._fill(name, file, chunks, size)
+            finally:
+                os.close(file)
+            with _translated(self.url, name):
+                if exclusive:
+                    os.link(part, target)
+                else:
+                    os.replace(part, target)
+                return _identity(os.stat(target))
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(part)
+
+    def _fill(self, name: str, file: int, chunks: Iterable[Buffer], size: int) -> None:
+        if size:
+            with _translated(self.url, name):
+                try:
+                    os.posix_fallocate(file, 0, size)  # a full disk is found before the work, not after it
+                except OSError as error:
+                    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                        raise
+        written = 0
+        for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
+            with _translated(self.url, name):
+                rest = memoryview(chunk)
+                written += len(rest)
+                while len(rest):
+                    rest = rest[os.write(file, rest) :]
+        if written != size:
+            raise IntegrityError(f"{self.url}/{name}: {size} bytes announced, {written} produced; nothing was published")
+
+    def delete(self, name: str) -> None:
+        with _translated(self.url, name), suppress(FileNotFoundError):
+            os.unlink(self._root / name)

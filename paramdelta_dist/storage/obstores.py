@@ -1,0 +1,220 @@
+"""Object stores through obstore, whose data path is Rust and runs outside the interpreter lock: s3, gs, az, http."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import from_url
+
+from paramdelta_dist.errors import (
+    AlreadyExists,
+    CredentialsError,
+    InputChanged,
+    InputError,
+    IntegrityError,
+    NotFound,
+    ParamDeltaError,
+    StorageError,
+    TransientStorageError,
+    UsageError,
+)
+from paramdelta_dist.storage import aws
+from paramdelta_dist.storage.retry import retrying
+from paramdelta_dist.storage.settings import StoreSettings
+from paramdelta_dist.storage.store import Buffer, Identity
+from paramdelta_dist.storage.uploads import PARTS_IN_FLIGHT, part_size
+from paramdelta_dist.storage.urls import redact, scheme_of
+
+_CLIENT = {"timeout": "120s", "connect_timeout": "10s", "pool_idle_timeout": "60s"}
+_RETRIES = {
+    "max_retries": 6,
+    "retry_timeout": timedelta(minutes=2),
+    "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 2},
+}
+
+_STATUS = re.compile(r"status code: (\d{3})")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].partition(": <?xml")[0][:400]
+
+
+def _classified(error: BaseException, where: str) -> ParamDeltaError:
+    """The error of our tree that an exception of obstore means.
+
+    obstore has a type for most conditions; GenericError covers both a lost connection and any status it has no
+    type for, so there the status decides: a 4xx will be the same next time, everything else may pass.
+    """
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"{where}: no such object")
+    if isinstance(error, AlreadyExistsError):
+        return AlreadyExists(f"{where} exists already")
+    if isinstance(error, PreconditionError):
+        return InputChanged(f"{where} changed since the plan was made; run again to plan with the new version")
+    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+        return CredentialsError(f"{where}: access denied; check the credentials and the permissions they carry ({_first_line(error)})")
+    if isinstance(error, NotSupportedError):
+        return StorageError(f"{where}: the store does not support this ({_first_line(error)})")
+    status = _STATUS.search(str(error))
+    if status and status[1].startswith("4") and status[1] not in ("408", "409", "425", "429"):
+        if "NoSuchBucket" in str(error):
+            return NotFound(f"{where}: no such bucket")
+        return StorageError(f"{where}: {_first_line(error)}")
+    if "metadata" in str(error) and "token" in str(error):
+        return CredentialsError(f"{where}: no credentials found in the environment, and no metadata service to ask ({_first_line(error)})")
+    return TransientStorageError(f"{where}: {_first_line(error)}")
+
+
+class ObstoreStore:
+    """A `Store` on one prefix of an object store."""
+
+    remote = True
+
+    def __init__(self, url: str, settings: StoreSettings) -> None:
+        self.url = redact(url)
+        self._listable = scheme_of(url) not in ("http", "https")
+        self._store = _connect(url, settings)
+
+    @contextmanager
+    def _translated(self, name: str) -> Iterator[None]:
+        where = f"{self.url}/{name}" if name else self.url
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            raise _classified(error, where) from error
+
+    def identify(self, name: str) -> Identity:
+        with self._translated(name):
+            return _identity(obstore.head(self._store, name))
+
+    def list(self) -> dict[str, Identity] | None:
+        if not self._listable:
+            return None
+        with self._translated(""):
+            batches = obstore.list(self._store, chunk_size=1000)
+            return {meta["path"]: _identity(meta) for batch in batches for meta in batch}
+
+    def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
+        options: Any = {"range": (start, stop)}
+        if identity.tag.startswith(('"', "W/")):
+            options["if_match"] = identity.tag
+
+        def get() -> memoryview:
+            with self._translated(name):
+                result = obstore.get(self._store, name, options=options)
+                if _identity(result.meta) != identity:
+                    raise InputChanged(f"{self.url}/{name} changed since the plan was made; run again to plan with the new version")
+                return memoryview(result.bytes())
+
+        data = retrying(get, what=f"reading {self.url}/{name}")
+        if len(data) != stop - start:
+            raise IntegrityError(f"{self.url}/{name}: bytes [{start}, {stop}) asked for, {len(data)} bytes came")
+        return data
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        def get() -> bytes:
+            with self._translated(name):
+                result = obstore.get(self._store, name)
+                if result.meta["size"] > limit:
+                    raise InputError(f"{self.url}/{name} is larger than the {limit} bytes such a file may have")
+                return result.bytes().to_bytes()
+
+        return retrying(get, what=f"reading {self.url}/{name}")
+
+    def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
+        with self._translated(name):
+            obstore.put(
+                self._store,
+                name,
+                _kept(chunks, size=size, where=f"{self.url}/{name}"),
+                chunk_size=part_size(size),
+                max_concurrency=PARTS_IN_FLIGHT,
+            )
+        identity = self.identify(name)
+        if identity.size != size:
+            raise IntegrityError(f"{self.url}/{name}: {size} bytes sent, the store holds {identity.size}")
+        return identity
+
+    def write(self, name: str, data: bytes, *, exclusive: bool = False) -> Identity:
+        def send() -> Identity:
+            with self._translated(name):
+                obstore.put(self._store, name, data, mode="create" if exclusive else "overwrite", use_multipart=False)
+            return self.identify(name)
+
+        return retrying(send, what=f"writing {self.url}/{name}")
+
+    def delete(self, name: str) -> None:
+        with self._translated(name):
+            try:
+                obstore.delete(self._store, name)
+            except FileNotFoundError:
+                return
+
+
+def _kept(chunks: Iterable[Buffer], *, size: int, where: str) -> Iterator[bytes]:
+    """Copies of `chunks`: obstore holds on to what it is given while the parts are under way, and ours are borrowed."""
+    sent = 0
+    for chunk in chunks:
+        sent += len(chunk)
+        yield bytes(chunk)
+    if sent != size:
+        raise IntegrityError(f"{where}: {size} bytes announced, {sent} produced; nothing was published")
+
+
+def _identity(meta: Any) -> Identity:
+    return Identity(size=meta["size"], tag=meta["e_tag"] or meta["version"] or meta["last_modified"].isoformat())
+
+
+def _connect(url: str, settings: StoreSettings) -> Any:
+    scheme = scheme_of(url)
+    client: dict[str, Any] = dict(_CLIENT)
+    config: dict[str, Any] = {}
+    provider: Any = None
+    if scheme in ("s3", "s3a"):
+        base = aws.endpoint(settings)
+        config["region"] = aws.region(settings)
+        if base:
+            config["endpoint"] = base.rstrip("/")
+            client["allow_http"] = base.startswith("http://")
+        if settings.anonymous:
+            config["skip_signature"] = True
+        else:
+            provider = aws.credential_provider(settings)
+    elif scheme == "gs":
+        if settings.endpoint:
+            config["base_url"] = settings.endpoint.rstrip("/")
+            client["allow_http"] = settings.endpoint.startswith("http://")
+        if settings.anonymous:
+            config["skip_signature"] = True
+    elif scheme in ("http", "https"):
+        client["allow_http"] = scheme == "http"
+    else:
+        base = settings.endpoint or os.environ.get("AZURE_STORAGE_ENDPOINT")
+        if base:
+            config["endpoint"] = base
+            client["allow_http"] = base.startswith("http://")
+        if settings.anonymous:
+            config["skip_signature"] = True
+    arguments: dict[str, Any] = {"client_options": client, "retry_config": _RETRIES}
+    if config:
+        arguments["config"] = config
+    if provider is not None:
+        arguments["credential_provider"] = provider
+    try:
+        return from_url(url, **arguments)
+    except (BaseError, ValueError) as error:
+        raise UsageError(f"{redact(url)}: {_first_line(error)}") from error

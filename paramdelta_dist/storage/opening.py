@@ -1,0 +1,43 @@
+"""Which engine serves a URL, and one client per place and process."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+from paramdelta_dist.errors import UsageError
+from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
+from paramdelta_dist.storage.store import Store
+from paramdelta_dist.storage.urls import redact, scheme_of
+
+_OBSTORE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
+
+
+def open_store(url: str, config: StorageConfig) -> Store:
+    """The store at a normalized URL. No request is made, except to find out which credentials there are.
+
+    Raises UsageError for a scheme nobody serves, CredentialsError where no credentials can be found.
+    """
+    return _open(url, config.for_url(url))
+
+
+@lru_cache(maxsize=256)
+def _open(url: str, settings: StoreSettings) -> Store:
+    scheme = scheme_of(url)
+    if not scheme:
+        from paramdelta_dist.storage.local import LocalStore
+
+        return LocalStore(url)
+    engine = settings.engine
+    if engine == "auto":
+        emulated = scheme == "gs" and "STORAGE_EMULATOR_HOST" in os.environ  # emulators speak the JSON API, obstore the XML one
+        engine = "obstore" if scheme in _OBSTORE_SCHEMES and not emulated else "fsspec"
+    if engine == "obstore":
+        if scheme not in _OBSTORE_SCHEMES:
+            raise UsageError(f"{redact(url)}: the obstore engine serves {', '.join(_OBSTORE_SCHEMES)}; use engine: fsspec")
+        from paramdelta_dist.storage.obstores import ObstoreStore
+
+        return ObstoreStore(url, settings)
+    from paramdelta_dist.storage.fsspecs import FsspecStore
+
+    return FsspecStore(url, settings)

@@ -1,0 +1,71 @@
+"""What a place that holds files promises: the interface every engine implements and every caller relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+"""Contiguous bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which bytes an object holds, without reading them. Two equal identities of one name mean the same content."""
+
+    size: int
+    """Length in bytes."""
+    tag: str
+    """ETag, generation or modification time, whichever the store has; opaque."""
+
+
+class Store(Protocol):
+    """One folder at a URL. Names are relative to it, with `/` between parts. Safe to use from many threads.
+
+    Every method raises only `ParamDeltaError`s: `NotFound`, `CredentialsError`, `TransientStorageError` after
+    its own retries are used up, `StorageError` for what no retry mends.
+    """
+
+    url: str
+    """The folder, without credentials or a trailing slash; safe to print."""
+    remote: bool
+    """Whether a request costs a round trip, so that fewer and larger ones with many in flight are better."""
+
+    def identify(self, name: str) -> Identity:
+        """The identity of `name` now. Raises NotFound."""
+        ...
+
+    def list(self) -> dict[str, Identity] | None:
+        """Every object below this folder by relative name; empty where the folder does not exist; None where the
+        store cannot list (plain http)."""
+        ...
+
+    def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
+        """Bytes [start, stop) of the object that has `identity`; exactly that many.
+
+        A store that reads into callers' memory fills the front of `into` and returns a view of it; others ignore
+        `into` and return memory of their own, read-only, which lives as long as the view.
+        Raises InputChanged when the object has another identity by now, IntegrityError on a wrong length.
+        """
+        ...
+
+    def read(self, name: str, *, limit: int) -> bytes:
+        """The whole of a small object. Raises InputError when it is larger than `limit` bytes."""
+        ...
+
+    def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
+        """Write `size` bytes from `chunks` so that `name` appears whole or not at all, replacing what was there.
+
+        A chunk is borrowed: its memory may be reused as soon as the next one is asked for. An exception in `chunks`
+        leaves nothing behind and comes out unchanged. Raises IntegrityError when the chunks are not `size` bytes.
+        """
+        ...
+
+    def write(self, name: str, data: bytes, *, exclusive: bool = False) -> Identity:
+        """Write a small object whole or not at all; `exclusive` raises AlreadyExists where the name is taken."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove `name`; no error when it is not there."""
+        ...

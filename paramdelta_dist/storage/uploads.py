@@ -1,0 +1,15 @@
+"""How large uploads are cut into parts: one rule for every engine and for the memory plan."""
+
+from __future__ import annotations
+
+PART_SIZE = 16 << 20
+"""Bytes of one part, unless the object needs larger ones."""
+MAX_PARTS = 9_000
+"""Parts planned for at most; S3 allows 10,000."""
+PARTS_IN_FLIGHT = 4
+"""Parts on their way to the store at a time."""
+
+
+def part_size(size: int) -> int:
+    """Bytes of each part of an object of `size` bytes."""
+    return max(PART_SIZE, -(-size // MAX_PARTS))

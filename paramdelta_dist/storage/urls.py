@@ -1,0 +1,53 @@
+"""URLs: what is local, which scheme, how two places relate, and how to print one without its secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import urlsplit
+
+from paramdelta_dist.errors import UsageError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def scheme_of(url: str) -> str:
+    """Scheme in lower case, or "" for a local path."""
+    match = _SCHEME.match(url)
+    return match[1].lower() if match else ""
+
+
+def normalize(url: str) -> str:
+    """One spelling for one place: local paths absolute with `~` expanded, no trailing slash, `file://` removed.
+
+    Raises UsageError on an empty URL, and on one that carries a password, which must never end up in a log.
+    """
+    if not url.strip():
+        raise UsageError("an empty string is not a path or URL")
+    if "\0" in url:
+        raise UsageError(f"{url!r} contains a NUL character")
+    if url.lower().startswith("file://"):
+        url = url[len("file://") :]
+    if not scheme_of(url):
+        return os.path.abspath(os.path.expanduser(url))
+    if "@" in urlsplit(url).netloc and scheme_of(url) in ("s3", "gs", "http", "https"):
+        raise UsageError(f"{redact(url)}: credentials do not belong in a URL; put them in the environment or a profile")
+    if "?" in url and scheme_of(url) in ("http", "https"):
+        raise UsageError(f"{redact(url)}: a query string cannot be part of a folder's URL")
+    return url.rstrip("/") if not url.endswith("://") else url
+
+
+def redact(url: str) -> str:
+    """`url` without user, password and query string, for people and logs."""
+    if not scheme_of(url):
+        return url
+    head, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{head}://{host.rpartition('@')[2]}{slash}{path.split('?')[0]}"
+
+
+def inside(url: str, folder: str) -> bool:
+    """Whether `url` is `folder` or lies below it; both normalized. Symbolic links of local paths are followed."""
+    if not scheme_of(url) and not scheme_of(folder):
+        url, folder = os.path.realpath(url), os.path.realpath(folder)
+    return url == folder or url.startswith(folder.rstrip("/") + "/")
