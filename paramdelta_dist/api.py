@@ -14,7 +14,7 @@ from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.errors import NotFound, OverBudget, UsageError
-from paramdelta_dist.execution.machine import available_cores, default_memory
+from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.tiles import cut_tiles, tile_reads
@@ -262,11 +262,8 @@ def status(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
 
 def _device(device: Device, engine: Engine) -> str:
     """Where a worker computes. `auto` is the CPU: streaming is bound by storage, and a GPU must be asked for."""
-    if device == "cuda" and engine == "local":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UsageError("--device cuda: torch finds no CUDA device here; leave the option out to compute on the CPU")
+    if device == "cuda" and engine == "local" and not cuda_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here; leave the option out to compute on the CPU")
     return "cuda" if device == "cuda" else "cpu"
 
 

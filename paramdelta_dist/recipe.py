@@ -21,7 +21,8 @@ from paramdelta_dist.storage.urls import inside, normalize, redact
 
 MAX_RECIPE = 1 << 20
 """Longest recipe that is read, in bytes."""
-SMALLEST_SHARD = 1 << 20
+SMALLEST_SHARD = 1000
+"""Fewer bytes are surely a forgotten unit."""
 
 FLOATS = {spelling: dtype.name for dtype in DTYPES.values() if dtype.kind is Kind.FLOAT for spelling in (dtype.name, *dtype.aliases)}
 """Spellings of the dtypes that can be written, to their safetensors names."""
@@ -48,7 +49,7 @@ def _size(value: Any) -> int:
         raise ValueError("should be a size such as 5GB")
     size = parse_size(value)
     if size < SMALLEST_SHARD:
-        raise ValueError(f"{value!r} is less than the {SMALLEST_SHARD >> 20} MiB a shard must have at least")
+        raise ValueError(f"{value!r} is less than the {SMALLEST_SHARD} bytes a shard must have at least; is a unit missing, as in 5GB?")
     return size
 
 
@@ -56,8 +57,22 @@ def _dtype(value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or value not in FLOATS:
-        raise ValueError(f"{value!r} is not a dtype that can be written; use bfloat16, float16, float32 or float64")
+        raise ValueError(f"{str(value)[:60]!r} is not a dtype that can be written; use bfloat16, float16, float32 or float64")
     return FLOATS[value]
+
+
+def _deltas(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError("should be a list of one or more deltas, each starting with `- post:`")
+    return value
+
+
+def _tokenizer_source(value: Any) -> Any:
+    if value is None or value in ("base", "post") or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("should be base, post, the position of a delta counted from 0, or a URL")
+    return normalize(value)
 
 
 Url = Annotated[str, BeforeValidator(_as_value_error(_url))]
@@ -101,13 +116,13 @@ class Recipe(_Section):
     method: str = "paramdelta"
     base: Url
     """Θ'_base: the new base, which receives the deltas."""
-    deltas: Annotated[tuple[Delta, ...], Field(min_length=1)]
+    deltas: Annotated[tuple[Delta, ...], BeforeValidator(_deltas)]
     output: Url
     dtype: Annotated[str | None, BeforeValidator(_dtype)] = None
     """Safetensors name of the dtype floating-point tensors are written in; None keeps the base's, tensor by tensor."""
     shard_size: Size = 5 * 10**9
     """Most bytes of tensor data in a shard, unless one tensor alone has more."""
-    tokenizer_from: str | Annotated[int, Field(strict=True)] | None = None
+    tokenizer_from: Annotated[str | int | None, BeforeValidator(_as_value_error(_tokenizer_source))] = None
     """base, post, the position of a delta, or a URL; None is the first delta's post."""
     allow_nonfinite: bool = False
     storage: dict[str, StorageSection] = {}
@@ -121,12 +136,11 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _places_differ(self) -> Recipe:
-        for url in self.models:
+        for url in (*self.models, self.tokenizer_url):
             if inside(self.output, url) or inside(url, self.output):
                 raise ValueError(
                     f"output {redact(self.output)} and the input {redact(url)} are in each other; write to a folder of its own"
                 )
-        self.tokenizer_url  # noqa: B018  (raises on a bad position)
         return self
 
     @property
@@ -147,7 +161,7 @@ class Recipe(_Section):
             if not 0 <= source < len(self.deltas):
                 raise ValueError(f"tokenizer_from: there is no delta {source}; there are {len(self.deltas)}, counted from 0")
             return self.deltas[source].post
-        return _as_value_error(_url)(source)  # type: ignore[no-any-return]
+        return str(source)
 
     @property
     def storage_config(self) -> StorageConfig:
@@ -160,17 +174,25 @@ class Recipe(_Section):
         document["deltas"] = [
             {"post": redact(d.post), **({"base": redact(d.base)} if d.base else {}), "weight": d.weight} for d in self.deltas
         ]
+        if isinstance(self.tokenizer_from, str):
+            document["tokenizer_from"] = redact(self.tokenizer_from)
         return document
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML values only; a key given twice and an alias are errors rather than surprises."""
+    """Plain YAML values only; a key given twice, an alias and a tag are errors rather than surprises."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise RecipeError(f"line {mark.line + 1}: aliases (*name) are not allowed in a recipe")
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        for kind, found in (("aliases (*name)", isinstance(event, yaml.AliasEvent)), ("tags (!name)", getattr(event, "tag", None))):
+            if found:
+                raise RecipeError(f"line {event.start_mark.line + 1}: {kind} are not allowed in a recipe")
         return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(  # 1e-3 is a number, as in JSON and YAML 1.2; to PyYAML it is text
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def parse_recipe(text: str, *, where: str) -> Recipe:
@@ -192,8 +214,10 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         raise RecipeError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: not valid YAML: {_yaml_problem(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{where}: not valid YAML: {str(error)[:200] or 'nested too deeply'}") from None
+    except RecursionError:
+        raise RecipeError(f"{where}: nested too deeply; a recipe has a handful of levels") from None
+    except (ValueError, ArithmeticError) as error:  # such as the 99th of a month, or an endless number
+        raise RecipeError(f"{where}: not valid YAML: {str(error)[:200]}") from None
     if not isinstance(document, dict):
         raise RecipeError(f"{where}: a recipe is a list of `key: value` lines, starting with `base:`, `deltas:` and `output:`")
     return _validated(document, where=where, lines=_lines(root))
@@ -230,22 +254,33 @@ def _validated(document: dict[Any, Any], *, where: str, lines: dict[tuple[Any, .
     except ValidationError as error:
         problems = [_explained(problem, lines) for problem in error.errors(include_url=False, include_input=False)]
         problems = list(dict.fromkeys(problem for problem in problems if problem))
-        raise RecipeError(f"{where}: " + ("\n  ".join(["", *problems]).lstrip(" ") if len(problems) > 1 else problems[0])) from None
+        raise RecipeError(f"{where}:" + ("\n  ".join(["", *problems]) if len(problems) > 1 else f" {problems[0]}")) from None
+
+
+_WORDS = {
+    "string_type": "should be text",
+    "float_type": "should be a number",
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+    "dict_type": "should be lines of `key: value`",
+    "model_type": "should be lines of `key: value`",
+}
+"""What pydantic's kinds of error mean in a recipe."""
 
 
 def _explained(problem: Any, lines: dict[tuple[Any, ...], int]) -> str:
-    place = tuple(part for part in problem["loc"] if not (isinstance(part, str) and part in ("str", "int", "constrained-int")))
+    place = tuple(part for part in problem["loc"] if part != "[key]")
     key = ".".join(str(part) for part in place)
     line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None)
     prefix = f"line {line}: " if line else ""
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in ("extra_forbidden", "invalid_key"):
         known = _known_keys(place[:-1])
         near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{prefix}unknown key {key!r}; {hint}"
     if problem["type"] == "missing":
         return f"{prefix}{key!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{prefix}{key}: {message}" if key else f"{prefix}{message}"
 
 
@@ -263,10 +298,11 @@ def _refuse_duplicate_keys(node: Any) -> None:
         if isinstance(mapping, yaml.MappingNode):
             seen: set[str] = set()
             for key, _ in mapping.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise RecipeError(f"line {key.start_mark.line + 1}: a key should be a word, not a list or mapping")
                 if key.value in seen:
                     raise RecipeError(f"line {key.start_mark.line + 1}: key {key.value!r} is given twice")
-                if isinstance(key.value, str):
-                    seen.add(key.value)
+                seen.add(key.value)
 
 
 def _nodes(node: Any) -> Iterator[Any]:

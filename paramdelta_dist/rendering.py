@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -101,8 +101,8 @@ def merge_document(result: MergeResult) -> dict[str, Any]:
     return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **result.report}
 
 
-def merge_summary(document: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> None:
+    console = Console(file=stream, highlight=False, soft_wrap=True)
     if document["state"] == "nothing to do":
         console.print(f"nothing to do: {escape(document['output'])} holds this merge of these inputs already")
         return
@@ -122,8 +122,8 @@ def merge_summary(document: dict[str, Any]) -> None:
         console.print(f"  {_plural(document['nonfinite_tensors'], 'tensor')} with NaN or infinity, as the recipe allows")
 
 
-def plan_tables(document: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> None:
+    console = Console(file=stream, highlight=False, soft_wrap=True)
     for note in document["notes"]:
         console.print(f"note: {escape(note)}")
     table = Table("shard", "size", "tensors", "to read", box=None, pad_edge=False)

@@ -1,4 +1,4 @@
-"""What this machine lets us use: cores and memory, as containers and schedulers limit them."""
+"""What this machine lets us use: cores, memory and GPUs, as containers and schedulers limit them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ def memory_limit() -> int:
 def default_memory() -> int:
     """The memory budget when none is given: half of what the process may use."""
     return memory_limit() // 2
+
+
+def cuda_available() -> bool:
+    """Whether torch finds a GPU here."""
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def _cgroups() -> list[Path]:

@@ -17,24 +17,31 @@ def add_delta(acc: torch.Tensor, post: torch.Tensor, base: torch.Tensor, weight:
 
     The delta is taken negated and subtracted: an element that post-training left alone then leaves acc alone to the
     last bit, even where acc is −0.0. For weight 1, acc == base gives exactly post. In float64 those elements are
-    selected; in float32, which serves 16-bit tensors alone, it is enough (and faster) to carry along what rounding took
-    from the subtraction, which Dekker's Fast2Sum gives exactly where it matters, for |base| ≥ |post|.
+    selected. In float32, which serves 16-bit tensors alone, it is enough (and faster) to carry along what rounding took
+    from the subtraction, which Dekker's Fast2Sum gives exactly where it matters, for |base| ≥ |post|; that loses
+    nothing but the sign of a zero, so a block with a −0.0 in post selects as well.
     """
     n = acc.numel()
     x, y, z = (block[:n] for block in scratch)
     minuend, subtrahend = (base, post) if weight > 0 else (post, base)
     y.copy_(minuend)
     x.copy_(subtrahend)
-    if weight == 1 and acc.dtype == torch.float64:
-        unchanged = torch.eq(acc, y, out=z.view(torch.bool)[:n])
-        acc.sub_(y.sub_(x))
-        torch.where(unchanged, x, acc, out=acc)
-    elif weight == 1:
-        torch.sub(y, x, out=z)
-        acc.sub_(z)
-        acc.sub_(y.sub_(z).sub_(x))
-    else:
+    if weight != 1:
         acc.sub_(y.sub_(x).mul_(abs(weight)))
+        return
+    wide = acc.dtype == torch.float64
+    unchanged = torch.eq(acc, y) if wide or _has_negative_zero(post) else None
+    torch.sub(y, x, out=z)
+    acc.sub_(z)
+    if not wide:
+        acc.sub_(y.sub_(z).sub_(x))
+    if unchanged is not None:
+        torch.where(unchanged, x, acc, out=acc)
+
+
+def _has_negative_zero(values: torch.Tensor) -> bool:
+    """Whether −0.0 is among 16-bit values[n]: its bits are the least 16-bit integer, so one cheap reduction tells."""
+    return bool(values.view(torch.int16).amin() == torch.iinfo(torch.int16).min)
 
 
 def beyond(acc: torch.Tensor, limit: float) -> bool:

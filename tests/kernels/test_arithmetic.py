@@ -1,0 +1,188 @@
+"""The arithmetic against float64: one rounding, exact identities, the same result however it is cut."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paramdelta_dist.kernels import merging
+from paramdelta_dist.kernels.elementwise import overflow_limit
+from paramdelta_dist.kernels.merging import Merger, view
+from paramdelta_dist.methods import METHODS
+from paramdelta_dist.methods.paramdelta import PARAMDELTA, paramdelta
+from paramdelta_dist.planning import memory
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(tensor):
+    return tensor.view(INTEGER[tensor.dtype.itemsize])
+
+
+def numbers(seed, n, dtype, spread=20.0):
+    """Values over many magnitudes, with zeros of both signs among them."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(n, generator=generator, dtype=torch.float64) * torch.exp2(-spread * torch.rand(n, generator=generator, dtype=torch.float64))
+    values[:: max(1, n // 7)] = 0.0
+    values[3 :: max(1, n // 5)] = -0.0
+    return values.to(dtype)
+
+
+def merge(out_dtype, base, deltas, weights, device="cpu"):
+    out = torch.empty(base.shape, dtype=out_dtype)
+    bad = Merger(paramdelta, weights, PARAMDELTA.scratch, torch.device(device)).merge(out, base, deltas)
+    return out, bad
+
+
+def oracle(out_dtype, base, deltas, weights):
+    acc = base.double()
+    for (post, old), weight in zip(deltas, weights, strict=True):
+        acc = acc + weight * (post.double() - old.double())
+    return acc.to(out_dtype)
+
+
+def ulps_apart(one, two, scale):
+    """Distance in units of the last place of `scale`, the largest number that took part."""
+    eps = torch.finfo(one.dtype).eps
+    return ((one.double() - two.double()).abs() / (torch.maximum(scale.double().abs(), two.double().abs()) * eps).clamp_min(1e-300)).max().item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 63, 1000, merging.BLOCK + 1])
+def test_a_delta_on_the_same_base_gives_exactly_the_post(dtype, n):
+    base, post = numbers(1, n, dtype), numbers(2, n, dtype)
+    out, _ = merge(dtype, base, [(post, base.clone())], [1.0])
+    assert torch.equal(bits(out), bits(post))
+
+
+@pytest.mark.parametrize("old_dtype", DTYPES)
+@pytest.mark.parametrize("out_dtype", DTYPES)
+def test_the_same_base_gives_the_post_rounded_once_in_any_mix_of_dtypes(old_dtype, out_dtype):
+    base, post = numbers(1, 5000, old_dtype), numbers(2, 5000, old_dtype)
+    out, _ = merge(out_dtype, base, [(post, base)], [1.0])
+    assert torch.equal(bits(out), bits(post.to(out_dtype)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight", [1.0, -1.0, 0.5, -2.0])
+def test_a_post_that_equals_its_base_leaves_the_new_base_to_the_last_bit(dtype, weight):
+    base, post = numbers(1, 5000, dtype), numbers(2, 5000, dtype)
+    out, _ = merge(dtype, base, [(post, post)], [weight])
+    assert torch.equal(bits(out), bits(base))
+
+
+def test_no_deltas_give_the_base():
+    base = numbers(1, 5000, torch.bfloat16)
+    out, _ = merge(torch.bfloat16, base, [], [])
+    assert torch.equal(bits(out), bits(base))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(DTYPES[:3]),
+    st.lists(st.tuples(st.sampled_from(DTYPES[:3]), st.sampled_from(DTYPES[:3]), st.sampled_from([1.0, 0.7, -1.0, -0.3])), min_size=1, max_size=4),
+    st.sampled_from(DTYPES[:3]),
+)
+def test_a_merge_is_within_one_rounding_of_float64(seed, base_dtype, deltas, out_dtype):
+    base = numbers(seed, 700, base_dtype, spread=8)
+    pairs = [(numbers(seed + 2 * i + 1, 700, p, spread=8), numbers(seed + 2 * i + 2, 700, o, spread=8)) for i, (p, o, _) in enumerate(deltas)]
+    weights = [weight for _, _, weight in deltas]
+    out, bad = merge(out_dtype, base, pairs, weights)
+    assert bad is None
+    expected = oracle(out_dtype, base, pairs, weights)
+    exact = oracle(torch.float64, base, pairs, weights)
+    # half a unit for our one rounding, half for the oracle's, of the result itself; cancellation is not excused by more than 2^-14 of it
+    largest = torch.stack([t.double().abs() for pair in pairs for t in pair] + [base.double().abs()]).max(0).values
+    assert ulps_apart(out, expected, torch.maximum(exact.abs(), largest * 2**-14)) <= 1
+
+
+def test_real_weights_round_to_the_float64_result_in_all_but_a_few_in_a_million():
+    n = 1 << 20
+    generator = torch.Generator().manual_seed(7)
+    base = (0.02 * torch.randn(n, generator=generator)).bfloat16()
+    old = (base.float() + 0.004 * torch.randn(n, generator=generator)).bfloat16()
+    post = (old.float() + 0.001 * torch.randn(n, generator=generator)).bfloat16()
+    out, _ = merge(torch.bfloat16, base, [(post, old)], [1.0])
+    assert int((out != oracle(torch.bfloat16, base, [(post, old)], [1.0])).sum()) <= 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+@pytest.mark.parametrize("block", [64, 1000, 1 << 12])
+def test_the_block_size_does_not_change_a_bit(monkeypatch, dtype, block):
+    base, post, old = (numbers(s, 10_001, dtype, spread=10) for s in (1, 2, 3))
+    whole, _ = merge(dtype, base, [(post, old), (old, post)], [0.7, 1.0])
+    monkeypatch.setattr(merging, "BLOCK", block)
+    cut, _ = merge(dtype, base, [(post, old), (old, post)], [0.7, 1.0])
+    assert torch.equal(bits(whole), bits(cut))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_the_number_of_torch_threads_does_not_change_a_bit(dtype):
+    base, post, old = (numbers(s, 300_000, dtype, spread=10) for s in (1, 2, 3))
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        results.append(merge(dtype, base, [(post, old)], [0.9])[0])
+    torch.set_num_threads(before)
+    assert all(torch.equal(bits(results[0]), bits(result)) for result in results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_the_first_element_that_is_not_finite_is_found(dtype):
+    n = merging.BLOCK + 500
+    base, old = torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=dtype)
+    post = torch.zeros(n, dtype=dtype)
+    post[merging.BLOCK + 7] = float("nan")
+    post[merging.BLOCK + 9] = float("inf")
+    assert merge(dtype, base, [(post, old)], [1.0])[1] == merging.BLOCK + 7
+    assert merge(dtype, post, [(base, old)], [1.0])[1] == merging.BLOCK + 7
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_overflow_of_the_output_dtype_is_found_and_its_largest_number_is_not(dtype):
+    largest = torch.finfo(dtype).max
+    base = torch.tensor([largest, 1.0], dtype=dtype)
+    zero = torch.zeros(2, dtype=dtype)
+    assert merge(dtype, base, [(zero, zero)], [1.0])[1] is None
+    assert merge(dtype, base, [(base, zero)], [1.0])[1] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_the_overflow_limit_is_the_exact_border(dtype):
+    wide = torch.float32 if dtype.itemsize == 2 else torch.float64
+    limit = torch.tensor([overflow_limit(dtype)], dtype=wide)
+    below = torch.nextafter(limit, torch.zeros_like(limit))
+    assert torch.isinf(limit.to(dtype)).item()
+    assert torch.isfinite(below.to(dtype)).item()
+
+
+def test_unaligned_memory_is_read_right():
+    values = torch.arange(10, dtype=torch.float32)
+    raw = b"xyz" + bytes(bits(values).view(torch.uint8).numpy())
+    assert torch.equal(view(memoryview(raw)[3:], torch.float32), values)
+
+
+def test_the_memory_plan_knows_the_kernels_block():
+    assert memory.BLOCK_BYTES == merging.BLOCK * 8
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_inputs_are_left_as_they_are(method):
+    base, post, old = (numbers(s, 1000, torch.bfloat16) for s in (1, 2, 3))
+    copies = [t.clone() for t in (base, post, old)]
+    out = torch.empty_like(base)
+    Merger(method.function, [0.5], method.scratch, torch.device("cpu")).merge(out, base, [(post, old)])
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip((base, post, old), copies, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here; the same bytes on a GPU are unverified")
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_a_gpu_gives_the_bytes_of_the_cpu(dtype):
+    base, post, old = (numbers(s, 1_000_003, dtype, spread=10) for s in (1, 2, 3))
+    for weight in (1.0, 0.7):
+        cpu, _ = merge(dtype, base, [(post, old)], [weight])
+        gpu, _ = merge(dtype, base, [(post, old)], [weight], device="cuda")
+        assert torch.equal(bits(cpu), bits(gpu))

@@ -1,0 +1,221 @@
+"""Properties of layout and tiles over models nobody would make: every byte once, every buffer bounded."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
+from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.header import LENGTH_FIELD, parse_header
+from paramdelta_dist.planning import build_plan
+from paramdelta_dist.planning.tiles import MAX_GAP, WASTE, Read, coalesce, cut_tiles, source_range, tile_reads
+from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.storage import Identity
+
+FLOATS = ("BF16", "F16", "F32", "F64")
+NAMES = [f"layers.{n}.weight" for n in range(12)]
+
+shapes = st.one_of(
+    st.just(()),
+    st.lists(st.integers(0, 6), min_size=1, max_size=3).map(tuple),
+    st.integers(1, 5000).map(lambda n: (n,)),
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+)
+
+
+@st.composite
+def model_sets(draw):
+    """A base, a post and an old base with the same tensors, each in other dtypes, orders and files."""
+    names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=12, unique=True))
+    shape_of = {name: draw(shapes) for name in names}
+    exact = {name: draw(st.sampled_from([None, None, None, "I64", "BOOL", "U8"])) for name in names}
+    models = {}
+    for url in ("/base", "/post", "/old"):
+        order = draw(st.permutations(names))
+        files = draw(st.integers(1, 3))
+        tensors, ends = {}, [LENGTH_FIELD + draw(st.integers(0, 9)) for _ in range(files)]
+        for name in order:
+            dtype = exact[name] or draw(st.sampled_from(FLOATS))
+            file = draw(st.integers(0, files - 1))
+            size = DTYPES[dtype].nbytes(shape_of[name])
+            tensors[name] = Tensor(dtype, shape_of[name], file, ends[file], ends[file] + size)
+            ends[file] += size
+        in_order = dict(sorted(tensors.items(), key=lambda item: (item[1].file, item[1].start)))
+        weight_files = tuple(WeightFile(f"{n}.safetensors", Identity(end, "t")) for n, end in enumerate(ends))
+        models[url] = Checkpoint(url, weight_files, in_order, {"model_type": "toy"}, {}, ())
+    return models
+
+
+def plan_of(models, *, shard_size=1 << 20, dtype=None):
+    recipe = Recipe(base="/base", deltas=({"post": "/post", "base": "/old"},), output="/out", dtype=dtype)
+    recipe = recipe.model_copy(update={"shard_size": shard_size})
+    return build_plan(recipe, models, {})
+
+
+@settings(max_examples=150, deadline=None)
+@given(model_sets(), st.integers(64, 60_000), st.integers(512, 40_000), st.sampled_from([None, "BF16", "F32"]))
+def test_every_output_byte_is_made_exactly_once_and_in_order(models, shard_size, tile_size, dtype):
+    plan = plan_of(models, shard_size=shard_size, dtype={"BF16": "bfloat16", "F32": "float32", None: None}[dtype])
+    written = []
+    for shard in plan.shards:
+        position = len(shard.header)
+        for tile in cut_tiles(shard, tile_size=tile_size):
+            assert tile.start == position
+            for segment in tile.segments:
+                width = DTYPES[segment.tensor.dtype].itemsize
+                assert segment.tensor.start + segment.first * width == position
+                assert segment.first < segment.last <= segment.tensor.elements
+                position += (segment.last - segment.first) * width
+            assert tile.stop == position
+        assert position == shard.size
+        written += [tensor.name for tensor in shard.tensors]
+    assert sorted(written) == sorted(models["/base"].tensors)
+
+
+@settings(max_examples=100, deadline=None)
+@given(model_sets(), st.integers(512, 40_000))
+def test_every_buffer_of_a_tile_is_within_the_limit(models, tile_size):
+    for shard in plan_of(models).shards:
+        for tile in cut_tiles(shard, tile_size=tile_size):
+            assert 0 < tile.stop - tile.start <= tile_size
+            for model in range(3):
+                assert sum(read.stop - read.start for read in tile_reads(tile, model)) <= tile_size * (1 + 1 / WASTE)
+
+
+@settings(max_examples=100, deadline=None)
+@given(model_sets(), st.integers(512, 40_000))
+def test_reads_cover_the_exact_bytes_of_every_input(models, tile_size):
+    plan = plan_of(models)
+    seen = {}
+    for shard in plan.shards:
+        for tile in cut_tiles(shard, tile_size=tile_size):
+            for model, url in enumerate(plan.models):
+                reads = tile_reads(tile, model)
+                for segment in tile.segments:
+                    wanted = source_range(segment, model)
+                    assert any(r.file == wanted.file and r.start <= wanted.start and wanted.stop <= r.stop for r in reads)
+                    file = shard.inputs[wanted.file]
+                    assert file.model == model
+                    held = models[url].tensors[segment.tensor.name]
+                    assert models[url].files[held.file] == file.file
+                    assert held.start <= wanted.start <= wanted.stop <= held.stop
+                    seen[url, segment.tensor.name] = seen.get((url, segment.tensor.name), 0) + wanted.stop - wanted.start
+                for read in reads:
+                    assert read.stop <= shard.inputs[read.file].file.identity.size
+    for url, model in models.items():
+        for name, tensor in model.tensors.items():
+            assert seen.get((url, name), 0) == tensor.stop - tensor.start
+    assert plan.bytes_to_read == sum(model.nbytes for model in models.values())
+
+
+@settings(max_examples=100, deadline=None)
+@given(model_sets(), st.integers(64, 60_000))
+def test_headers_are_valid_aligned_and_within_the_shard_size(models, shard_size):
+    plan = plan_of(models, shard_size=shard_size)
+    for shard in plan.shards:
+        tensors, metadata = parse_header(shard.header[LENGTH_FIELD:], file_size=shard.size, where=shard.file)
+        assert metadata == {"format": "pt"}
+        assert len(shard.header) % 8 == 0
+        for planned in shard.tensors:
+            info = tensors[planned.name]
+            assert (info.start, info.stop, info.dtype) == (planned.start, planned.start + planned.nbytes, planned.dtype)
+            assert info.start % DTYPES[info.dtype].itemsize == 0
+        data = shard.size - len(shard.header)
+        assert data <= shard_size or sum(tensor.nbytes > 0 for tensor in shard.tensors) == 1
+    files = [shard.file for shard in plan.shards]
+    assert files == (["model.safetensors"] if len(files) == 1 else [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)])
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 10**6), st.integers(0, 10**5)), max_size=30))
+def test_coalescing_covers_every_range_and_wastes_little(pieces):
+    reads = [Read(file, start, start + size) for file, start, size in pieces]
+    joined = coalesce(reads)
+    for read in reads:
+        assert any(j.file == read.file and j.start <= read.start and read.stop <= j.stop for j in joined)
+    needed = sum(stop - start for _, start, stop in reads)
+    assert sum(stop - start for _, start, stop in joined) <= needed * (1 + 1 / WASTE)
+    for one, two in zip(joined, joined[1:], strict=False):
+        assert one.file != two.file or two.start > one.stop
+
+
+def test_neighbours_are_one_request_and_distant_ranges_are_not():
+    assert coalesce([Read(0, 0, 100), Read(0, 100, 200)]) == [Read(0, 0, 200)]
+    assert len(coalesce([Read(0, 0, 100), Read(1, 100, 200)])) == 2
+    assert len(coalesce([Read(0, 0, 10**6), Read(0, 10**6 + MAX_GAP + 1, 10**8)])) == 2
+    assert coalesce([Read(0, 0, 10**6), Read(0, 10**6 + 50, 10**7)]) == [Read(0, 0, 10**7)]
+
+
+def toy(dtypes, url="/base"):
+    tensors, end = {}, 16
+    for name, (dtype, shape) in dtypes.items():
+        size = DTYPES[dtype].nbytes(shape)
+        tensors[name] = Tensor(dtype, shape, 0, end, end + size)
+        end += size
+    return Checkpoint(url, (WeightFile("model.safetensors", Identity(end, "t")),), tensors, {}, {}, ())
+
+
+def three(dtypes):
+    return {url: toy(dtypes, url) for url in ("/base", "/post", "/old")}
+
+
+def test_integers_booleans_and_derived_buffers_are_copied_and_all_else_merged():
+    plan = plan_of(three({"w": ("BF16", (4, 4)), "position_ids": ("I64", (8,)), "m.rotary_emb.inv_freq": ("F32", (8,)), "mask": ("BOOL", (3,))}))
+    merged = {tensor.name for shard in plan.shards for tensor in shard.tensors if tensor.merged}
+    assert merged == {"w"}
+    assert (plan.merged, plan.copied) == (1, 3)
+
+
+def test_tensors_that_cannot_be_merged_are_all_listed():
+    from paramdelta_dist.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match=r"(?s)3 tensors.*'?q1.*q2.*c") as raised:
+        plan_of(three({"w": ("BF16", (4,)), "q1": ("F8_E4M3", (4,)), "q2": ("F4", (4,)), "c": ("C64", (4,))}))
+    assert raised.value.exit_code == 3
+
+
+def test_the_output_dtype_changes_floats_only():
+    plan = plan_of(three({"w": ("F32", (4,)), "n": ("I64", (2,))}), dtype="bfloat16")
+    assert {t.name: t.dtype for shard in plan.shards for t in shard.tensors} == {"w": "BF16", "n": "I64"}
+
+
+def test_a_delta_of_weight_zero_is_not_read():
+    models = three({"w": ("BF16", (100,))})
+    recipe = Recipe(base="/base", deltas=({"post": "/post", "base": "/old", "weight": 0.0},), output="/out")
+    plan = build_plan(recipe, models, {})
+    assert plan.models == ("/base",)
+    assert plan.bytes_to_read == 200
+
+
+def test_a_delta_on_the_base_itself_reads_the_base_once():
+    models = three({"w": ("BF16", (100,))})
+    recipe = Recipe(base="/base", deltas=({"post": "/post"},), output="/out")
+    plan = build_plan(recipe, models, {})
+    assert plan.models == ("/base", "/post")
+    assert plan.bytes_to_read == 400
+
+
+def test_the_fingerprint_follows_what_decides_the_bytes():
+    models = three({"w": ("BF16", (100,))})
+    base = plan_of(models).fingerprint
+    assert plan_of(models).fingerprint == base
+    assert plan_of(models, dtype="float32").fingerprint != base
+    changed = dict(models)
+    changed["/old"] = Checkpoint("/old", (WeightFile("model.safetensors", Identity(216, "another")),), models["/old"].tensors, {}, {}, ())
+    assert plan_of(changed).fingerprint != base
+
+
+def test_a_plan_is_plain_values():
+    document = plan_of(three({"w": ("BF16", (100,))})).as_document()
+    assert json.loads(json.dumps(document)) == document
+
+
+def test_planning_is_linear_in_tensors():
+    """Counted, not timed: the tiles of n small tensors are read in as many requests as their bytes need."""
+    for count in (100, 1000, 10_000):
+        plan = plan_of(three({f"t{n}": ("BF16", (64,)) for n in range(count)}), shard_size=1 << 30)
+        tiles = list(cut_tiles(plan.shards[0], tile_size=1 << 18))
+        assert len(tiles) == math.ceil(count * 128 / (1 << 18))
+        assert sum(len(tile_reads(tile, model)) for tile in tiles for model in range(3)) == 3 * len(tiles)

@@ -1,0 +1,103 @@
+"""The house rules: imports go down, each outside library has its room, and starting costs nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "paramdelta_dist"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LEVELS = (
+    ("errors", "sizes", "_version"),
+    ("storage", "kernels"),
+    ("checkpoint", "methods"),
+    ("recipe",),
+    ("planning",),
+    ("execution",),
+    ("api",),
+    ("rendering",),
+    ("demo",),
+    ("cli",),
+    ("__main__", "__init__"),
+)
+LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+ROOMS = {
+    "ray": ("execution/ray.py",),
+    "pydantic": ("recipe.py",),
+    "fsspec": ("storage/",),
+    "s3fs": ("storage/",),
+    "gcsfs": ("storage/",),
+    "obstore": ("storage/",),
+    "botocore": ("storage/",),
+    "aiohttp": ("storage/",),
+    "google": ("storage/",),
+    "torch": ("kernels/", "methods/", "execution/shard.py", "execution/machine.py", "demo.py"),
+    "safetensors": ("demo.py",),
+    "typer": ("cli.py",),
+    "rich": ("rendering.py", "demo.py"),
+}
+
+
+def imports(path):
+    """(module, line) of every import in a file, lazy ones included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            if node.module == "paramdelta_dist":
+                yield from ((f"paramdelta_dist.{alias.name}", node.lineno) for alias in node.names)
+            else:
+                yield node.module, node.lineno
+
+
+def room_of(path):
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    if path == PACKAGE / "__init__.py":
+        return
+    here = room_of(path)
+    for module, line in imports(path):
+        if module.startswith("paramdelta_dist."):
+            there = module.split(".")[1]
+            allowed = there == here or LEVEL_OF[there] < LEVEL_OF[here]
+            lazy_lookup = (here, there) == ("methods", "methods")
+            assert allowed or lazy_lookup, f"{path.relative_to(PACKAGE)}:{line} imports {module}, which is not below it"
+
+
+@pytest.mark.parametrize("library", ROOMS)
+def test_a_library_is_named_only_in_its_room(library):
+    for path in MODULES:
+        relative = str(path.relative_to(PACKAGE))
+        for module, line in imports(path):
+            if module.split(".")[0] == library:
+                assert relative.startswith(ROOMS[library]), f"{relative}:{line} imports {module}"
+
+
+def test_every_module_says_first_what_it_is():
+    for path in MODULES:
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import paramdelta_dist",
+        "from paramdelta_dist import cli; cli.app(['--help'], standalone_mode=False)",
+        "from paramdelta_dist import cli; cli.app(['plan', '--base', '/nowhere/a', '--delta', '/nowhere/b', '--output', '/nowhere/c'], standalone_mode=False)",
+        "import paramdelta_dist.api, paramdelta_dist.planning, paramdelta_dist.checkpoint",
+    ],
+)
+def test_starting_and_planning_load_neither_torch_nor_ray(code):
+    report = "\nimport sys; print('LOADED', [m for m in ('torch', 'ray', 'numpy', 'pyarrow', 'transformers') if m in sys.modules])"
+    guarded = f"try:\n    {code}\nexcept BaseException as error:\n    print(type(error))"
+    done = subprocess.run([sys.executable, "-c", guarded + report], capture_output=True, text=True, check=True)
+    assert "LOADED []" in done.stdout, done.stdout
