@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
-from paramdelta_dist.errors import NotFound, OverBudget, UsageError
+from paramdelta_dist.errors import InputError, NotFound, OverBudget, UsageError
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory
+from paramdelta_dist.execution.output import claim, output_status
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.tiles import cut_tiles, tile_reads
@@ -76,6 +77,8 @@ def load_recipe(source: str) -> Recipe:
         data = open_store(folder or "/", StorageConfig()).read(name, limit=MAX_RECIPE)
     except NotFound:
         raise UsageError(f"there is no recipe at {redact(source)}") from None
+    except InputError as error:
+        raise UsageError(str(error)) from None
     try:
         return parse_recipe(data.decode(), where=redact(source))
     except UnicodeDecodeError:
@@ -197,10 +200,6 @@ def merge(
     `memory` bounds, in bytes, this process (local) or each worker (ray). Raises ParamDeltaErrors only; whatever is
     raised, the output is either untouched, unfinished and ready to go on, or complete.
     """
-    from paramdelta_dist.execution.output import claim
-    from paramdelta_dist.execution.publish import publish
-    from paramdelta_dist.execution.shard import Job, peak_memory
-
     began = time.monotonic()
     observer = observer or _Silent()
     merge_plan, _ = plan(recipe)
@@ -209,6 +208,9 @@ def merge(
     held = claim(store, merge_plan, overwrite=overwrite)
     if held.committed is not None:
         return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
+    from paramdelta_dist.execution.publish import publish  # what computes comes last: a mistake shows without waiting for torch
+    from paramdelta_dist.execution.shard import Job, peak_memory
+
     receipts = dict(held.receipts)
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
     job = Job(
@@ -255,8 +257,6 @@ def merge(
 
 def status(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
     """What is in an output folder, and how far a merge into it has come."""
-    from paramdelta_dist.execution.output import output_status
-
     return output_status(open_store(normalize(url), storage or StorageConfig()))
 
 

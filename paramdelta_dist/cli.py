@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -174,6 +175,8 @@ def demo(
 def main() -> None:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a scheduler's stop is a stop like any other
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a sign that the terminal has not is no reason to fail
     app()
 
 
@@ -191,19 +194,28 @@ def _reporting(as_json: bool) -> Iterator[None]:
 def _fail(error: ParamDeltaError, as_json: bool) -> None:
     if as_json:
         _print_json({"error": {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}})
-    print(f"error: {error}", file=sys.stderr)
+    print("error:", _printable(str(error), keep="\n"), file=sys.stderr)
     raise typer.Exit(error.exit_code) from None
+
+
+def _printable(value: Any, *, keep: str = "") -> Any:
+    """Plain values without the characters that a terminal obeys: names among them may come from a stranger's file."""
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(c if c in keep or c.isprintable() else repr(c)[1:-1] for c in value)
+    if isinstance(value, dict):
+        return {_printable(key): _printable(entry) for key, entry in value.items()}
+    return [_printable(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _show(document: dict[str, Any], render: Any, as_json: bool) -> None:
     if as_json:
         _print_json(document)
     else:
-        render(document)
+        render(_printable(document))
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
+    print(json.dumps(document, indent=2), flush=True)  # ASCII, so that no name and no terminal's encoding can stop it
 
 
 def _recipe(source: str | None, base: str | None, deltas: list[str] | None, output: str | None, *, output_needed: bool = True) -> Recipe:
@@ -220,7 +232,7 @@ def _recipe(source: str | None, base: str | None, deltas: list[str] | None, outp
         raise UsageError(f"--base, --delta and --output are needed together (given: {', '.join(flags)})")
     from paramdelta_dist.recipe import recipe_from_flags
 
-    return recipe_from_flags(base=base, deltas=deltas, output=output or "unused-by-check")
+    return recipe_from_flags(base=base, deltas=deltas, output=output or "memory://unused-by-check")
 
 
 def _bytes(text: str | None, flag: str) -> int | None:

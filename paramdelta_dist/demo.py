@@ -116,7 +116,7 @@ def _save(folder: Path, weights: dict[str, torch.Tensor], *, files: int, chat: b
 
     folder.mkdir(parents=True, exist_ok=True)
     names = list(weights)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(files):
         file = f"model-{number + 1:05d}-of-{files:05d}.safetensors"
         part = names[number * len(names) // files : (number + 1) * len(names) // files]

@@ -41,6 +41,10 @@ def _as_value_error(function: Any) -> Any:
 def _url(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("should be a path or URL")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a name of odd bytes on the command line; it could not be written down beside the output
+        raise ValueError(f"{value!r} is not valid Unicode; rename the folder") from None
     return normalize(value)
 
 
@@ -72,7 +76,7 @@ def _tokenizer_source(value: Any) -> Any:
         return value
     if not isinstance(value, str):
         raise ValueError("should be base, post, the position of a delta counted from 0, or a URL")
-    return normalize(value)
+    return _url(value)
 
 
 Url = Annotated[str, BeforeValidator(_as_value_error(_url))]
@@ -190,8 +194,10 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_Loader.add_implicit_resolver(  # 1e-3 is a number, as in JSON and YAML 1.2; to PyYAML it is text
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+_Loader.add_implicit_resolver(  # 1e-3 and -.5 are numbers, as in YAML 1.2; to PyYAML they are text
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+[eE][-+]?\d+|(\d+\.\d*|\.\d+)([eE][-+]?\d+)?)$"),
+    list("-+.0123456789"),
 )
 
 
@@ -230,15 +236,18 @@ def recipe_from_flags(*, base: str, deltas: list[str], output: str) -> Recipe:
 
 
 _COLON = re.compile(r":(?!//)")
+_BEFORE_PORT = re.compile(r"(?!(s3a?|gs|gcs|az|azure|abfss?|hf):)[^:]*://[^/:]*$", re.IGNORECASE)
+_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 _WEIGHT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def _delta_flag(text: str) -> dict[str, Any]:
     """Split at the colons that separate, not those of `scheme://` or of a port."""
+    if _PASSWORD.search(text):
+        raise RecipeError("--delta: credentials do not belong in a URL; put them in the environment or a profile")
     parts: list[str] = []
     for piece in _COLON.split(text):
-        is_port = parts and re.search(r"://[^/:]*$", parts[-1]) and re.match(r"\d+(/|$)", piece)
-        if is_port:
+        if parts and _BEFORE_PORT.match(parts[-1]) and re.match(r"\d+(/|$)", piece):
             parts[-1] += ":" + piece
         else:
             parts.append(piece)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 _UNITS = {
     "": 1, "B": 1,
@@ -23,13 +24,13 @@ def parse_size(text: str | int) -> int:
     match = _SIZE.fullmatch(str(text))
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"{text!r} is not a size; write a number with a unit, such as 5GB or 512MiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()]) if "." in match[1] else int(match[1]) * _UNITS[match[2].upper()]
+    return int(Decimal(match[1]) * _UNITS[match[2].upper()])
 
 
 def format_size(size: float) -> str:
     """`size` bytes in decimal units with three significant digits: 16.1 GB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(size) < 1000 or unit == "TB":
+        if abs(size) < 999.5 or unit == "TB":
             break
         size /= 1000
     return f"{size:.0f} {unit}" if unit == "B" or abs(size) >= 100 else f"{size:.3g} {unit}"
@@ -38,7 +39,7 @@ def format_size(size: float) -> str:
 def format_memory(size: float) -> str:
     """`size` bytes in binary units, as memory limits are written: 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024 or unit == "TiB":
+        if abs(size) < 1023.5 or unit == "TiB":
             break
         size /= 1024
     return f"{size:.0f} {unit}" if unit == "B" or abs(size) >= 100 else f"{size:.3g} {unit}"
@@ -46,7 +47,7 @@ def format_memory(size: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """A duration: 7.3 s, 4 min 12 s, 2 h 05 min."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -4,7 +4,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-SMALL = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 503}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 503,
+}
 
 ARCHITECTURES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=False)),
@@ -20,7 +27,9 @@ def make_models(root, make, dtype=torch.bfloat16, cuts=("60KB", "100KB", "150KB"
     model = make().to(dtype)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, scale, cut in zip(("old", "post", "new"), (0.0, 1e-3, 4e-3), cuts, strict=True):
-        drifted = {key: (t.double() + scale * torch.randn(t.shape).double()).to(dtype) if t.is_floating_point() else t for key, t in start.items()}
+        drifted = {
+            key: (t.double() + scale * torch.randn(t.shape).double()).to(dtype) if t.is_floating_point() else t for key, t in start.items()
+        }
         model.load_state_dict(drifted)
         model.save_pretrained(root / name, max_shard_size=cut)
     return root / "old", root / "post", root / "new"

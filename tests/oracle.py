@@ -36,7 +36,11 @@ def merge(base, deltas, dtype=None):
 
 
 def same_bytes(one, two):
-    return one.dtype == two.dtype and one.shape == two.shape and torch.equal(one.reshape(-1).view(torch.uint8), two.reshape(-1).view(torch.uint8))
+    return (
+        one.dtype == two.dtype
+        and one.shape == two.shape
+        and torch.equal(one.reshape(-1).view(torch.uint8), two.reshape(-1).view(torch.uint8))
+    )
 
 
 def assert_same(actual, expected):

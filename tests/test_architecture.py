@@ -92,7 +92,7 @@ def test_every_module_says_first_what_it_is():
     [
         "import paramdelta_dist",
         "from paramdelta_dist import cli; cli.app(['--help'], standalone_mode=False)",
-        "from paramdelta_dist import cli; cli.app(['plan', '--base', '/nowhere/a', '--delta', '/nowhere/b', '--output', '/nowhere/c'], standalone_mode=False)",
+        "from paramdelta_dist import cli; cli.app('plan --base /no/a --delta /no/b --output /no/c'.split(), standalone_mode=False)",
         "import paramdelta_dist.api, paramdelta_dist.planning, paramdelta_dist.checkpoint",
     ],
 )

@@ -67,7 +67,12 @@ def test_the_recipe_chooses_the_output_dtype_and_the_config_says_so(tmp_path):
 
 def test_two_deltas_with_their_own_bases_and_weights_are_added_in_order(tmp_path):
     old, post, new = make_models(tmp_path / "a", ARCHITECTURES["llama"])
-    save_model(tmp_path / "post2", {n: (t.float() * 1.01).bfloat16() for n, t in oracle.load(post).items()}, files=4, config=json.loads((new / "config.json").read_text()))
+    save_model(
+        tmp_path / "post2",
+        {n: (t.float() * 1.01).bfloat16() for n, t in oracle.load(post).items()},
+        files=4,
+        config=json.loads((new / "config.json").read_text()),
+    )
     deltas = ({"post": str(post), "base": str(old), "weight": 0.6}, {"post": str(tmp_path / "post2"), "weight": -0.25})
     out = merged(tmp_path, new, None, None, deltas=deltas)
     models = [oracle.load(folder) for folder in (new, post, old, tmp_path / "post2")]
@@ -158,13 +163,18 @@ def test_empty_scalar_and_integer_tensors_come_through(tmp_path):
             "small": torch.tensor(5, dtype=torch.int8),
         }
 
-    new, post, old = (save_model(tmp_path / name, tensors(shift), files=files) for name, shift, files in (("new", 3.0, 1), ("post", 2.0, 3), ("old", 1.5, 2)))
+    new, post, old = (
+        save_model(tmp_path / name, tensors(shift), files=files)
+        for name, shift, files in (("new", 3.0, 1), ("post", 2.0, 3), ("old", 1.5, 2))
+    )
     out = merged(tmp_path, new, post, old)
     oracle.assert_same(oracle.load(out), oracle.merge(oracle.load(new), [(oracle.load(post), oracle.load(old), 1.0)]))
 
 
 def test_integers_that_disagree_are_an_error_that_names_the_tensor(tmp_path):
-    new, post, old = (save_model(tmp_path / n, {"w": torch.ones(5), "steps": torch.tensor([1, s])}) for n, s in (("new", 1), ("post", 2), ("old", 1)))
+    new, post, old = (
+        save_model(tmp_path / n, {"w": torch.ones(5), "steps": torch.tensor([1, s])}) for n, s in (("new", 1), ("post", 2), ("old", 1))
+    )
     with pytest.raises(CheckpointError, match=r"'steps'.*post"):
         merged(tmp_path, new, post, old)
     assert not (tmp_path / "out" / "config.json").exists()
@@ -174,7 +184,10 @@ def test_integers_that_disagree_are_an_error_that_names_the_tensor(tmp_path):
 def test_a_result_that_is_not_finite_is_an_error_naming_tensor_element_and_model(tmp_path):
     bad = torch.ones(5000)
     bad[4321] = float("nan")
-    new, post, old = (save_model(tmp_path / n, {"a": torch.ones(10), "w": w}) for n, w in (("new", torch.ones(5000)), ("post", bad), ("old", torch.ones(5000))))
+    new, post, old = (
+        save_model(tmp_path / n, {"a": torch.ones(10), "w": w})
+        for n, w in (("new", torch.ones(5000)), ("post", bad), ("old", torch.ones(5000)))
+    )
     with pytest.raises(NonFinite, match=r"'w', element 4321.*not finite in .*post"):
         merged(tmp_path, new, post, old)
     assert not (tmp_path / "out" / "config.json").exists()
@@ -185,6 +198,9 @@ def test_a_result_that_is_not_finite_is_an_error_naming_tensor_element_and_model
 
 def test_a_tensor_larger_than_every_buffer_is_merged_in_pieces(tmp_path):
     big = {"w": torch.randn(3_000_000).bfloat16(), "b": torch.randn(3).bfloat16()}
-    new, post, old = (save_model(tmp_path / n, {k: (t.float() * s).bfloat16() for k, t in big.items()}) for n, s in (("new", 1.0), ("post", 0.9), ("old", 1.1)))
+    new, post, old = (
+        save_model(tmp_path / n, {k: (t.float() * s).bfloat16() for k, t in big.items()})
+        for n, s in (("new", 1.0), ("post", 0.9), ("old", 1.1))
+    )
     out = merged(tmp_path, new, post, old, memory=400 << 20, workers=1)
     oracle.assert_within_one_rounding(oracle.load(out), oracle.merge(oracle.load(new), [(oracle.load(post), oracle.load(old), 1.0)]))

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
-from paramdelta_dist.checkpoint.header import LENGTH_FIELD, TensorInfo, header_length, parse_header
+from paramdelta_dist.checkpoint.header import LENGTH_FIELD, TensorInfo, header_length, parse_header, shown
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME, parse_index
 from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file
 from paramdelta_dist.errors import CheckpointError, NotFound
@@ -18,6 +18,8 @@ from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG = 16 << 20
+MAX_NESTING = 64
+"""Levels a config may have: far above any real one, far below what Python's recursion bears."""
 FIRST_READ = 256 << 10
 """Bytes read of a file in the hope that they hold its whole header."""
 HEADERS_IN_FLIGHT = 32
@@ -95,7 +97,8 @@ def open_checkpoint(url: str, storage: StorageConfig) -> Checkpoint:
     store = open_store(url, storage)
     listed = store.list()
     if listed is not None and not listed:
-        raise CheckpointError(f"{store.url}: no such folder, or it is empty")
+        hint = "; name the folder, not a file in it" if url.endswith((".safetensors", ".json", ".bin")) else ""
+        raise CheckpointError(f"{store.url}: no such folder, or it is empty{hint}")
     present = _probed(store, (INDEX_NAME, SINGLE_NAME, *SIDE_FILE_NAMES)) if listed is None else listed
     weight_map = _weight_map(store, present)
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_NAME]
@@ -148,6 +151,10 @@ def _weight_map(store: Store, present: dict[str, Identity]) -> dict[str, str] | 
         return parse_index(store.read(INDEX_NAME, limit=MAX_INDEX), where=f"{store.url}/{INDEX_NAME}")
     if SINGLE_NAME in present:
         return None
+    if any(name in present for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")):
+        raise CheckpointError(
+            f"{store.url}: this is a LoRA adapter, not a whole model; merge it into its base first (peft: merge_and_unload) and save that"
+        )
     pickled = [name for name in present if "/" not in name and name.endswith((".bin", ".pt", ".pth", ".ckpt", ".bin.index.json"))]
     if pickled:
         raise CheckpointError(
@@ -181,10 +188,10 @@ def _agreed(url: str, names: list[str], headers: list[dict[str, TensorInfo]], we
             if weight_map is not None and weight_map.get(name) != names[position]:
                 if name in weight_map and name in headers[names.index(weight_map[name])]:
                     raise CheckpointError(
-                        f"{url}: tensor {name!r} is in {names[position]} and again in {weight_map[name]}; the index names the second"
+                        f"{url}: tensor {shown(name)} is in {names[position]} and again in {weight_map[name]}; the index names the second"
                     )
                 problem = f"says {weight_map[name]}" if name in weight_map else "does not name it"
-                raise CheckpointError(f"{url}: tensor {name!r} is in {names[position]}, but {INDEX_NAME} {problem}")
+                raise CheckpointError(f"{url}: tensor {shown(name)} is in {names[position]}, but {INDEX_NAME} {problem}")
             tensors[name] = Tensor(info.dtype, info.shape, position, info.start, info.stop)
     absent = [name for name in weight_map or () if name not in tensors]
     if absent:
@@ -201,12 +208,25 @@ def _agreed(url: str, names: list[str], headers: list[dict[str, TensorInfo]], we
 def read_json_object(store: Store, name: str, *, limit: int) -> dict[str, Any]:
     """A JSON object from a side file. Raises CheckpointError when it is not one."""
     try:
-        value = json.loads(store.read(name, limit=limit))
+        value = json.loads(str(store.read(name, limit=limit), "utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{store.url}/{name}: not valid JSON ({str(error)[:200]})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{store.url}/{name}: not a JSON object")
+    _refuse_deep_nesting(value, f"{store.url}/{name}")
     return value
+
+
+def _refuse_deep_nesting(value: Any, where: str) -> None:
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [child for parent in level if isinstance(parent, (dict, list)) for child in _children(parent)]
+    if level:
+        raise CheckpointError(f"{where}: nested more than {MAX_NESTING} levels deep; no config of a model is")
+
+
+def _children(parent: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return parent.values() if isinstance(parent, dict) else parent
 
 
 def dtype_counts(checkpoint: Checkpoint) -> dict[str, int]:
@@ -219,5 +239,5 @@ def dtype_counts(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+    first = ", ".join(map(shown, names[:3]))
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"

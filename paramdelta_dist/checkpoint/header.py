@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from reprlib import Repr
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
@@ -18,6 +19,10 @@ MAX_HEADER = 100_000_000
 LENGTH_FIELD = 8
 ALIGNMENT = 8
 """Where tensor data may start, in the files we write; any start is read."""
+
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
+_SHORT.maxlist = _SHORT.maxdict = 8
 
 
 class TensorInfo(NamedTuple):
@@ -35,23 +40,42 @@ def header_length(first: bytes | memoryview, *, file_size: int, where: str) -> i
     """Length of the JSON, from a file's first bytes. Raises CheckpointError when it cannot be."""
     if file_size < LENGTH_FIELD or len(first) < LENGTH_FIELD:
         raise CheckpointError(f"{where}: {file_size} bytes are too few for a safetensors file; it is empty or cut off")
+    if bytes(first[:23]) == b"version https://git-lfs":
+        raise CheckpointError(f"{where}: a pointer of Git LFS and not a safetensors file; fetch what it stands for (git lfs pull)")
     length = int.from_bytes(first[:LENGTH_FIELD], "little")
     if length > MAX_HEADER:
         raise CheckpointError(
             f"{where}: the header claims {length} bytes, more than the {MAX_HEADER} the format allows; this is not a safetensors file"
         )
     if LENGTH_FIELD + length > file_size:
-        raise CheckpointError(f"{where}: the header claims {length} bytes, the file has {file_size}; it is cut off")
+        raise CheckpointError(f"{where}: the header claims {length} bytes of a file of {file_size}: cut off or not a safetensors file")
     return length
 
 
-def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def shown(value: Any) -> str:
+    """A value from a file as messages show it: quoted, short at any length and depth, and nothing that a terminal obeys."""
+    return _SHORT.repr(value)
+
+
+def strict_json(text: bytes | memoryview) -> Any:
+    """JSON as the safetensors library reads it: UTF-8 only, no NaN, no name twice.
+
+    Raises ValueError or RecursionError when it is anything else, CheckpointError for a name that occurs twice.
+    """
+    return json.loads(str(text, "utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
         seen: set[str] = set()
         name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise CheckpointError(f"the name {name[:200]!r} occurs twice")
+        raise CheckpointError(f"the name {shown(name)} occurs twice")
     return table
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def parse_header(text: bytes | memoryview, *, file_size: int, where: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -61,16 +85,18 @@ def parse_header(text: bytes | memoryview, *, file_size: int, where: str) -> tup
     exactly a valid header: offsets out of the file, holes, overlaps, a size that is not shape × dtype.
     """
     try:
-        header = json.loads(bytes(text), object_pairs_hook=no_duplicates)
+        header = strict_json(text)
     except CheckpointError as error:
         raise CheckpointError(f"{where}: broken header: {error}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: the header is not valid JSON ({str(error)[:200]})") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{where}: the header is not a JSON object")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{where}: __metadata__ is not an object")
+    metadata = header.pop("__metadata__", None)
+    if metadata is None:
+        metadata = {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{where}: __metadata__ {shown(metadata)} is not an object of strings")
     data_start = LENGTH_FIELD + len(text)
     tensors = [(name, _tensor(name, entry, data_start, where)) for name, entry in header.items()]
     tensors.sort(key=lambda item: (item[1].start, item[1].stop))
@@ -78,12 +104,12 @@ def parse_header(text: bytes | memoryview, *, file_size: int, where: str) -> tup
     for name, info in tensors:
         if info.start != end:
             kind = "overlaps the one before it" if info.start < end else "leaves a hole before it"
-            raise CheckpointError(f"{where}: tensor {name[:200]!r}: data_offsets {kind} (byte {info.start}, expected {end})")
+            raise CheckpointError(f"{where}: tensor {shown(name)}: data_offsets {kind} (byte {info.start}, expected {end})")
         end = info.stop
     if end != file_size:
         problem = "it is cut off" if end > file_size else "bytes follow the last tensor"
         raise CheckpointError(f"{where}: the header describes {end} bytes, the file has {file_size}: {problem}")
-    return dict(tensors), {str(key): str(value) for key, value in metadata.items()}
+    return dict(tensors), metadata
 
 
 def _natural(value: Any) -> bool:
@@ -92,7 +118,7 @@ def _natural(value: Any) -> bool:
 
 def _tensor(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
     def broken(field: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{where}: tensor {name[:200]!r}: {field} {problem}")
+        return CheckpointError(f"{where}: tensor {shown(name)}: {field} {problem}")
 
     try:
         name.encode()
@@ -104,14 +130,19 @@ def _tensor(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
         raise broken("entry", "is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise broken("dtype", f"{str(dtype)[:40]!r} is not one of {', '.join(DTYPES)}")
+        raise broken("dtype", f"{shown(dtype)} is not one of {', '.join(DTYPES)}")
     if not isinstance(shape, list) or len(shape) > 64 or not all(map(_natural, shape)):
-        raise broken("shape", f"{str(shape)[:80]} is not a list of at most 64 sizes")
+        raise broken("shape", f"{shown(shape)} is not a list of at most 64 sizes")
+    elements = 1
+    for extent in shape:
+        elements *= extent
+        if elements >= 1 << 63:
+            raise broken("shape", f"{shown(shape)} has more elements than any machine can count")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)) or offsets[0] > offsets[1]:
-        raise broken("data_offsets", f"{str(offsets)[:80]} are not a begin and an end")
+        raise broken("data_offsets", f"{shown(offsets)} are not a begin and an end")
     size = DTYPES[dtype].nbytes(tuple(shape))
     if size != offsets[1] - offsets[0]:
-        raise broken("data_offsets", f"span {offsets[1] - offsets[0]} bytes, but {dtype} {shape} takes {size}")
+        raise broken("data_offsets", f"span {offsets[1] - offsets[0]} bytes, but {dtype} {shown(shape)} takes {size}")
     return TensorInfo(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 

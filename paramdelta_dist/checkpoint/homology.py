@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
+from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary
 from paramdelta_dist.errors import HomologyError
 from paramdelta_dist.storage import StorageConfig, redact
@@ -117,7 +118,7 @@ def _config_mismatches(base: Checkpoint, other: Checkpoint) -> list[Mismatch]:
             remedy = "pick the post-trained model that grew from this architecture and size"
         else:
             continue
-        found.append(Mismatch(url, "config", f"{key} is {theirs!r}, the base has {ours!r}", remedy))
+        found.append(Mismatch(url, "config", f"{shown(key)} is {shown(theirs)}, the base has {shown(ours)}", remedy))
     return found
 
 
@@ -128,7 +129,8 @@ def _config_notes(base: Checkpoint, others: Sequence[Checkpoint]) -> list[str]:
     for other in others:
         if other.config is not None:
             differing |= {key: ours for key, ours, _ in _differing_fields(base, other) if key.rpartition(".")[2] not in MUST_AGREE}
-    return [f"config field {key} differs between the models; taken from the base: {value!r}" for key, value in sorted(differing.items())]
+    items = sorted(differing.items())
+    return [f"config field {shown(key)} differs between the models; taken from the base: {shown(value)}" for key, value in items]
 
 
 def _tensor_mismatches(base: Checkpoint, other: Checkpoint) -> list[Mismatch]:
@@ -138,18 +140,18 @@ def _tensor_mismatches(base: Checkpoint, other: Checkpoint) -> list[Mismatch]:
         theirs = other.tensors.get(name)
         if theirs is None:
             if not is_derived_buffer(name):
-                found.append(Mismatch(url, "tensors", f"{name} is missing", _missing_remedy(name, base, other)))
+                found.append(Mismatch(url, "tensors", f"{shown(name)} is missing", _missing_remedy(name, base, other)))
         elif theirs.shape != tensor.shape:
             found.append(
                 Mismatch(
                     url,
                     "shapes",
-                    f"{name} is {list(theirs.shape)}, the base has {list(tensor.shape)}",
+                    f"{shown(name)} is {list(theirs.shape)}, the base has {list(tensor.shape)}",
                     _shape_remedy(name, tensor.shape, theirs.shape),
                 )
             )
     extra = [name for name in other.tensors if name not in base.tensors and not is_derived_buffer(name)]
-    found += [Mismatch(url, "tensors", f"{name} is not in the base", _missing_remedy(name, other, base)) for name in extra]
+    found += [Mismatch(url, "tensors", f"{shown(name)} is not in the base", _missing_remedy(name, other, base)) for name in extra]
     return found
 
 
@@ -200,11 +202,11 @@ def _id_differences(url: str, ours: Vocabulary, theirs: Vocabulary) -> tuple[lis
     remedy = "use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens"
     for tokens, problem in ((moved, "have other ids"), (missing, "are missing"), (extra, "are not in the base")):
         if tokens:
-            examples = ", ".join(repr(token) for token in tokens[:3])
+            examples = ", ".join(map(shown, tokens[:3]))
             found.append(Mismatch(url, "tokenizer", f"{len(tokens)} tokens {problem}, such as {examples}", remedy))
     notes = []
     renamed = sorted(token for token in special if ours.special.get(token) != theirs.special.get(token))
     if renamed:
-        examples = ", ".join(renamed[:5])
+        examples = ", ".join(map(shown, renamed[:5]))
         notes.append(f"{url}: {len(renamed)} special tokens differ from the base's (such as {examples}); the tokenizer written decides")
     return found, notes

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from paramdelta_dist.checkpoint.header import no_duplicates
+from paramdelta_dist.checkpoint.header import shown, strict_json
 from paramdelta_dist.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -14,13 +14,13 @@ SINGLE_NAME = "model.safetensors"
 MAX_INDEX = 256 << 20
 """Longest index that is read, in bytes."""
 
-_UNSAFE = re.compile(r"^/|^[A-Za-z]:|\\|\0|(^|/)\.{0,2}(/|$)|://|%2e|%2f", re.IGNORECASE)
+_UNSAFE = re.compile(r"^/|^[A-Za-z]:|\\|(^|/)\.{0,2}(/|$)|://|%2e|%2f|[\0-\x1f\x7f-\x9f\ud800-\udfff]", re.IGNORECASE)
 
 
 def parse_index(text: bytes, *, where: str) -> dict[str, str]:
     """File name of each tensor. Raises CheckpointError for anything else than names of files inside the folder."""
     try:
-        index = json.loads(text, object_pairs_hook=no_duplicates)
+        index = strict_json(text)
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:
@@ -31,13 +31,13 @@ def parse_index(text: bytes, *, where: str) -> dict[str, str]:
     checked: set[str] = set()
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not file:
-            raise CheckpointError(f"{where}: weight_map of {tensor[:200]!r} is not a file name")
+            raise CheckpointError(f"{where}: weight_map of {shown(tensor)} is not a file name")
         if file in checked:
             continue
         if _UNSAFE.search(file):
-            raise CheckpointError(f"{where}: weight_map names {file[:200]!r}, which is not a plain path inside the folder")
+            raise CheckpointError(f"{where}: weight_map names {shown(file)}, which is not a plain path inside the folder")
         if not file.endswith(".safetensors"):
-            raise CheckpointError(f"{where}: weight_map names {file[:200]!r}, which is not a safetensors file")
+            raise CheckpointError(f"{where}: weight_map names {shown(file)}, which is not a safetensors file")
         checked.add(file)
     return weight_map
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
+from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.errors import CheckpointError
 from paramdelta_dist.storage import StorageConfig, open_store
 
@@ -39,7 +41,7 @@ def read_vocabulary(checkpoint: Checkpoint, storage: StorageConfig) -> Vocabular
             data = store.read(name, limit=MAX_TOKENIZER)
             try:
                 ids, special = parse(data)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
                 raise CheckpointError(f"{store.url}/{name}: not a tokenizer that can be read ({str(error)[:200]})") from None
             return Vocabulary(name, hashlib.sha256(data).hexdigest(), ids, special)
     for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model.v3", "tekken.json"):
@@ -54,13 +56,21 @@ def _from_tokenizer_json(data: bytes) -> tuple[dict[str, int], dict[str, int]]:
     vocab = tokenizer["model"]["vocab"]
     if isinstance(vocab, list):  # Unigram: pairs of token and score, the id is the place
         vocab = {entry[0]: position for position, entry in enumerate(vocab)}
-    added = {str(entry["content"]): int(entry["id"]) for entry in tokenizer.get("added_tokens") or ()}
-    return {str(token): int(number) for token, number in vocab.items() if token not in added}, added
+    added = _checked({entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or ()})
+    return {token: number for token, number in _checked(vocab).items() if token not in added}, added
 
 
 def _from_vocab_json(data: bytes) -> tuple[dict[str, int], dict[str, int]]:
-    return {str(token): int(number) for token, number in json.loads(data).items()}, {}
+    return _checked(json.loads(data)), {}
 
 
 def _from_vocab_txt(data: bytes) -> tuple[dict[str, int], dict[str, int]]:
-    return {token: number for number, token in enumerate(data.decode().splitlines())}, {}
+    lines = io.StringIO(data.decode(), newline=None)  # not splitlines(), which also cuts inside some tokens
+    return {line.rstrip("\n"): number for number, line in enumerate(lines)}, {}
+
+
+def _checked(ids: dict[Any, Any]) -> dict[str, int]:
+    for token, number in ids.items():
+        if not isinstance(token, str) or not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ValueError(f"token {shown(token)} has the id {shown(number)}")
+    return ids

@@ -192,7 +192,7 @@ def output_status(store: Store) -> dict[str, Any]:
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def _some(names: Sequence[str]) -> str:

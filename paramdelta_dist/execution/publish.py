@@ -46,7 +46,7 @@ def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], repo
     if len(plan.shards) > 1:
         weight_map = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         write(INDEX_NAME, render_index(weight_map, total_size=plan.total_size, total_parameters=plan.total_parameters))
-    write(CARD, _card(plan).encode())
+    write(CARD, _card(plan).encode(errors="backslashreplace"))
     store.write(REPORT, (json.dumps(report, indent=1) + "\n").encode())
     write(CONFIG_NAME, config, redact(plan.recipe.base))
     commit(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 
 from paramdelta_dist.errors import EngineError, ParamDeltaError
 from paramdelta_dist.execution.receipts import Receipt
@@ -30,6 +32,8 @@ SHARDS_PER_WORKER = 2
 """Shards in flight per actor: one being made, one waiting so that the next starts at once."""
 START_TIMEOUT_SECONDS = 900.0
 """How long the driver waits while it has no worker at all; a cluster may have to start machines first."""
+CONNECT_SECONDS = 10.0
+"""How long a cluster's address may take to answer; Ray itself would try for minutes and then end the process."""
 POLL_SECONDS = 0.5
 STOP_SECONDS = 15.0
 """What actors get to abandon their uploads before they are ended."""
@@ -249,8 +253,34 @@ def _connect(workers: int | None) -> None:
     arguments: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):
         arguments |= {"num_cpus": workers or os.cpu_count(), "include_dashboard": False, "object_store_memory": EMBEDDED_OBJECT_STORE}
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address and not _answers(address):
+        raise EngineError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: start one, correct the address, or unset it for an embedded one"
+        )
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**arguments)
-    except (ConnectionError, RuntimeError, ValueError, GetTimeoutError) as error:
-        address = os.environ.get("RAY_ADDRESS", "a local one")
-        raise EngineError(f"no Ray cluster could be reached or started ({address}): {str(error).partition(chr(10))[0]}") from error
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise EngineError(
+            f"no Ray cluster could be joined or started ({address or 'embedded'}): {str(error).partition(chr(10))[0]}"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own, which ends the process without a word
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at host:port, asked for some seconds; other forms (auto, local) are left to Ray."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return True
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)

@@ -45,7 +45,7 @@ class Receipt:
         return Identity(self.size, self.tag)
 
     def to_json(self) -> bytes:
-        return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
 
 def receipt_name(file: str) -> str:

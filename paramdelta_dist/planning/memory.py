@@ -17,6 +17,9 @@ LOCAL_TILE = 4 << 20
 """Tile size on local disks, where small pieces stay in the processor's caches."""
 SMALLEST_TILE = 256 << 10
 
+REMOTE_COPIES = 2
+"""Times a body may be in memory while it comes in: as it arrives and as it is handed over, or freed and not yet given back."""
+
 REQUESTS_IN_FLIGHT = 16
 """Requests a worker keeps under way to a remote store, memory permitting."""
 
@@ -51,7 +54,8 @@ def plan_memory(plan: MergePlan, method: Method, *, budget: int, workers: int, r
     tile = REMOTE_TILE if remote_inputs or remote_output else LOCAL_TILE
 
     def projected(tile: int, in_flight: int) -> int:
-        buffers = in_flight * models * (tile + tile // WASTE + (256 << 10))
+        copies = REMOTE_COPIES if remote_inputs else 1
+        buffers = in_flight * models * copies * (tile + tile // WASTE + (256 << 10))
         output = tile + (_parts(plan, tile) if remote_output else 0)
         scratch = (1 + method.scratch) * BLOCK_BYTES * 2 + 2 * header
         return RESERVED + workers * (buffers + output + scratch)
@@ -66,8 +70,8 @@ def plan_memory(plan: MergePlan, method: Method, *, budget: int, workers: int, r
             needed = projected(tile, in_flight)
             fewer = f"fewer workers than {workers} (--workers), or " if workers > 1 else ""
             raise OverBudget(
-                f"{models} models need at least {format_memory(needed)} in a process of {workers} workers, the budget is "
-                f"{format_memory(budget)}: allow {fewer}more memory (--memory {-(-needed >> 20)}MiB)"
+                f"{models} models need at least {format_memory(needed)} in a process of {workers} worker{'s' * (workers > 1)}, "
+                f"the budget is {format_memory(budget)}: allow {fewer}more memory (--memory {-(-needed >> 20)}MiB)"
             )
     return WorkerMemory(budget, workers, tile, in_flight, projected(tile, in_flight))
 

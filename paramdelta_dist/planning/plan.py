@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.homology import is_derived_buffer
 from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
 from paramdelta_dist.errors import CheckpointError, UsageError
@@ -179,11 +180,13 @@ def _account(models: Sequence[Checkpoint]) -> dict[str, bool]:
         kinds = {DTYPES[model.tensors[name].dtype].kind for model in models if name in model.tensors}
         kind = DTYPES[tensor.dtype].kind
         if Kind.QUANTIZED in kinds:
-            problems.append(f"{name} is quantised; dequantise the checkpoint first (its codes mean nothing without their scales)")
+            problems.append(f"{shown(name)} is quantised; dequantise the checkpoint first (its codes mean nothing without their scales)")
         elif Kind.COMPLEX in kinds:
-            problems.append(f"{name} is complex; this cannot be merged")
+            problems.append(f"{shown(name)} is complex; this cannot be merged")
         elif len(kinds) > 1:
-            problems.append(f"{name} holds floating-point numbers in one model and integers in another; check that they are the same model")
+            problems.append(
+                f"{shown(name)} holds floating-point numbers in one model and integers in another; check that they are the same model"
+            )
         else:
             merged[name] = kind is Kind.FLOAT and not is_derived_buffer(name)
     if problems:

@@ -7,14 +7,15 @@ import errno
 import os
 import posixpath
 import secrets
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
 from typing import Any
 
 import fsspec
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
-from fsspec.spec import AbstractBufferedFile
 
 from paramdelta_dist.errors import (
     AlreadyExists,
@@ -28,34 +29,40 @@ from paramdelta_dist.errors import (
     TransientStorageError,
     UsageError,
 )
+from paramdelta_dist.storage import aws
+from paramdelta_dist.storage.local import PART_SUFFIX
 from paramdelta_dist.storage.retry import retrying
 from paramdelta_dist.storage.settings import StoreSettings
-from paramdelta_dist.storage.store import Buffer, Identity
+from paramdelta_dist.storage.store import Buffer, Identity, check_range
 from paramdelta_dist.storage.uploads import part_size
 from paramdelta_dist.storage.urls import redact, scheme_of
 
 _TAGS = ("generation", "ETag", "etag", "blob_id", "oid", "mtime", "LastModified", "last_modified", "modified", "created")
 _DENIED = {"AccessDenied", "403", "401", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "Forbidden"}
-_CHANGED = {"PreconditionFailed", "412"}
+_CHANGED = {"PreconditionFailed", "412", "InvalidRange", "416"}  # a range of the version that was planned with fits
 _ABSENT = {"NoSuchKey", "NoSuchBucket", "404"}
 
 
-def _code(error: BaseException) -> str:
-    """The service's own error code, from botocore's or gcsfs's exception, or one it was raised from."""
+def _reply(error: BaseException) -> tuple[str, str]:
+    """The service's own error code and the HTTP status, from botocore's or gcsfs's exception, or one it was raised from."""
     seen: BaseException | None = error
     while seen is not None:
         response = getattr(seen, "response", None)
         if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
+            return str(response.get("Error", {}).get("Code", "")), str(status)
         code = getattr(seen, "code", None) or getattr(seen, "status", None)
         if isinstance(code, (int, str)) and code:
-            return str(code)
+            return str(code), str(code)
         seen = seen.__cause__ or seen.__context__
-    return ""
+    return "", ""
 
 
 def _classified(error: BaseException, where: str) -> ParamDeltaError:
-    code, kind, text = _code(error), type(error).__name__, str(error).partition("\n")[0][:400]
+    kind, text = type(error).__name__, str(error).partition("\n")[0][:400]
+    code, status = _reply(error)
+    passing = status in ("408", "409", "425", "429") or code == "RequestTimeout"
+    refused = status == "501" or (status.startswith("4") and not passing)
     if isinstance(error, FileNotFoundError) or code in _ABSENT:
         return NotFound(f"{where}: no such object")
     if isinstance(error, FileExistsError):
@@ -66,7 +73,7 @@ def _classified(error: BaseException, where: str) -> ParamDeltaError:
         return CredentialsError(f"{where}: access denied or no credentials; check the environment ({text or kind})")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{where}: no space left; free some and run again")
-    if isinstance(error, (NotImplementedError, ValueError, TypeError)) or (code.startswith("4") and code not in ("408", "429")):
+    if isinstance(error, (NotImplementedError, ValueError, TypeError)) or refused:
         return StorageError(f"{where}: {text or kind}")
     return TransientStorageError(f"{where}: {text or kind}")
 
@@ -100,6 +107,9 @@ class FsspecStore:
         self._fs = _connect(url, settings)
         self._root = str(self._fs._strip_protocol(url)).rstrip("/")
         self._errors = _library_errors()
+        self._staged = "s3" in self._fs.protocol or "gs" in self._fs.protocol
+        """Whether an open file appears only when committed; elsewhere we write beside the target and move."""
+        self._creating = threading.Lock()  # memory:// looks whether a name is free and takes it in two steps
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if self._root else name
@@ -129,9 +139,17 @@ class FsspecStore:
                 return {}
             except NotImplementedError:
                 return None
-        return {posixpath.relpath(path, self._root): _identity(info) for path, info in found.items()}
+        return {
+            posixpath.relpath(path, self._root): _identity(info)
+            for path, info in found.items()
+            if info.get("type") != "directory" and not path.endswith("/") and path != self._root and not _unfinished(path)
+        }
 
     def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
+        check_range(f"{self.url}/{name}", start, stop, identity)
+        if start == stop:
+            return memoryview(b"")
+
         def get() -> bytes:
             with self._translated(name):
                 return self._pinned(name, start, stop, identity)
@@ -148,7 +166,7 @@ class FsspecStore:
             return bytes(sync(self._fs.loop, _s3_range, self._fs, path, start, stop, identity.tag))
         if "gs" in protocol and identity.tag.isdigit():
             try:
-                return bytes(self._fs.cat_file(f"{path}#{identity.tag}", start=start, end=stop))
+                return bytes(self._fs.cat_file(path, start=start, end=stop, generation=identity.tag))
             except FileNotFoundError as error:
                 raise InputChanged(f"{self.url}/{name} changed since the plan was made; run again to plan with the new version") from error
         data = bytes(self._fs.cat_file(path, start=start, end=stop))
@@ -166,10 +184,7 @@ class FsspecStore:
         return retrying(get, what=f"reading {self.url}/{name}")
 
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
-        path = self._path(name)
-        with self._translated(name):
-            self._make_parent(path)
-        with self._open_unpublished(path, block=part_size(size)) as (file, publish):
+        with self._open_unpublished(name, block=part_size(size)) as (file, publish):
             written = 0
             for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
                 with self._translated(name):
@@ -185,23 +200,20 @@ class FsspecStore:
         return identity
 
     @contextmanager
-    def _open_unpublished(self, path: str, *, block: int) -> Iterator[tuple[Any, Any]]:
+    def _open_unpublished(self, name: str, *, block: int) -> Iterator[tuple[Any, Any]]:
         """A file open for writing and the function that makes it visible; undone when the body raises.
 
         A plain `with fs.open(…, "wb")` would publish what was written so far on an exception.
         """
-        file = self._fs.open(path, "wb", block_size=block, autocommit=False)
-        staged = getattr(type(file), "commit", AbstractBufferedFile.commit) is not AbstractBufferedFile.commit
-        target = path
-        if not staged:  # this file system writes in place: write beside the target, then move
-            with suppress(*self._errors):
-                file.close()
-            target = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.{secrets.token_hex(4)}.part")
-            file = self._fs.open(target, "wb", block_size=block)
+        path = self._path(name)
+        target = path if self._staged else posixpath.join(posixpath.dirname(path), f".{secrets.token_hex(8)}{PART_SUFFIX}")
+        with self._translated(name):
+            self._make_parent(path)
+            file = self._fs.open(target, "wb", block_size=block, **({"autocommit": False} if self._staged else {}))
 
         def publish() -> None:
             file.close()
-            if staged:
+            if self._staged:
                 file.commit()
             else:
                 self._fs.mv(target, path)
@@ -210,7 +222,7 @@ class FsspecStore:
             yield file, publish
         except BaseException:
             with suppress(Exception):
-                if staged:
+                if self._staged:
                     file.discard()
                     file.closed = True
                 else:
@@ -219,21 +231,23 @@ class FsspecStore:
             raise
 
     def _make_parent(self, path: str) -> None:
-        if "s3" not in self._fs.protocol and "gs" not in self._fs.protocol:
+        if not self._staged:
             self._fs.makedirs(posixpath.dirname(path), exist_ok=True)
 
     def write(self, name: str, data: bytes, *, exclusive: bool = False) -> Identity:
         def send() -> Identity:
-            with self._translated(name):
+            if not exclusive and not self._staged:
+                return self.put(name, [data], size=len(data))
+            with self._translated(name), nullcontext() if self._staged else self._creating:
                 path = self._path(name)
                 self._make_parent(path)
-                if exclusive:
-                    self._fs.pipe_file(path, data, mode="create")
-                else:
-                    self._fs.pipe_file(path, data)
+                self._fs.pipe_file(path, data, mode="create" if exclusive else "overwrite")
                 return self._identify(name)
 
-        return retrying(send, what=f"writing {self.url}/{name}")
+        try:
+            return retrying(send, what=f"writing {self.url}/{name}")
+        except InputChanged as error:  # the condition of a write is that nothing is there
+            raise AlreadyExists(f"{self.url}/{name} exists already") from error
 
     def delete(self, name: str) -> None:
         with self._translated(name), suppress(FileNotFoundError):
@@ -247,9 +261,16 @@ async def _s3_range(fs: Any, path: str, start: int, stop: int, tag: str) -> byte
         return bytes(await body.read())
 
 
+def _unfinished(path: str) -> bool:
+    name = posixpath.basename(path)
+    return name.startswith(".") and name.endswith(PART_SUFFIX)
+
+
 def _identity(info: dict[str, Any]) -> Identity:
-    tag = next((str(info[key]) for key in _TAGS if info.get(key)), "")
-    return Identity(size=int(info["size"] or 0), tag=tag)
+    tag = next((info[key] for key in _TAGS if info.get(key)), "")
+    if isinstance(tag, datetime):
+        tag = tag.timestamp()  # some file systems tell a datetime of one file and a number in a listing
+    return Identity(size=int(info["size"] or 0), tag=str(tag))
 
 
 def _connect(url: str, settings: StoreSettings) -> Any:
@@ -259,11 +280,13 @@ def _connect(url: str, settings: StoreSettings) -> Any:
         if scheme in ("s3", "s3a"):
             from s3fs import S3FileSystem
 
+            if not settings.anonymous:
+                aws.credential_provider(settings)  # raises at once when there are none; s3fs would at the first request
             return S3FileSystem(
                 anon=settings.anonymous,
                 profile=settings.profile,
-                endpoint_url=settings.endpoint,
-                client_kwargs={"region_name": settings.region} if settings.region else {},
+                endpoint_url=aws.endpoint(settings),
+                client_kwargs={"region_name": aws.region(settings)},
                 config_kwargs={"max_pool_connections": 32, "read_timeout": 60, "connect_timeout": 10},
                 **options,
             )

@@ -18,7 +18,7 @@ from paramdelta_dist.errors import (
     NotFound,
     StorageError,
 )
-from paramdelta_dist.storage.store import Buffer, Identity
+from paramdelta_dist.storage.store import Buffer, Identity, check_range
 
 PART_SUFFIX = ".part"
 """Ending of a file being written: hidden, beside its target, never listed."""
@@ -77,6 +77,7 @@ class LocalStore:
         return found
 
     def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
+        check_range(os.path.join(self.url, name), start, stop, identity)
         size = stop - start
         target = memoryview(bytearray(size)) if into is None else into[:size]
         with _translated(self.url, name):

@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 import obstore
 from obstore.exceptions import (
@@ -17,8 +19,9 @@ from obstore.exceptions import (
     PermissionDeniedError,
     PreconditionError,
     UnauthenticatedError,
+    UnknownConfigurationKeyError,
 )
-from obstore.store import from_url
+from obstore.store import S3Store, from_url
 
 from paramdelta_dist.errors import (
     AlreadyExists,
@@ -35,7 +38,7 @@ from paramdelta_dist.errors import (
 from paramdelta_dist.storage import aws
 from paramdelta_dist.storage.retry import retrying
 from paramdelta_dist.storage.settings import StoreSettings
-from paramdelta_dist.storage.store import Buffer, Identity
+from paramdelta_dist.storage.store import Buffer, Identity, check_range
 from paramdelta_dist.storage.uploads import PARTS_IN_FLIGHT, part_size
 from paramdelta_dist.storage.urls import redact, scheme_of
 
@@ -45,6 +48,9 @@ _RETRIES = {
     "retry_timeout": timedelta(minutes=2),
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 2},
 }
+
+_S3_ENDPOINT = "aws_endpoint_url_s3"
+"""Set beside `endpoint` where the environment has AWS_ENDPOINT_URL_S3, which otherwise wins over the endpoint asked for."""
 
 _STATUS = re.compile(r"status code: (\d{3})")
 
@@ -57,20 +63,20 @@ def _classified(error: BaseException, where: str) -> ParamDeltaError:
     """The error of our tree that an exception of obstore means.
 
     obstore has a type for most conditions; GenericError covers both a lost connection and any status it has no
-    type for, so there the status decides: a 4xx will be the same next time, everything else may pass.
+    type for, so there the status decides: a 4xx and "not implemented" will be the same next time, everything else may pass.
     """
     if isinstance(error, FileNotFoundError):
         return NotFound(f"{where}: no such object")
+    status = _STATUS.search(str(error))
     if isinstance(error, AlreadyExistsError):
         return AlreadyExists(f"{where} exists already")
-    if isinstance(error, PreconditionError):
+    if isinstance(error, PreconditionError) or (status and status[1] == "416"):  # 416: it has become shorter
         return InputChanged(f"{where} changed since the plan was made; run again to plan with the new version")
-    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or (status and status[1] in ("401", "403")):
         return CredentialsError(f"{where}: access denied; check the credentials and the permissions they carry ({_first_line(error)})")
     if isinstance(error, NotSupportedError):
         return StorageError(f"{where}: the store does not support this ({_first_line(error)})")
-    status = _STATUS.search(str(error))
-    if status and status[1].startswith("4") and status[1] not in ("408", "409", "425", "429"):
+    if status and (status[1] == "501" or (status[1].startswith("4") and status[1] not in ("408", "409", "425", "429"))):
         if "NoSuchBucket" in str(error):
             return NotFound(f"{where}: no such bucket")
         return StorageError(f"{where}: {_first_line(error)}")
@@ -106,9 +112,15 @@ class ObstoreStore:
             return None
         with self._translated(""):
             batches = obstore.list(self._store, chunk_size=1000)
-            return {meta["path"]: _identity(meta) for batch in batches for meta in batch}
+            # consoles mark a folder with an empty object `folder/`, whose slash obstore takes away
+            found = {meta["path"]: _identity(meta) for batch in batches for meta in batch}
+        folders = {str(parent) for name in found for parent in PurePosixPath(name).parents}
+        return {name: identity for name, identity in found.items() if name and not (identity.size == 0 and name in folders)}
 
     def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
+        check_range(f"{self.url}/{name}", start, stop, identity)
+        if start == stop:
+            return memoryview(b"")
         options: Any = {"range": (start, stop)}
         if identity.tag.startswith(('"', "W/")):
             options["if_match"] = identity.tag
@@ -136,14 +148,19 @@ class ObstoreStore:
         return retrying(get, what=f"reading {self.url}/{name}")
 
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
-        with self._translated(name):
+        source = _Kept(chunks)
+        try:
             obstore.put(
                 self._store,
                 name,
-                _kept(chunks, size=size, where=f"{self.url}/{name}"),
+                source.pieces(size=size, where=f"{self.url}/{name}"),
                 chunk_size=part_size(size),
                 max_concurrency=PARTS_IN_FLIGHT,
             )
+        except (BaseError, OSError) as error:
+            if error is source.error:
+                raise
+            raise _classified(error, f"{self.url}/{name}") from error
         identity = self.identify(name)
         if identity.size != size:
             raise IntegrityError(f"{self.url}/{name}: {size} bytes sent, the store holds {identity.size}")
@@ -165,18 +182,46 @@ class ObstoreStore:
                 return
 
 
-def _kept(chunks: Iterable[Buffer], *, size: int, where: str) -> Iterator[bytes]:
-    """Copies of `chunks`: obstore holds on to what it is given while the parts are under way, and ours are borrowed."""
-    sent = 0
-    for chunk in chunks:
-        sent += len(chunk)
-        yield bytes(chunk)
-    if sent != size:
-        raise IntegrityError(f"{where}: {size} bytes announced, {sent} produced; nothing was published")
+class _Kept:
+    """Copies of chunks: obstore holds on to what it is given while the parts are under way, and ours are borrowed."""
+
+    def __init__(self, chunks: Iterable[Buffer]) -> None:
+        self._chunks = chunks
+        self.error: BaseException | None = None
+        """What the producer raised, to tell it from what obstore raises."""
+
+    def pieces(self, *, size: int, where: str) -> Iterator[bytes]:
+        sent = 0
+        try:
+            for chunk in self._chunks:
+                sent += len(chunk)
+                yield bytes(chunk)
+        except BaseException as error:
+            self.error = error
+            raise
+        if sent != size:
+            raise IntegrityError(f"{where}: {size} bytes announced, {sent} produced; nothing was published")
 
 
 def _identity(meta: Any) -> Identity:
     return Identity(size=meta["size"], tag=meta["e_tag"] or meta["version"] or meta["last_modified"].isoformat())
+
+
+def _s3(url: str, config: dict[str, Any], arguments: dict[str, Any]) -> Any:
+    """The S3 store itself, since `from_url` does not know `_S3_ENDPOINT`; neither do versions that ignore that variable."""
+    bucket, _, prefix = url.partition("://")[2].partition("/")
+    try:
+        return S3Store(bucket, prefix=prefix or None, **arguments)
+    except UnknownConfigurationKeyError:
+        arguments["config"] = {key: value for key, value in config.items() if key != _S3_ENDPOINT}
+        return S3Store(bucket, prefix=prefix or None, **arguments)
+
+
+def _quoted(url: str) -> str:
+    """`url` such that obstore arrives at the very key: in s3://bucket/a#1%20 every character counts, as in all S3 tools."""
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return url if scheme in ("http", "https") else f"{scheme}://{host}{slash}{quote(path)}"
 
 
 def _connect(url: str, settings: StoreSettings) -> Any:
@@ -190,6 +235,8 @@ def _connect(url: str, settings: StoreSettings) -> Any:
         if base:
             config["endpoint"] = base.rstrip("/")
             client["allow_http"] = base.startswith("http://")
+            if "AWS_ENDPOINT_URL_S3" in os.environ:
+                config[_S3_ENDPOINT] = config["endpoint"]
         if settings.anonymous:
             config["skip_signature"] = True
         else:
@@ -215,6 +262,8 @@ def _connect(url: str, settings: StoreSettings) -> Any:
     if provider is not None:
         arguments["credential_provider"] = provider
     try:
-        return from_url(url, **arguments)
+        if scheme in ("s3", "s3a"):
+            return _s3(url, config, arguments)
+        return from_url(_quoted(url), **arguments)
     except (BaseError, ValueError) as error:
         raise UsageError(f"{redact(url)}: {_first_line(error)}") from error

@@ -28,6 +28,8 @@ def _open(url: str, settings: StoreSettings) -> Store:
         from paramdelta_dist.storage.local import LocalStore
 
         return LocalStore(url)
+    if scheme in _OBSTORE_SCHEMES and not url.partition("://")[2].partition("/")[0]:
+        raise UsageError(f"{redact(url)}: this URL names no bucket or host")
     engine = settings.engine
     if engine == "auto":
         emulated = scheme == "gs" and "STORAGE_EMULATOR_HOST" in os.environ  # emulators speak the JSON API, obstore the XML one

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from paramdelta_dist.errors import IntegrityError
+
 Buffer = bytes | bytearray | memoryview
 """Contiguous bytes."""
 
@@ -59,6 +61,7 @@ class Store(Protocol):
 
         A chunk is borrowed: its memory may be reused as soon as the next one is asked for. An exception in `chunks`
         leaves nothing behind and comes out unchanged. Raises IntegrityError when the chunks are not `size` bytes.
+        `chunks` may wait for other threads that use stores, but not use one itself: obstore asks it inside its own event loop.
         """
         ...
 
@@ -69,3 +72,9 @@ class Store(Protocol):
     def delete(self, name: str) -> None:
         """Remove `name`; no error when it is not there."""
         ...
+
+
+def check_range(where: str, start: int, stop: int, identity: Identity) -> None:
+    """Raises IntegrityError for a range that the object cannot have, which no store has to be asked about."""
+    if not 0 <= start <= stop <= identity.size:
+        raise IntegrityError(f"{where}: bytes [{start}, {stop}) asked for of an object of {identity.size} bytes")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import urlsplit
 
 from paramdelta_dist.errors import UsageError
 
@@ -30,7 +29,8 @@ def normalize(url: str) -> str:
         url = url[len("file://") :]
     if not scheme_of(url):
         return os.path.abspath(os.path.expanduser(url))
-    if "@" in urlsplit(url).netloc and scheme_of(url) in ("s3", "gs", "http", "https"):
+    user = url.partition("://")[2].partition("/")[0].rpartition("@")[0]  # alone it is harmless, as in sftp:// or abfs://
+    if ":" in user or (user and scheme_of(url) in ("s3", "s3a", "gs", "gcs", "http", "https")):
         raise UsageError(f"{redact(url)}: credentials do not belong in a URL; put them in the environment or a profile")
     if "?" in url and scheme_of(url) in ("http", "https"):
         raise UsageError(f"{redact(url)}: a query string cannot be part of a folder's URL")

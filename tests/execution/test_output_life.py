@@ -18,7 +18,10 @@ from tests.models import recipe, save_model
 def models(tmp_path):
     generator = torch.Generator().manual_seed(0)
     tensors = {f"layers.{n}.weight": torch.randn(100, 50, generator=generator) for n in range(6)}
-    return [save_model(tmp_path / name, {n: t * scale for n, t in tensors.items()}, files=2) for name, scale in (("new", 1.0), ("post", 1.1), ("old", 0.9))]
+    return [
+        save_model(tmp_path / name, {n: t * scale for n, t in tensors.items()}, files=2)
+        for name, scale in (("new", 1.0), ("post", 1.1), ("old", 0.9))
+    ]
 
 
 def make(models, out, **options):
@@ -99,7 +102,9 @@ def test_changed_inputs_are_found_before_a_byte_is_merged(models, tmp_path, monk
         make(models, tmp_path / "out")
     assert raised.value.exit_code == 3
     assert make(models, tmp_path / "out", overwrite=True).report["shards"] == {"made": 6, "kept": 0}
-    oracle.assert_within_one_rounding(oracle.load(tmp_path / "out"), oracle.merge(oracle.load(models[0]), [(tensors, oracle.load(models[2]), 1.0)]))
+    oracle.assert_within_one_rounding(
+        oracle.load(tmp_path / "out"), oracle.merge(oracle.load(models[0]), [(tensors, oracle.load(models[2]), 1.0)])
+    )
 
 
 def test_another_recipe_into_the_same_output_is_refused(models, tmp_path):
@@ -118,7 +123,7 @@ def test_a_folder_with_something_else_is_refused_and_overwrite_leaves_strangers_
     (out / "notes.md").write_text("mine")
     (out / "model-00007-of-00009.safetensors").write_bytes(b"stale")
     (out / "tokenizer.json").write_text("{}")
-    with pytest.raises(OutputOccupied, match="notes.md"):
+    with pytest.raises(OutputOccupied, match=r"notes\.md"):
         make(models, out)
     assert sorted(path.name for path in out.iterdir()) == ["model-00007-of-00009.safetensors", "notes.md", "tokenizer.json"]
     make(models, out, overwrite=True)

@@ -23,7 +23,9 @@ def bits(tensor):
 def numbers(seed, n, dtype, spread=20.0):
     """Values over many magnitudes, with zeros of both signs among them."""
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(n, generator=generator, dtype=torch.float64) * torch.exp2(-spread * torch.rand(n, generator=generator, dtype=torch.float64))
+    values = torch.randn(n, generator=generator, dtype=torch.float64) * torch.exp2(
+        -spread * torch.rand(n, generator=generator, dtype=torch.float64)
+    )
     values[:: max(1, n // 7)] = 0.0
     values[3 :: max(1, n // 5)] = -0.0
     return values.to(dtype)
@@ -45,7 +47,11 @@ def oracle(out_dtype, base, deltas, weights):
 def ulps_apart(one, two, scale):
     """Distance in units of the last place of `scale`, the largest number that took part."""
     eps = torch.finfo(one.dtype).eps
-    return ((one.double() - two.double()).abs() / (torch.maximum(scale.double().abs(), two.double().abs()) * eps).clamp_min(1e-300)).max().item()
+    return (
+        ((one.double() - two.double()).abs() / (torch.maximum(scale.double().abs(), two.double().abs()) * eps).clamp_min(1e-300))
+        .max()
+        .item()
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -82,12 +88,16 @@ def test_no_deltas_give_the_base():
 @given(
     st.integers(0, 10**6),
     st.sampled_from(DTYPES[:3]),
-    st.lists(st.tuples(st.sampled_from(DTYPES[:3]), st.sampled_from(DTYPES[:3]), st.sampled_from([1.0, 0.7, -1.0, -0.3])), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(st.sampled_from(DTYPES[:3]), st.sampled_from(DTYPES[:3]), st.sampled_from([1.0, 0.7, -1.0, -0.3])), min_size=1, max_size=4
+    ),
     st.sampled_from(DTYPES[:3]),
 )
 def test_a_merge_is_within_one_rounding_of_float64(seed, base_dtype, deltas, out_dtype):
     base = numbers(seed, 700, base_dtype, spread=8)
-    pairs = [(numbers(seed + 2 * i + 1, 700, p, spread=8), numbers(seed + 2 * i + 2, 700, o, spread=8)) for i, (p, o, _) in enumerate(deltas)]
+    pairs = [
+        (numbers(seed + 2 * i + 1, 700, p, spread=8), numbers(seed + 2 * i + 2, 700, o, spread=8)) for i, (p, o, _) in enumerate(deltas)
+    ]
     weights = [weight for _, _, weight in deltas]
     out, bad = merge(out_dtype, base, pairs, weights)
     assert bad is None

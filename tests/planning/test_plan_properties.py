@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -126,7 +127,9 @@ def test_headers_are_valid_aligned_and_within_the_shard_size(models, shard_size)
         data = shard.size - len(shard.header)
         assert data <= shard_size or sum(tensor.nbytes > 0 for tensor in shard.tensors) == 1
     files = [shard.file for shard in plan.shards]
-    assert files == (["model.safetensors"] if len(files) == 1 else [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)])
+    assert files == (
+        ["model.safetensors"] if len(files) == 1 else [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 10**6), st.integers(0, 10**5)), max_size=30))
@@ -137,7 +140,7 @@ def test_coalescing_covers_every_range_and_wastes_little(pieces):
         assert any(j.file == read.file and j.start <= read.start and read.stop <= j.stop for j in joined)
     needed = sum(stop - start for _, start, stop in reads)
     assert sum(stop - start for _, start, stop in joined) <= needed * (1 + 1 / WASTE)
-    for one, two in zip(joined, joined[1:], strict=False):
+    for one, two in pairwise(joined):
         assert one.file != two.file or two.start > one.stop
 
 
@@ -162,7 +165,9 @@ def three(dtypes):
 
 
 def test_integers_booleans_and_derived_buffers_are_copied_and_all_else_merged():
-    plan = plan_of(three({"w": ("BF16", (4, 4)), "position_ids": ("I64", (8,)), "m.rotary_emb.inv_freq": ("F32", (8,)), "mask": ("BOOL", (3,))}))
+    plan = plan_of(
+        three({"w": ("BF16", (4, 4)), "position_ids": ("I64", (8,)), "m.rotary_emb.inv_freq": ("F32", (8,)), "mask": ("BOOL", (3,))})
+    )
     merged = {tensor.name for shard in plan.shards for tensor in shard.tensors if tensor.merged}
     assert merged == {"w"}
     assert (plan.merged, plan.copied) == (1, 3)
@@ -171,7 +176,7 @@ def test_integers_booleans_and_derived_buffers_are_copied_and_all_else_merged():
 def test_tensors_that_cannot_be_merged_are_all_listed():
     from paramdelta_dist.errors import CheckpointError
 
-    with pytest.raises(CheckpointError, match=r"(?s)3 tensors.*'?q1.*q2.*c") as raised:
+    with pytest.raises(CheckpointError, match=r"(?s)3 tensors.*q1.*q2.*c") as raised:
         plan_of(three({"w": ("BF16", (4,)), "q1": ("F8_E4M3", (4,)), "q2": ("F4", (4,)), "c": ("C64", (4,))}))
     assert raised.value.exit_code == 3
 

@@ -1,0 +1,58 @@
+"""What every test stands on: an environment that is nobody's, and servers that start when a test first asks for one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Read at import by the libraries concerned, here and in the processes that tests start.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+pytest.register_assert_rewrite("tests.contracts")
+
+from tests import servers  # noqa: E402
+
+_FOREIGN = ("AWS_", "STORAGE_EMULATOR_HOST", "RAY_ADDRESS", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_")
+
+
+def _leave_nobodys_settings(patch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
+        patch.delenv(name)
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    patch.setenv("AWS_CONFIG_FILE", os.devnull)
+    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment_of_servers() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        _leave_nobodys_settings(patch)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from paramdelta_dist.storage import aws, opening
+
+    _leave_nobodys_settings(monkeypatch)
+    opening._open.cache_clear()
+    aws._session.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[servers.S3Server]:
+    with servers.s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[servers.GcsServer]:
+    with servers.gcs_server() as server:
+        yield server

@@ -1,0 +1,100 @@
+"""Every engine sits the same contract, on a real server where there is one."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from paramdelta_dist.storage import StorageConfig, Store, StoreSettings, open_store
+from tests.contracts.store_contract import LARGE, ProducerError, StoreContract, content, failing
+from tests.servers import GcsServer, S3Server
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(s3_server: S3Server) -> str:
+    return s3_server.make_bucket()
+
+
+@pytest.fixture(scope="session")
+def gcs_bucket(gcs_server: GcsServer) -> str:
+    return gcs_server.make_bucket()
+
+
+def fresh(bucket: str, *, engine: str = "auto") -> Store:
+    settings = StoreSettings(engine=engine)  # type: ignore[arg-type]
+    return open_store(f"{bucket}/run {secrets.token_hex(4)}", StorageConfig({"": settings}))
+
+
+@pytest.fixture(scope="session")
+def emptied_s3_store(s3_server: S3Server, s3_bucket: str) -> Callable[[str], Store]:
+    """One store per engine, emptied for every test: a client of s3fs takes half a second to make."""
+    stores: dict[str, Store] = {}
+
+    def emptied(engine: str) -> Store:
+        if engine not in stores:
+            stores[engine] = fresh(f"s3://{s3_bucket}", engine=engine)
+        for name in stores[engine].list() or {}:
+            stores[engine].delete(name)
+        return stores[engine]
+
+    return emptied
+
+
+class TestLocalDisk(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        return open_store(str(tmp_path / "not" / "yet there"), StorageConfig())
+
+    def test_a_failed_put_leaves_no_file_behind(self, store: Store) -> None:
+        with pytest.raises(ProducerError):
+            store.put("object", failing(content(100), 10, ProducerError()), size=200)
+        assert [path for path in Path(store.url).rglob("*") if path.is_file()] == []
+
+
+class TestMemory(StoreContract):
+    @pytest.fixture
+    def store(self) -> Store:
+        return fresh("memory://bucket")
+
+
+class _S3Contract(StoreContract):
+    engine: str
+
+    @pytest.fixture
+    def store(self, emptied_s3_store: Callable[[str], Store], s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
+        for name, value in s3_server.environ.items():
+            monkeypatch.setenv(name, value)
+        return emptied_s3_store(self.engine)
+
+    def test_list_of_a_folder_that_never_was_is_empty(self, store: Store) -> None:
+        assert fresh(store.url, engine=self.engine).list() == {}
+
+    @pytest.mark.parametrize("produced", [0, 1000, LARGE])
+    def test_a_failed_put_leaves_no_upload_open(self, store: Store, s3_server: S3Server, s3_bucket: str, produced: int) -> None:
+        with pytest.raises(ProducerError):
+            store.put("object", failing(content(produced), 3_000_001, ProducerError()), size=LARGE + 1)
+        assert s3_server.open_uploads(s3_bucket) == []
+
+    def test_neighbours_with_the_same_beginning_are_not_listed(self, store: Store) -> None:
+        beside = open_store(f"{store.url}-beside", StorageConfig({"": StoreSettings(engine=self.engine)}))  # type: ignore[arg-type]
+        beside.write("object", b"beside")
+        identity = store.write("object", b"inside")
+        assert store.list() == {"object": identity}
+
+
+class TestS3ThroughObstore(_S3Contract):
+    engine = "obstore"
+
+
+class TestS3ThroughS3fs(_S3Contract):
+    engine = "fsspec"
+
+
+class TestGcsThroughGcsfs(StoreContract):
+    @pytest.fixture
+    def store(self, gcs_server: GcsServer, gcs_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.endpoint)
+        return fresh(f"gs://{gcs_bucket}")
