@@ -14,10 +14,11 @@ from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.errors import InputError, NotFound, OverBudget, UsageError
-from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory
+from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
 from paramdelta_dist.execution.output import claim, output_status
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
+from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY
 from paramdelta_dist.planning.tiles import cut_tiles, tile_reads
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
 from paramdelta_dist.storage import StorageConfig, normalize, open_store, part_size, redact, scheme_of
@@ -158,6 +159,7 @@ def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: in
                 workers=count,
                 remote_inputs=any(open_store(url, storage).remote for url in merge_plan.models),
                 remote_output=open_store(recipe.output, storage).remote,
+                reserved=RESERVED + (RESERVED_BY_RAY if engine == "ray" else 0),
             )
         except OverBudget:
             if workers is not None or count == 1:
@@ -209,7 +211,7 @@ def merge(
     if held.committed is not None:
         return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
     from paramdelta_dist.execution.publish import publish  # what computes comes last: a mistake shows without waiting for torch
-    from paramdelta_dist.execution.shard import Job, peak_memory
+    from paramdelta_dist.execution.shard import Job
 
     receipts = dict(held.receipts)
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]

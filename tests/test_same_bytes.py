@@ -69,6 +69,15 @@ def test_s3_does_not_change_a_byte_and_neither_does_its_client(tmp_path, local_m
     assert (made.state, again.state) == ("merged", "nothing to do")
 
 
+def test_google_storage_does_not_change_a_byte(tmp_path, local_models, reference, gcs_server, monkeypatch):
+    bucket = _bucket(gcs_server, monkeypatch, "gs")
+    urls = [f"{bucket}/{folder.name}" for folder in local_models]
+    for folder, url in zip(local_models, urls, strict=True):
+        upload(folder, url)
+    api.merge(recipe(*urls, f"{bucket}/out", shard_size=SHARD, weight=0.8), workers=2)
+    assert digests(f"{bucket}/out") == reference
+
+
 def test_ray_does_not_change_a_byte_on_disk_and_on_s3(tmp_path, local_models, reference, s3_server, monkeypatch):
     bucket = _bucket(s3_server, monkeypatch)
     urls = [f"{bucket}/{folder.name}" for folder in local_models]
@@ -82,7 +91,7 @@ def test_ray_does_not_change_a_byte_on_disk_and_on_s3(tmp_path, local_models, re
     assert digests(f"{bucket}/out") == reference
 
 
-def _bucket(server, monkeypatch):
+def _bucket(server, monkeypatch, scheme="s3"):
     for name, value in server.environ.items():
         monkeypatch.setenv(name, value)
-    return f"s3://{server.make_bucket()}"
+    return f"{scheme}://{server.make_bucket()}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 
@@ -30,6 +32,15 @@ def memory_limit() -> int:
 def default_memory() -> int:
     """The memory budget when none is given: half of what the process may use."""
     return memory_limit() // 2
+
+
+def peak_memory() -> int:
+    """Highest resident size of this process so far, in bytes."""
+    for line in _text(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the parent too, where that was larger when it started us
+    return usage if sys.platform == "darwin" else usage * 1024
 
 
 def cuda_available() -> bool:

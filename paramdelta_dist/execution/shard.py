@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from blake3 import blake3
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.errors import CheckpointError, Interrupted, NonFinite
+from paramdelta_dist.execution.machine import peak_memory
 from paramdelta_dist.execution.reader import FetchedTile, TileReader
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
 from paramdelta_dist.kernels.merging import Merger, view
@@ -77,11 +77,6 @@ def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancell
     )
     output.write(receipt_name(shard.file), receipt.to_json())
     return receipt
-
-
-def peak_memory() -> int:
-    """Highest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class _ShardStream:

@@ -27,7 +27,9 @@ BLOCK_BYTES = (1 << 17) * 8
 """One scratch block of the kernel at its widest; a test holds it to the kernel's own constant."""
 
 RESERVED = 384 << 20
-"""The interpreter with torch, the storage clients and their threads: measured 300 to 350 MiB, see the memory test."""
+"""The interpreter with torch, the storage clients and their threads: measured 250 to 350 MiB, see the memory test."""
+RESERVED_BY_RAY = 128 << 20
+"""What a Ray worker adds to that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,12 @@ class WorkerMemory:
     """Peak resident memory of the process, in bytes, as calculated."""
 
 
-def plan_memory(plan: MergePlan, method: Method, *, budget: int, workers: int, remote_inputs: bool, remote_output: bool) -> WorkerMemory:
+def plan_memory(
+    plan: MergePlan, method: Method, *, budget: int, workers: int, remote_inputs: bool, remote_output: bool, reserved: int
+) -> WorkerMemory:
     """The largest tiles and the most requests in flight that fit `budget` bytes for a process of `workers` workers.
+
+    `reserved` bytes are taken before the first tile.
 
     Raises OverBudget, naming the two ways out, when even the smallest do not.
     """
@@ -58,7 +64,7 @@ def plan_memory(plan: MergePlan, method: Method, *, budget: int, workers: int, r
         buffers = in_flight * models * copies * (tile + tile // WASTE + (256 << 10))
         output = tile + (_parts(plan, tile) if remote_output else 0)
         scratch = (1 + method.scratch) * BLOCK_BYTES * 2 + 2 * header
-        return RESERVED + workers * (buffers + output + scratch)
+        return reserved + workers * (buffers + output + scratch)
 
     in_flight = wanted
     while projected(tile, in_flight) > budget:

@@ -80,7 +80,7 @@ def _classified(error: BaseException, where: str) -> ParamDeltaError:
 
 def _library_errors() -> tuple[type[BaseException], ...]:
     """What the file systems raise for reasons outside this program: never a bug of ours."""
-    errors: list[type[BaseException]] = [OSError, asyncio.TimeoutError, FSTimeoutError]
+    errors: list[type[BaseException]] = [OSError, NotImplementedError, asyncio.TimeoutError, FSTimeoutError]
     with suppress(ImportError):
         import aiohttp
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,6 +48,22 @@ def _identity(status: os.stat_result) -> Identity:
     return Identity(size=status.st_size, tag=str(status.st_mtime_ns))
 
 
+def _create(target: Path, part: Path) -> None:
+    """Make `part` appear as `target` unless that name is taken."""
+    try:
+        os.link(part, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with open(target, "xb") as file:  # a mount without hard links: taken at once, though not whole at once
+            file.write(part.read_bytes())
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
+
+
 class LocalStore:
     """A `Store` on a file system that has positioned reads and atomic rename."""
 
@@ -67,13 +84,15 @@ class LocalStore:
     def list(self) -> dict[str, Identity]:
         found: dict[str, Identity] = {}
         with _translated(self.url, ""):
-            for folder, _, names in os.walk(self._root):
+            for folder, _, names in os.walk(self._root, onerror=_refuse):
                 for name in names:
                     path = os.path.join(folder, name)
                     if name.startswith(".") and name.endswith(PART_SUFFIX):
                         continue
                     with suppress(FileNotFoundError):  # deleted, or renamed into place, since it was listed
-                        found[os.path.relpath(path, self._root).replace(os.sep, "/")] = _identity(os.stat(path))
+                        status = os.stat(path)
+                        if stat.S_ISREG(status.st_mode):
+                            found[os.path.relpath(path, self._root).replace(os.sep, "/")] = _identity(status)
         return found
 
     def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
@@ -124,7 +143,7 @@ class LocalStore:
                 os.close(file)
             with _translated(self.url, name):
                 if exclusive:
-                    os.link(part, target)
+                    _create(target, part)
                 else:
                     os.replace(part, target)
                 return _identity(os.stat(target))

@@ -25,10 +25,10 @@ class StoreSettings:
 
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
-    """Settings by URL prefix; the longest prefix that fits a URL wins."""
+    """Settings by URL prefix; the longest prefix that fits a URL wins. A prefix ends where a part of the URL ends."""
 
     by_prefix: Mapping[str, StoreSettings] = field(default_factory=dict)
 
     def for_url(self, url: str) -> StoreSettings:
-        fitting = [prefix for prefix in self.by_prefix if url.startswith(prefix)]
+        fitting = [prefix for prefix in self.by_prefix if not prefix or (url + "/").startswith(prefix.rstrip("/") + "/")]
         return self.by_prefix[max(fitting, key=len)] if fitting else StoreSettings()

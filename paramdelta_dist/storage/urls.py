@@ -7,6 +7,9 @@ import re
 
 from paramdelta_dist.errors import UsageError
 
+_SAME = {"s3a": "s3", "gcs": "gs", "azure": "az"}
+"""Other spellings of a scheme, so that one place has one URL."""
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -17,7 +20,8 @@ def scheme_of(url: str) -> str:
 
 
 def normalize(url: str) -> str:
-    """One spelling for one place: local paths absolute with `~` expanded, no trailing slash, `file://` removed.
+    """One spelling for one place: local paths absolute with `~` expanded, schemes in lower case and by their first name, no
+    trailing slash, `file://` removed.
 
     Raises UsageError on an empty URL, and on one that carries a password, which must never end up in a log.
     """
@@ -27,10 +31,12 @@ def normalize(url: str) -> str:
         raise UsageError(f"{url!r} contains a NUL character")
     if url.lower().startswith("file://"):
         url = url[len("file://") :]
-    if not scheme_of(url):
+    scheme = scheme_of(url)
+    if not scheme:
         return os.path.abspath(os.path.expanduser(url))
+    url = _SAME.get(scheme, scheme) + url[len(scheme) :]
     user = url.partition("://")[2].partition("/")[0].rpartition("@")[0]  # alone it is harmless, as in sftp:// or abfs://
-    if ":" in user or (user and scheme_of(url) in ("s3", "s3a", "gs", "gcs", "http", "https")):
+    if ":" in user or (user and scheme_of(url) in ("s3", "gs", "http", "https")):
         raise UsageError(f"{redact(url)}: credentials do not belong in a URL; put them in the environment or a profile")
     if "?" in url and scheme_of(url) in ("http", "https"):
         raise UsageError(f"{redact(url)}: a query string cannot be part of a folder's URL")
@@ -43,7 +49,8 @@ def redact(url: str) -> str:
         return url
     head, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
-    return f"{head}://{host.rpartition('@')[2]}{slash}{path.split('?')[0]}"
+    path = path.partition("?")[0] if scheme_of(url) in ("http", "https") else path
+    return f"{head}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def inside(url: str, folder: str) -> bool:

@@ -289,6 +289,15 @@ def test_files_are_read_over_http_but_not_listed(tmp_path: Path, monkeypatch: py
                 store.read_range("weights #1.bin", 100, 200, identity=identity)
 
 
+def test_writing_where_a_file_system_cannot_is_a_storage_error(tmp_path: Path) -> None:
+    with http_server(tmp_path) as base:
+        store = opened(base, engine="fsspec")
+        for call in (lambda: store.write("a", b"data"), lambda: store.put("a", [b"data"], size=4)):
+            with pytest.raises(StorageError, match=base) as caught:
+                call()
+            assert not caught.value.retryable
+
+
 # --- local disk
 
 

@@ -1,0 +1,69 @@
+"""Measured from outside: the peak resident memory of a merge stays under what the plan projected."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from paramdelta_dist.storage import StorageConfig, open_store
+from tests.models import save_model
+
+BIG = 1 << 26
+"""Elements of one bfloat16 tensor: 128 MiB, far more than any buffer."""
+
+
+def run(*arguments, env=None):
+    """The document of `merge --json` and the process's peak resident size, in bytes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "paramdelta_dist", "merge", *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+    )
+    peak = 0
+    while process.poll() is None:
+        with suppress(OSError, StopIteration):
+            status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            peak = max(peak, int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) * 1024)
+        time.sleep(0.02)
+    with process.stdout as output:
+        return json.loads(output.read()), peak
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    tensors = {"big": torch.randn(1 << 16).bfloat16().repeat(BIG >> 16), "small": torch.randn(100).bfloat16()}
+    return [save_model(root / name, tensors) for name in ("new", "post", "old")]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_local_merge_stays_under_its_projection_with_a_tensor_larger_than_its_buffers(models, tmp_path, workers):
+    new, post, old = models
+    arguments = ["--base", str(new), "--delta", f"{post}:{old}", "--output", str(tmp_path / "out"), "--workers", workers]
+    document, peak = run(*arguments, "--memory", "512MiB")
+    assert document["state"] == "merged"
+    assert peak <= document["projected_memory"] <= 512 << 20
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+def test_a_merge_over_s3_stays_under_its_projection(models, tmp_path, s3_server, engine):
+    bucket = f"s3://{s3_server.make_bucket()}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environ.items():
+            patch.setenv(name, value)
+        for folder in models:
+            store = open_store(f"{bucket}/{folder.name}", StorageConfig())
+            for path in folder.iterdir():
+                store.put(path.name, [path.read_bytes()], size=path.stat().st_size)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"base: {bucket}/new\ndeltas: [{{post: {bucket}/post, base: {bucket}/old}}]\noutput: {bucket}/out\n"
+        f"storage: {{'s3://': {{engine: {engine}}}}}\n"
+    )
+    document, peak = run(str(recipe), "--memory", "900MiB", env={**os.environ, **s3_server.environ})
+    assert document["state"] == "merged"
+    assert peak <= document["projected_memory"] <= 900 << 20
