@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
-from paramdelta_dist.errors import InputError, NotFound, OverBudget, UsageError
+from paramdelta_dist.errors import InputChanged, InputError, NotFound, OverBudget, UsageError
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
 from paramdelta_dist.execution.output import claim, output_status
 from paramdelta_dist.methods import find_method
@@ -21,39 +21,55 @@ from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_m
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY
 from paramdelta_dist.planning.tiles import cut_tiles, tile_reads
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
-from paramdelta_dist.storage import StorageConfig, normalize, open_store, part_size, redact, scheme_of
+from paramdelta_dist.storage import (
+    StorageConfig,
+    find_leftovers,
+    normalize,
+    open_store,
+    part_size,
+    redact,
+    remove_leftover,
+    scheme_of,
+)
 
 if TYPE_CHECKING:
     from paramdelta_dist.execution.executor import Executor
     from paramdelta_dist.execution.receipts import Receipt
+    from paramdelta_dist.execution.shard import Job
+    from paramdelta_dist.execution.verify import FileVerdict
 
 Engine = Literal["local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]
+
+VERIFY_BUFFERS = 64 << 20
+"""Bytes a worker holds of a file whose digest it checks."""
 
 RAY_WORKER_MEMORY = 2 << 30
 """Budget of a Ray worker when none is given: enough for eight deltas, little for a node."""
 
 
 class Observer(Protocol):
-    """Who wants to know how a merge is going. Calls come from several threads."""
+    """Who wants to know how long work is going. Calls come from several threads."""
 
-    def started(self, plan: MergePlan, memory: WorkerMemory, *, resumed: int) -> None:
-        """Work begins; `resumed` output bytes were in place already."""
+    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
+        """Work of `total` bytes begins, of which `done` are in place already; `details` say more about it."""
         ...
 
     def advanced(self, size: int) -> None:
-        """`size` more output bytes are made; negative where a shard starts again."""
+        """`size` more bytes are done; negative where a piece of work starts again."""
         ...
 
-    def finished_shard(self, receipt: Receipt) -> None: ...
+    def finished(self, result: Receipt | FileVerdict) -> None:
+        """A file is done."""
+        ...
 
 
 class _Silent:
-    def started(self, plan: MergePlan, memory: WorkerMemory, *, resumed: int) -> None: ...
+    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None: ...
 
     def advanced(self, size: int) -> None: ...
 
-    def finished_shard(self, receipt: Receipt) -> None: ...
+    def finished(self, result: Receipt | FileVerdict) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -211,36 +227,29 @@ def merge(
     if held.committed is not None:
         return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
     from paramdelta_dist.execution.publish import publish  # what computes comes last: a mistake shows without waiting for torch
-    from paramdelta_dist.execution.shard import Job
+    from paramdelta_dist.execution.shard import run_shard
 
     receipts = dict(held.receipts)
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
-    job = Job(
-        method=find_method(recipe.method),
-        models=merge_plan.models,
-        terms=merge_plan.terms,
-        output=recipe.output,
-        storage=recipe.storage_config,
-        fingerprint=merge_plan.fingerprint,
-        allow_nonfinite=recipe.allow_nonfinite,
-        tile_size=sizing.tile_size,
-        tiles_in_flight=sizing.tiles_in_flight,
-        device=_device(device, engine),
-    )
+    job = _job(merge_plan, sizing, _device(device, engine))
     made: list[Receipt] = []
-    with _executor(engine, workers, sizing, job.device) as executor:
-        observer.started(merge_plan, sizing, resumed=sum(receipt.size for receipt in receipts.values()))
-        for receipt in executor.run(job, missing, advance=observer.advanced):
+    with _executor(engine, workers, sizing.workers, sizing.projected, job.device) as executor:
+        observer.started(
+            "merging",
+            merge_plan.bytes_to_write,
+            done=sum(receipt.size for receipt in receipts.values()),
+            details={"shards": len(merge_plan.shards), "bytes_to_read": merge_plan.bytes_to_read, "memory": asdict(sizing)},
+        )
+        for receipt in executor.run(run_shard, job, missing, advance=observer.advanced):
             receipts[receipt.file] = receipt
             made.append(receipt)
-            observer.finished_shard(receipt)
-        used, retries = min(executor.workers, max(1, len(missing))), executor.retries
+            observer.finished(receipt)
     seconds = time.monotonic() - began
     report = {
         "engine": engine,
         "version": __version__,
         "device": job.device,
-        "workers": used,
+        "workers": min(executor.workers, max(1, len(missing))),
         "shards": {"made": len(made), "kept": len(receipts) - len(made)},
         "bytes_read": sum(receipt.bytes_read for receipt in made),
         "bytes_written": sum(receipt.bytes_written for receipt in made),
@@ -249,9 +258,10 @@ def merge(
         "bytes_per_second": round(sum(r.bytes_read + r.bytes_written for r in made) / max(seconds, 1e-9)),
         "peak_memory": max([receipt.peak_memory for receipt in made] + [peak_memory() if engine == "local" else 0]),
         "projected_memory": sizing.projected,
-        "retries": retries,
+        "retries": executor.retries,
+        "bytes_read_again": executor.bytes_read_again + held.bytes_read,
         "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
-        "nonfinite_tensors": sum(receipt.nonfinite for receipt in receipts.values()),
+        "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
     }
     publish(store, merge_plan, receipts, report)
     return MergeResult(redact(recipe.output), "merged", merge_plan.fingerprint, report)
@@ -262,6 +272,78 @@ def status(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
     return output_status(open_store(normalize(url), storage or StorageConfig()))
 
 
+def verify(
+    url: str,
+    *,
+    deep: bool = False,
+    recompute: float = 0.0,
+    recipe: Recipe | None = None,
+    engine: Engine = "local",
+    workers: int | None = None,
+    seed: int | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Whether a finished output is what was committed: its structure and receipts; with `deep` every byte, by digest;
+    with `recompute` that fraction of its tiles, computed from the inputs again.
+
+    `recipe` gives the storage settings, and the inputs where the ones named in the output are reached by other URLs.
+    Returns a document with `problems`, empty when all is well. Raises InputError where there is no finished output,
+    InputChanged when the inputs are no longer those that were merged, IntegrityError when the commit itself was altered.
+    """
+    from paramdelta_dist.execution.verify import VerifyJob, check_file, check_structure, choose_tiles, plan_checks, read_commit
+
+    if not 0 <= recompute <= 1:
+        raise UsageError(f"--recompute {recompute}: give the fraction of tiles to compute again, between 0 and 1")
+    began, url, observer = time.monotonic(), normalize(url), observer or _Silent()
+    storage = recipe.storage_config if recipe else StorageConfig()
+    store = open_store(url, storage)
+    commit = read_commit(store)
+    problems, checkpoint = check_structure(store, storage, url, commit)
+    tiles, job, memory = {}, None, RESERVED + RESERVED_BY_RAY + VERIFY_BUFFERS
+    if recompute:
+        merge_plan, _ = plan(recipe or Recipe.model_validate(commit["recipe"]))
+        if merge_plan.fingerprint != commit["fingerprint"]:
+            raise InputChanged(
+                f"{redact(url)}: its inputs, or the recipe given, are no longer those it was merged from; nothing can be recomputed"
+            )
+        sizing = plan_workers(merge_plan, engine=engine, workers=workers)
+        job, memory = _job(merge_plan, sizing, "cpu"), sizing.projected + VERIFY_BUFFERS
+        tiles = choose_tiles(merge_plan.shards, tile_size=sizing.tile_size, fraction=recompute, seed=seed)
+    checks = plan_checks(store, commit, checkpoint, deep=deep, tiles=tiles)
+    verdicts: list[FileVerdict] = []
+    if checks:
+        threads = min(workers or available_cores(), len(checks))
+        with _executor(engine, workers, threads, memory, "cpu") as executor:
+            observer.started("verifying", sum(check.size for check in checks), details={"files": len(checks)})
+            for verdict in executor.run(check_file, VerifyJob(url, storage, job), checks, advance=observer.advanced):
+                verdicts.append(verdict)
+                observer.finished(verdict)
+    problems += [problem for verdict in sorted(verdicts, key=lambda v: v.file) for problem in verdict.problems]
+    return {
+        "output": redact(url),
+        "ok": not problems,
+        "problems": problems,
+        "fingerprint": commit["fingerprint"],
+        "files": len(commit["files"]),
+        "deep": deep,
+        "tiles_recomputed": sum(verdict.tiles for verdict in verdicts),
+        "bytes_read": sum(verdict.bytes_read for verdict in verdicts),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def clean(url: str, *, older_than: float = 86400.0, remove: bool = False, storage: StorageConfig | None = None) -> dict[str, Any]:
+    """What killed processes left unfinished below a folder, begun at least `older_than` seconds ago; with `remove` it is removed.
+
+    A merge that runs at the moment looks the same as one that was killed: its age tells them apart.
+    """
+    url, storage = normalize(url), storage or StorageConfig()
+    found = [leftover for leftover in find_leftovers(url, storage) if leftover.age_seconds >= older_than]
+    for leftover in found if remove else ():
+        remove_leftover(url, storage, leftover)
+    return {"output": redact(url), "removed": remove, "leftovers": [asdict(leftover) for leftover in found]}
+
+
 def _device(device: Device, engine: Engine) -> str:
     """Where a worker computes. `auto` is the CPU: streaming is bound by storage, and a GPU must be asked for."""
     if device == "cuda" and engine == "local" and not cuda_available():
@@ -269,16 +351,35 @@ def _device(device: Device, engine: Engine) -> str:
     return "cuda" if device == "cuda" else "cpu"
 
 
+def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:
+    from paramdelta_dist.execution.shard import Job
+
+    recipe = merge_plan.recipe
+    return Job(
+        method=find_method(recipe.method),
+        models=merge_plan.models,
+        terms=merge_plan.terms,
+        output=recipe.output,
+        storage=recipe.storage_config,
+        fingerprint=merge_plan.fingerprint,
+        allow_nonfinite=recipe.allow_nonfinite,
+        tile_size=sizing.tile_size,
+        tiles_in_flight=sizing.tiles_in_flight,
+        device=device,
+    )
+
+
 @contextmanager
-def _executor(engine: Engine, workers: int | None, sizing: WorkerMemory, device: str) -> Iterator[Executor]:
+def _executor(engine: Engine, workers: int | None, threads: int, memory: int, device: str) -> Iterator[Executor]:
+    """`threads` workers here, or `workers` (None: as many as the cluster has cores for) of `memory` bytes on Ray."""
     if engine == "local":
         from paramdelta_dist.execution.local import LocalExecutor
 
-        yield LocalExecutor(sizing.workers)
+        yield LocalExecutor(threads)
         return
     from paramdelta_dist.execution.ray import RayExecutor
 
-    executor = RayExecutor(workers, memory=sizing.projected, gpus=1 if device == "cuda" else 0)
+    executor = RayExecutor(workers, memory=memory, gpus=1 if device == "cuda" else 0)
     try:
         yield executor
     finally:

@@ -158,6 +158,62 @@ def status(output: Annotated[str, typer.Argument(help="Output folder, local or a
 
 
 @app.command()
+def verify(
+    output: Annotated[str, typer.Argument(help="Output folder of a finished merge, local or at a URL.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte and compare digests.")] = False,
+    recompute: Annotated[
+        float, typer.Option(metavar="FRACTION", help="Compute this fraction of the tiles from the inputs again: 0.01.")
+    ] = 0.0,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="The recipe, where storage settings are needed to reach output or inputs.")
+    ] = None,
+    engine: EngineOption = Engine.local,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a finished output: structure and receipts, and on request every byte. Exit code 5 when something is wrong."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        with rendering.progress() as observer:
+            document = api.verify(
+                output,
+                deep=deep,
+                recompute=recompute,
+                recipe=api.load_recipe(recipe) if recipe else None,
+                engine=engine.value,
+                workers=workers,
+                observer=observer,
+            )
+        _show(document, rendering.verify_lines, as_json)
+        if not document["ok"]:
+            raise typer.Exit(5)
+
+
+@app.command()
+def clean(
+    output: Annotated[str, typer.Argument(help="Output folder, local or at a URL.")],
+    older_than: Annotated[str, typer.Option(metavar="AGE", help="Only what was begun at least this long ago: 24h, 30min, 7d.")] = "24h",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is found; without it, it is only listed.")] = False,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="The recipe, where storage settings are needed to reach the output.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find, and with --yes remove, what killed merges left in an output: unfinished files and open multipart uploads."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+        from paramdelta_dist.sizes import parse_duration
+
+        try:
+            age = parse_duration(older_than)
+        except ValueError as error:
+            raise UsageError(f"--older-than: {error}") from None
+        storage = api.load_recipe(recipe).storage_config if recipe else None
+        _show(api.clean(output, older_than=age, remove=yes, storage=storage), rendering.clean_lines, as_json)
+
+
+@app.command()
 def demo(
     folder: Annotated[str, typer.Argument(help="Where to put the demo's models.")] = "paramdelta-demo",
     engine: EngineOption = Engine.ray,

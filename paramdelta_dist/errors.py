@@ -28,6 +28,8 @@ class ParamDeltaError(Exception):
 
     exit_code = 1
     retryable = False
+    bytes_read = 0
+    """Bytes of inputs that were read for work which this error made void."""
 
 
 class UsageError(ParamDeltaError):

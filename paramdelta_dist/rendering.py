@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
@@ -21,7 +21,7 @@ from paramdelta_dist.sizes import format_memory, format_seconds, format_size
 if TYPE_CHECKING:
     from paramdelta_dist.api import MergeResult, Observer
     from paramdelta_dist.execution.receipts import Receipt
-    from paramdelta_dist.planning import MergePlan, WorkerMemory
+    from paramdelta_dist.execution.verify import FileVerdict
 
 LINE_SECONDS = 10.0
 """Between two progress lines in a log."""
@@ -47,22 +47,24 @@ class ProgressBar:
         self._bar = bar
         self._task: TaskID | None = None
 
-    def started(self, plan: MergePlan, memory: WorkerMemory, *, resumed: int) -> None:
-        say = self._bar.console.print
-        say(
-            f"{format_size(plan.bytes_to_read)} to read, {format_size(plan.bytes_to_write)} to write in {_count(plan.shards, 'shard')}",
-            highlight=False,
-        )
-        say(_memory_line(asdict(memory)), highlight=False)
-        if resumed:
-            say(f"{format_size(resumed)} are in place from an earlier run", highlight=False)
-        self._task = self._bar.add_task("merging", total=plan.bytes_to_write, completed=resumed)
+    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
+        lines = []
+        if "shards" in details:
+            shards = _plural(details["shards"], "shard")
+            lines.append(f"{format_size(details['bytes_to_read'])} to read, {format_size(total)} to write in {shards}")
+        if "memory" in details:
+            lines.append(_memory_line(details["memory"]))
+        if done:
+            lines.append(f"{format_size(done)} are in place from an earlier run")
+        for line in lines:
+            self._bar.console.print(line, highlight=False)
+        self._task = self._bar.add_task(what, total=total, completed=done)
 
     def advanced(self, size: int) -> None:
         if self._task is not None:
             self._bar.advance(self._task, size)
 
-    def finished_shard(self, receipt: Receipt) -> None: ...
+    def finished(self, result: Receipt | FileVerdict) -> None: ...
 
 
 class ProgressLines:
@@ -73,10 +75,10 @@ class ProgressLines:
         self._total = self._done = self._kept = 0
         self._began = self._told = time.monotonic()
 
-    def started(self, plan: MergePlan, memory: WorkerMemory, *, resumed: int) -> None:
-        self._total, self._done, self._kept = plan.bytes_to_write, resumed, resumed
+    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
+        self._total, self._done, self._kept = total, done, done
         self._began = self._told = time.monotonic()
-        self._tell("started", bytes_total=self._total, bytes_done=resumed, shards=len(plan.shards), memory=asdict(memory))
+        self._tell("started", what=what, bytes_total=total, bytes_done=done, **details)
 
     def advanced(self, size: int) -> None:
         with self._lock:
@@ -89,8 +91,9 @@ class ProgressLines:
             left = round((self._total - done) / rate, 1) if rate > 0 else None
             self._tell("progress", bytes_total=self._total, bytes_done=done, bytes_per_second=round(rate), seconds_left=left)
 
-    def finished_shard(self, receipt: Receipt) -> None:
-        self._tell("shard", file=receipt.file, size=receipt.size, seconds=receipt.seconds, worker=receipt.worker)
+    def finished(self, result: Receipt | FileVerdict) -> None:
+        fields = asdict(result)
+        self._tell("finished", **{key: fields[key] for key in ("file", "size", "seconds", "worker", "problems") if key in fields})
 
     @staticmethod
     def _tell(event: str, **fields: Any) -> None:
@@ -118,8 +121,12 @@ def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> 
         f"peak memory of a process {format_memory(document['peak_memory'])}"
     )
     console.print(f"  {document['tensors']['merged']} tensors merged, {document['tensors']['copied']} copied from the base")
-    if document["nonfinite_tensors"]:
-        console.print(f"  {_plural(document['nonfinite_tensors'], 'tensor')} with NaN or infinity, as the recipe allows")
+    if document["bytes_read_again"]:
+        console.print(
+            f"  {format_size(document['bytes_read_again'])} were read again, for attempts that failed or to check what was in place"
+        )
+    if document["nonfinite"]:
+        console.print(f"  {_plural(document['nonfinite'], 'element')} NaN or infinite, as the recipe allows")
 
 
 def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> None:
@@ -219,6 +226,35 @@ def status_lines(document: dict[str, Any]) -> None:
             f"{format_seconds(report['seconds'])}, {format_size(report['bytes_per_second'])}/s, {_plural(report['workers'], 'worker')}"
         )
     _facts(console, facts)
+
+
+def verify_lines(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for problem in document["problems"]:
+        console.print(f"problem: {escape(problem)}")
+    looked = [f"{_plural(document['files'], 'file')} by structure and receipts"]
+    looked += ["every byte by digest"] if document["deep"] else []
+    looked += [f"{_plural(document['tiles_recomputed'], 'tile')} computed again"] if document["tiles_recomputed"] else []
+    rate = format_size(document["bytes_read"] / max(document["seconds"], 1e-9))
+    console.print(f"checked {', '.join(looked)}: {format_size(document['bytes_read'])} in {format_seconds(document['seconds'])}, {rate}/s")
+    if document["ok"]:
+        console.print(f"{escape(document['output'])} is what was committed")
+    else:
+        print(f"error: {document['output']}: {_plural(len(document['problems']), 'problem')}", file=sys.stderr)
+
+
+def clean_lines(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    found = document["leftovers"]
+    for leftover in found:
+        what = "unfinished file" if leftover["kind"] == "file" else "open multipart upload of"
+        console.print(f"{what} {escape(leftover['name'])}, {format_seconds(leftover['age_seconds'])} old")
+    if not found:
+        console.print(f"{escape(document['output'])}: no leftovers of that age")
+    elif document["removed"]:
+        console.print(f"{_plural(len(found), 'leftover')} removed")
+    else:
+        console.print(f"{_plural(len(found), 'leftover')} found, none removed: --yes removes them")
 
 
 def _memory_line(memory: dict[str, Any]) -> str:

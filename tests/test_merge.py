@@ -193,7 +193,7 @@ def test_a_result_that_is_not_finite_is_an_error_naming_tensor_element_and_model
     assert not (tmp_path / "out" / "config.json").exists()
     out = merged(tmp_path, new, post, old, name="allowed", allow_nonfinite=True)
     assert torch.isnan(oracle.load(out)["w"][4321])
-    assert json.loads((out / ".paramdelta/report.json").read_text())["nonfinite_tensors"] == 1
+    assert json.loads((out / ".paramdelta/report.json").read_text())["nonfinite"] == 1
 
 
 def test_a_tensor_larger_than_every_buffer_is_merged_in_pieces(tmp_path):

@@ -1,28 +1,49 @@
-"""What runs shards: one function over many of them, results in the order of completion."""
+"""What runs work: one function over many units, results in the order of completion."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from paramdelta_dist.execution.receipts import Receipt
-from paramdelta_dist.execution.shard import Job
-from paramdelta_dist.planning.plan import Shard
+
+class Unit(Protocol):
+    """One piece of work, about one file of an output."""
+
+    @property
+    def file(self) -> str:
+        """Name of the file; no two units of a run share it."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes that will have been reported when it is done."""
+        ...
+
+
+J = TypeVar("J")
+U = TypeVar("U", bound=Unit)
+R = TypeVar("R")
+
+Function = Callable[..., R]
+"""`function(job, unit, *, advance, cancelled) -> result`, importable by name: it travels to workers. `advance(bytes)`
+reports what is done of the unit, `cancelled()` is asked often. Running it twice does no harm."""
 
 
 class Executor(Protocol):
-    """Runs `run_shard` over shards somewhere. Knows nothing of what a shard computes."""
+    """Runs a function over units somewhere. Knows nothing of what it computes."""
 
     workers: int
-    """How many shards run at a time."""
+    """How many units run at a time."""
     retries: int
-    """Shards that had to be started again, so far."""
+    """Units that had to be started again, so far."""
+    bytes_read_again: int
+    """Input bytes of attempts that failed, as far as they are known: those of a lost worker are not."""
 
-    def run(self, job: Job, shards: Sequence[Shard], *, advance: Callable[[int], None]) -> Iterator[Receipt]:
-        """Receipts as shards finish. `advance` is told output bytes as they are made, and taken back (negative) when
-        a shard starts again.
+    def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Iterator[R]:
+        """Results as units finish. `advance` is told bytes as they are done, and taken back (negative) when a unit
+        starts again.
 
-        An exception of a shard stops the others, leaves finished ones in place, and comes out; so does closing the
+        An exception of a unit stops the others, leaves finished ones in place, and comes out; so does closing the
         iterator.
         """
         ...

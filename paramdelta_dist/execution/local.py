@@ -7,26 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from paramdelta_dist.errors import ParamDeltaError
-from paramdelta_dist.execution.receipts import Receipt
-from paramdelta_dist.execution.shard import Job, run_shard
-from paramdelta_dist.planning.plan import Shard
+from paramdelta_dist.execution.executor import Function, J, R, U
 from paramdelta_dist.storage.retry import retrying
 
 
 class LocalExecutor:
-    """Runs shards in threads. With one worker it is the reference: shards one after the other, in order."""
+    """Runs units in threads. With one worker it is the reference: one after the other, in order."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self.retries = 0
+        self.bytes_read_again = 0
 
-    def run(self, job: Job, shards: Sequence[Shard], *, advance: Callable[[int], None]) -> Iterator[Receipt]:
+    def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Iterator[R]:
         stop = threading.Event()
 
-        def make(shard: Shard) -> Receipt:
+        def work(unit: U) -> R:
             attempts = 0
 
-            def once() -> Receipt:
+            def once() -> R:
                 nonlocal attempts
                 attempts += 1
                 self.retries += attempts > 1
@@ -38,15 +37,16 @@ class LocalExecutor:
                     advance(size)
 
                 try:
-                    return run_shard(job, shard, advance=count, cancelled=stop.is_set)
-                except ParamDeltaError:
+                    return function(job, unit, advance=count, cancelled=stop.is_set)
+                except ParamDeltaError as error:
+                    self.bytes_read_again += error.bytes_read
                     advance(-done)
                     raise
 
-            return retrying(once, what=shard.file, sleep=stop.wait)
+            return retrying(once, what=unit.file, sleep=stop.wait)
 
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="shard") as pool:
-            running: set[Future[Receipt]] = {pool.submit(make, shard) for shard in shards}
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="worker") as pool:
+            running: set[Future[R]] = {pool.submit(work, unit) for unit in units}
             try:
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)

@@ -14,6 +14,8 @@ from blake3 import blake3
 from paramdelta_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from paramdelta_dist.checkpoint.sidefiles import is_side_file
 from paramdelta_dist.errors import AlreadyExists, IntegrityError, NotFound, OutputOccupied, UsageError
+from paramdelta_dist.execution.documents import read_document, render_document
+from paramdelta_dist.execution.pieces import read_pieces
 from paramdelta_dist.execution.receipts import FOLDER, MAX_RECEIPT, Receipt, parse_receipt, receipt_name
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.storage import Identity, Store
@@ -22,9 +24,6 @@ PLAN = f"{FOLDER}/plan.json"
 COMMIT = f"{FOLDER}/commit.json"
 REPORT = f"{FOLDER}/report.json"
 CARD = "README.md"
-MAX_DOCUMENT = 256 << 20
-READ_AGAIN = 16 << 20
-"""Bytes of one request when an object is read back to see whether it is ours."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Claim:
     """The commit, when the merge was finished before: there is nothing left to do."""
     receipts: Mapping[str, Receipt]
     """Shards of this very plan that are in place, by file."""
+    bytes_read: int = 0
+    """Bytes of shards that had to be read to know that they are ours."""
 
 
 def claim(store: Store, plan: MergePlan, *, overwrite: bool) -> Claim:
@@ -56,7 +57,7 @@ def claim(store: Store, plan: MergePlan, *, overwrite: bool) -> Claim:
         )
     if PLAN not in present:
         try:
-            store.write(PLAN, _json(plan.as_document()), exclusive=True)
+            store.write(PLAN, render_document(plan.as_document()), exclusive=True)
             return Claim(None, {})
         except AlreadyExists:  # another run was a moment earlier; whether it is the same merge is seen below
             present = store.list() or {}
@@ -65,7 +66,8 @@ def claim(store: Store, plan: MergePlan, *, overwrite: bool) -> Claim:
         commit = read_document(store, COMMIT)
         _unchanged(store, commit, present)
         return Claim(commit, {})
-    return Claim(None, _receipts(store, plan, present))
+    receipts, bytes_read = _receipts(store, plan, present)
+    return Claim(None, receipts, bytes_read)
 
 
 def _same_plan(store: Store, plan: MergePlan) -> None:
@@ -94,8 +96,9 @@ def _unchanged(store: Store, commit: Mapping[str, Any], present: Mapping[str, Id
             raise IntegrityError(f"{store.url} was finished, but {name} {problem} now; --overwrite makes it again")
 
 
-def _receipts(store: Store, plan: MergePlan, present: Mapping[str, Identity]) -> dict[str, Receipt]:
-    """Receipts that still hold: of this plan, and of the object that is there."""
+def _receipts(store: Store, plan: MergePlan, present: Mapping[str, Identity]) -> tuple[dict[str, Receipt], int]:
+    """Receipts that still hold, of this plan and of the object that is there, and the bytes read to find out."""
+    bytes_read = [0]
 
     def kept(file: str) -> Receipt | None:
         if file not in present or receipt_name(file) not in present:
@@ -105,7 +108,11 @@ def _receipts(store: Store, plan: MergePlan, present: Mapping[str, Identity]) ->
             return None
         if receipt.identity == present[file]:
             return receipt
-        if file_digest(store, file, present[file]) != receipt.digest:  # written again, by another run or a copy
+        bytes_read.append(receipt.size)  # written again, by another run or a copy: its bytes decide
+        digest = blake3()
+        for piece in read_pieces(store, file, present[file]):
+            digest.update(piece)
+        if digest.hexdigest() != receipt.digest:
             return None
         receipt = replace(receipt, tag=present[file].tag)
         store.write(receipt_name(file), receipt.to_json())
@@ -113,15 +120,7 @@ def _receipts(store: Store, plan: MergePlan, present: Mapping[str, Identity]) ->
 
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(kept, [shard.file for shard in plan.shards])
-    return {receipt.file: receipt for receipt in found if receipt is not None}
-
-
-def file_digest(store: Store, name: str, identity: Identity) -> str:
-    """BLAKE3 of an object, read in pieces."""
-    digest = blake3()
-    for start in range(0, identity.size, READ_AGAIN):
-        digest.update(store.read_range(name, start, min(start + READ_AGAIN, identity.size), identity=identity))
-    return digest.hexdigest()
+        return {receipt.file: receipt for receipt in found if receipt is not None}, sum(bytes_read)
 
 
 def _clear(store: Store, present: Mapping[str, Identity]) -> None:
@@ -145,21 +144,10 @@ def commit(store: Store, document: Mapping[str, Any]) -> None:
     another plan's.
     """
     try:
-        store.write(COMMIT, _json(document), exclusive=True)
+        store.write(COMMIT, render_document(document), exclusive=True)
     except AlreadyExists:
         if read_document(store, COMMIT).get("fingerprint") != document["fingerprint"]:
             raise OutputOccupied(f"{store.url} was committed by another merge while this one ran") from None
-
-
-def read_document(store: Store, name: str) -> dict[str, Any]:
-    """A JSON document of the output. Raises IntegrityError when it is broken."""
-    try:
-        document = json.loads(store.read(name, limit=MAX_DOCUMENT))
-    except (ValueError, RecursionError):
-        raise IntegrityError(f"{store.url}/{name} is not valid JSON; --overwrite starts anew") from None
-    if not isinstance(document, dict):
-        raise IntegrityError(f"{store.url}/{name} is not a JSON object; --overwrite starts anew")
-    return document
 
 
 def output_status(store: Store) -> dict[str, Any]:
@@ -189,10 +177,6 @@ def output_status(store: Store) -> dict[str, Any]:
         with suppress(NotFound):
             status["report"] = read_document(store, REPORT)
     return status
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def _some(names: Sequence[str]) -> str:

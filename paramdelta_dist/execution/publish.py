@@ -15,6 +15,7 @@ from paramdelta_dist.checkpoint.checkpoint import CONFIG_NAME
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.index import INDEX_NAME, render_index
 from paramdelta_dist.checkpoint.sidefiles import MAX_SIDE_FILE
+from paramdelta_dist.execution.documents import render_document
 from paramdelta_dist.execution.output import CARD, REPORT, commit
 from paramdelta_dist.execution.receipts import Receipt
 from paramdelta_dist.methods import find_method
@@ -47,18 +48,16 @@ def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], repo
         weight_map = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         write(INDEX_NAME, render_index(weight_map, total_size=plan.total_size, total_parameters=plan.total_parameters))
     write(CARD, _card(plan).encode(errors="backslashreplace"))
-    store.write(REPORT, (json.dumps(report, indent=1) + "\n").encode())
+    store.write(REPORT, render_document(report))
     write(CONFIG_NAME, config, redact(plan.recipe.base))
-    commit(
-        store,
-        {
-            "fingerprint": plan.fingerprint,
-            "version": __version__,
-            "committed": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "recipe": plan.recipe.as_document(),
-            "files": files,
-        },
-    )
+    document = {
+        "fingerprint": plan.fingerprint,
+        "version": __version__,
+        "committed": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "recipe": plan.recipe.as_document(),
+        "files": files,
+    }
+    commit(store, document)
 
 
 def _config(data: bytes, dtype: str | None) -> bytes:

@@ -21,9 +21,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from paramdelta_dist.errors import EngineError, ParamDeltaError
-from paramdelta_dist.execution.receipts import Receipt
-from paramdelta_dist.execution.shard import Job, run_shard
-from paramdelta_dist.planning.plan import Shard
+from paramdelta_dist.execution.executor import Function, J, R, U, Unit
 from paramdelta_dist.storage.retry import ATTEMPTS
 
 log = logging.getLogger(__name__)
@@ -43,10 +41,10 @@ EMBEDDED_OBJECT_STORE = 100 << 20
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class ShardWorker:
-    """Makes shards, one at a time, on the machine Ray placed it on."""
+    """Does units of one job, one at a time, on the machine Ray placed it on."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, function: Function[Any], job: Any) -> None:
+        self._function, self._job = function, job
         self._stop = threading.Event()
         self._bytes = 0
 
@@ -63,15 +61,15 @@ class ShardWorker:
     def stop(self) -> None:
         self._stop.set()
 
-    def run(self, shard: Shard) -> Receipt | ParamDeltaError:
-        """The receipt, or the error of ours that prevented it; a bug raises."""
+    def run(self, unit: Unit) -> Any:
+        """The result, or the error of ours that prevented it; a bug raises."""
         before = self._bytes
 
         def advance(size: int) -> None:
             self._bytes += size
 
         try:
-            return run_shard(self._job, shard, advance=advance, cancelled=self._stop.is_set)
+            return self._function(self._job, unit, advance=advance, cancelled=self._stop.is_set)
         except ParamDeltaError as error:
             self._bytes = before
             return error
@@ -84,16 +82,16 @@ class _Slot:
     actor: Any
     ready: Any
     """Reference that resolves when the actor runs; None once it has."""
-    shards: dict[Any, Shard] = field(default_factory=dict)
-    """What it is making, by result reference."""
+    units: dict[Any, Unit] = field(default_factory=dict)
+    """What it is doing, by result reference."""
     question: Any = None
     """Reference of an unanswered question for progress."""
     asked: float = 0.0
     """When it was asked last, on the monotonic clock."""
     shown: int = 0
-    """Output bytes that the observer has been told of."""
+    """Bytes that the observer has been told of."""
     finished: int = 0
-    """Output bytes of finished shards."""
+    """Bytes of finished units."""
 
     def show(self, total: int, advance: Callable[[int], None]) -> None:
         """Tell the observer that this worker stands at `total` bytes, which is never less than what is finished."""
@@ -103,7 +101,7 @@ class _Slot:
 
 
 class RayExecutor:
-    """Runs shards on a Ray cluster: the one that is named in RAY_ADDRESS, else one started in this process's name."""
+    """Runs units on a Ray cluster: the one that is named in RAY_ADDRESS, else one started in this process's name."""
 
     def __init__(self, workers: int | None, *, memory: int, gpus: float = 0) -> None:
         """`memory` is what each worker asks Ray for, in bytes. Raises EngineError when no cluster can be had."""
@@ -113,22 +111,24 @@ class RayExecutor:
             _connect(workers)
         self.workers = workers or max(1, int(_resources(ray.cluster_resources).get("CPU", 1)))
         self.retries = 0
+        self.bytes_read_again = 0
 
     def close(self) -> None:
         """End the embedded cluster, or leave the one we joined."""
         if self._owned:
             ray.shutdown()
 
-    def run(self, job: Job, shards: Sequence[Shard], *, advance: Callable[[int], None]) -> Iterator[Receipt]:
-        queue = deque(shards)
-        later: list[tuple[float, Shard]] = []
-        attempts = {shard.file: 0 for shard in shards}
-        slots = [self._start(job) for _ in range(min(self.workers, len(shards)))]
+    def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Iterator[R]:
+        queue: deque[Unit] = deque(units)
+        later: list[tuple[float, Unit]] = []
+        attempts = {unit.file: 0 for unit in units}
+        slots = [self._start(function, job) for _ in range(min(self.workers, len(units)))]
         finished, last_seen_alive = 0, time.monotonic()
         try:
-            while finished < len(shards):
-                queue += [shard for due, shard in later if due <= time.monotonic()]
-                later = [(due, shard) for due, shard in later if due > time.monotonic()]
+            while finished < len(units):
+                now = time.monotonic()
+                queue += [unit for due, unit in later if due <= now]
+                later = [(due, unit) for due, unit in later if due > now]
                 self._assign(slots, queue)
                 for slot, reference in _resolved(slots):
                     try:
@@ -138,7 +138,7 @@ class RayExecutor:
                             slots.remove(slot)
                             slot.show(0, advance)
                             self._requeue_lost(slot, queue, attempts, error)
-                            slots.append(self._start(job))
+                            slots.append(self._start(function, job))
                         continue
                     if reference == slot.ready:
                         slot.ready = None
@@ -146,15 +146,15 @@ class RayExecutor:
                         slot.question = None
                         slot.show(result, advance)
                     else:
-                        shard = slot.shards.pop(reference)
-                        if isinstance(result, Receipt):
+                        unit = slot.units.pop(reference)
+                        if isinstance(result, ParamDeltaError):
+                            slot.show(0, advance)
+                            later.append((self._next_attempt(unit, attempts, result), unit))
+                        else:
                             finished += 1
-                            slot.finished += shard.size
+                            slot.finished += unit.size
                             slot.show(max(slot.shown, slot.finished), advance)
                             yield result
-                        else:
-                            slot.show(0, advance)
-                            later.append((self._next_attempt(shard, attempts, result), shard))
                 _ask_progress(slots)
                 if any(slot.ready is None for slot in slots):
                     last_seen_alive = time.monotonic()
@@ -163,47 +163,48 @@ class RayExecutor:
         finally:
             _stop(slots)
 
-    def _start(self, job: Job) -> _Slot:
+    def _start(self, function: Function[Any], job: Any) -> _Slot:
         options: dict[str, Any] = {"num_cpus": 1, "memory": self._memory, "scheduling_strategy": "SPREAD"}
         if self._gpus:
             options["num_gpus"] = self._gpus
-        actor = ShardWorker.options(**options).remote(job)  # type: ignore[attr-defined]
+        actor = ShardWorker.options(**options).remote(function, job)  # type: ignore[attr-defined]
         return _Slot(actor, actor.ready.remote())
 
-    def _assign(self, slots: list[_Slot], queue: deque[Shard]) -> None:
-        """Give every running worker something to do, and a second shard while there are enough for all."""
+    def _assign(self, slots: list[_Slot], queue: deque[Unit]) -> None:
+        """Give every running worker something to do, and a second unit while there are enough for all."""
         for depth in range(1, SHARDS_PER_WORKER + 1):
             for slot in slots:
                 spare = depth == 1 or len(queue) > len(slots)
-                if queue and spare and slot.ready is None and len(slot.shards) < depth:
-                    shard = queue.popleft()
-                    slot.shards[slot.actor.run.remote(shard)] = shard
+                if queue and spare and slot.ready is None and len(slot.units) < depth:
+                    unit = queue.popleft()
+                    slot.units[slot.actor.run.remote(unit)] = unit
 
-    def _next_attempt(self, shard: Shard, attempts: dict[str, int], error: ParamDeltaError) -> float:
-        """When a failed shard may start again, on the monotonic clock; raises the error when it must not."""
-        attempts[shard.file] += 1
-        if not error.retryable or attempts[shard.file] >= ATTEMPTS:
+    def _next_attempt(self, unit: Unit, attempts: dict[str, int], error: ParamDeltaError) -> float:
+        """When a failed unit may start again, on the monotonic clock; raises the error when it must not."""
+        self.bytes_read_again += error.bytes_read
+        attempts[unit.file] += 1
+        if not error.retryable or attempts[unit.file] >= ATTEMPTS:
             raise error
         self.retries += 1
-        log.warning("%s failed (%s); attempt %d follows", shard.file, error, attempts[shard.file] + 1)
-        return time.monotonic() + 2.0 ** attempts[shard.file]
+        log.warning("%s failed (%s); attempt %d follows", unit.file, error, attempts[unit.file] + 1)
+        return time.monotonic() + 2.0 ** attempts[unit.file]
 
-    def _requeue_lost(self, slot: _Slot, queue: deque[Shard], attempts: dict[str, int], error: RayError) -> None:
+    def _requeue_lost(self, slot: _Slot, queue: deque[Unit], attempts: dict[str, int], error: RayError) -> None:
         reason = str(error).partition("\n")[0]
         if slot.ready is not None:
             attempts[""] = attempts.get("", 0) + 1
             if attempts[""] >= ATTEMPTS:
                 raise EngineError(f"workers end before they start ({str(error)[:1500]})") from error
-        for shard in slot.shards.values():
-            attempts[shard.file] += 1
+        for unit in slot.units.values():
+            attempts[unit.file] += 1
             self.retries += 1
-            if attempts[shard.file] >= ATTEMPTS:
+            if attempts[unit.file] >= ATTEMPTS:
                 raise EngineError(
-                    f"{shard.file}: {attempts[shard.file]} workers were lost while making it, the last: {reason}. If they ran out of "
+                    f"{unit.file}: {attempts[unit.file]} workers were lost while at it, the last: {reason}. If they ran out of "
                     "memory, allow more (--memory) or fewer workers; run again to go on with what is done"
                 ) from error
-            queue.appendleft(shard)
-        log.warning("a worker was lost (%s); its %d shards start again", reason, len(slot.shards))
+            queue.appendleft(unit)
+        log.warning("a worker was lost (%s); its %d shards start again", reason, len(slot.units))
 
     def _no_workers(self) -> str:
         have = _resources(ray.available_resources)
@@ -220,7 +221,7 @@ def _resources(ask: Callable[[], dict[str, float]]) -> dict[str, float]:
 
 def _resolved(slots: list[_Slot]) -> list[tuple[_Slot, Any]]:
     """Answers of workers that are there, waiting a moment for the first."""
-    owners = {reference: slot for slot in slots for reference in (*slot.shards, slot.ready, slot.question) if reference is not None}
+    owners = {reference: slot for slot in slots for reference in (*slot.units, slot.ready, slot.question) if reference is not None}
     for timeout, count in ((0, len(owners)), (POLL_SECONDS, 1)):
         ready, _ = ray.wait(list(owners), num_returns=count, timeout=timeout, fetch_local=False)
         if ready:
@@ -237,7 +238,7 @@ def _ask_progress(slots: list[_Slot]) -> None:
 
 def _stop(slots: list[_Slot]) -> None:
     """Let workers abandon what they are making, then end them."""
-    busy = [reference for slot in slots for reference in slot.shards]
+    busy = [reference for slot in slots for reference in slot.units]
     for slot in slots:
         slot.actor.stop.remote()
     if busy:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from paramdelta_dist.execution.documents import parse_document, render_document
 from paramdelta_dist.storage import Identity
 
 FOLDER = ".paramdelta"
@@ -32,7 +31,7 @@ class Receipt:
     bytes_written: int
     requests: int
     nonfinite: int
-    """Tensors with non-finite elements that the recipe allowed."""
+    """Elements that are NaN or infinite, as the recipe allows."""
     seconds: float
     """Wall time of the shard."""
     peak_memory: int
@@ -45,7 +44,7 @@ class Receipt:
         return Identity(self.size, self.tag)
 
     def to_json(self) -> bytes:
-        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+        return render_document(asdict(self))
 
 
 def receipt_name(file: str) -> str:
@@ -54,8 +53,8 @@ def receipt_name(file: str) -> str:
 
 def parse_receipt(data: bytes) -> Receipt | None:
     """The receipt in `data`; None when it is not one of ours, which is as good as none."""
+    fields = parse_document(data)
     try:
-        fields: dict[str, Any] = json.loads(data)
-        return Receipt(**fields)
-    except (ValueError, TypeError, RecursionError):
+        return Receipt(**fields) if fields is not None else None
+    except TypeError:  # of another version
         return None

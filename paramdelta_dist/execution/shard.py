@@ -7,13 +7,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from blake3 import blake3
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
-from paramdelta_dist.errors import CheckpointError, Interrupted, NonFinite
+from paramdelta_dist.errors import CheckpointError, Interrupted, NonFinite, ParamDeltaError
 from paramdelta_dist.execution.machine import peak_memory
 from paramdelta_dist.execution.reader import FetchedTile, TileReader
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
@@ -45,21 +46,18 @@ def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancell
     """Make one shard and publish it with its receipt. The bytes depend on recipe and inputs alone.
 
     `advance` is called with the bytes written of the file as they are made, `cancelled` before each tile. Raises Interrupted
-    when it says so, NonFinite, CheckpointError where copied tensors disagree, and what the stores raise; then nothing
-    of the shard has become visible.
+    when it says so, NonFinite, CheckpointError where copied tensors disagree, and what the stores raise, then with the
+    bytes that were read in vain as `bytes_read`; nothing of the shard has become visible.
     """
-    torch.set_num_threads(1)  # parallelism is one thread a shard; more inside would fight over the same cores
     began = time.monotonic()
     output = open_store(job.output, job.storage)
-    stores = [open_store(url, job.storage) for url in job.models]
-    reads_in_flight = 2 if not any(store.remote for store in stores) else job.tiles_in_flight * len(stores)
-    pool = ThreadPoolExecutor(reads_in_flight, thread_name_prefix="read")
-    try:
-        reader = TileReader(shard, stores, job.tile_size, job.tiles_in_flight, pool)
+    with tile_reader(job, shard) as reader:
         stream = _ShardStream(job, shard, reader, advance, cancelled)
-        identity = output.put(shard.file, stream.chunks(), size=shard.size)
-    finally:
-        pool.shutdown(cancel_futures=True)
+        try:
+            identity = output.put(shard.file, stream.chunks(), size=shard.size)
+        except ParamDeltaError as error:
+            error.bytes_read = reader.bytes_read
+            raise
     receipt = Receipt(
         file=shard.file,
         fingerprint=job.fingerprint,
@@ -70,7 +68,7 @@ def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancell
         bytes_read=reader.bytes_read,
         bytes_written=shard.size,
         requests=reader.requests,
-        nonfinite=len(stream.nonfinite),
+        nonfinite=stream.maker.nonfinite,
         seconds=round(time.monotonic() - began, 3),
         peak_memory=peak_memory(),
         worker=f"{socket.gethostname()}:{os.getpid()}",
@@ -79,16 +77,27 @@ def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancell
     return receipt
 
 
+@contextmanager
+def tile_reader(job: Job, shard: Shard) -> Iterator[TileReader]:
+    """A reader of the shard's inputs with its own threads, which are gone when it is left."""
+    stores = [open_store(url, job.storage) for url in job.models]
+    at_a_time = job.tiles_in_flight * len(stores) if any(store.remote for store in stores) else 2
+    pool = ThreadPoolExecutor(at_a_time, thread_name_prefix="read")
+    try:
+        yield TileReader(shard, stores, job.tile_size, job.tiles_in_flight, pool)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 class _ShardStream:
     """The bytes of a shard's file, made tile by tile in one reused buffer, and the digests of what went by."""
 
     def __init__(self, job: Job, shard: Shard, reader: TileReader, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> None:
         self._job, self._shard, self._reader = job, shard, reader
         self._advance, self._cancelled = advance, cancelled
-        self._merger = Merger(job.method.function, [t.weight for t in job.terms], job.method.scratch, torch.device(job.device))
+        self.maker = TileMaker(job)
         self.file_digest = blake3()
         self.tensor_digests = {tensor.name: "" for tensor in shard.tensors}
-        self.nonfinite: set[str] = set()
 
     def chunks(self) -> Iterator[memoryview | bytes]:
         """Header, then tiles; each chunk is valid until the next is asked for."""
@@ -104,12 +113,7 @@ class _ShardStream:
             if self._cancelled():
                 raise Interrupted("stopped")
             out = buffer[: fetched.tile.stop - fetched.tile.start]
-            for segment in fetched.tile.segments:
-                piece = _piece(out, fetched.tile, segment)
-                if segment.tensor.merged:
-                    self._merge(fetched, segment, piece)
-                else:
-                    self._copy(fetched, segment, piece)
+            for segment, piece in self.maker.make(fetched, out):
                 unfinished.update(piece)
                 if segment.last == segment.tensor.elements:
                     self.tensor_digests[segment.tensor.name] = unfinished.hexdigest()
@@ -118,17 +122,36 @@ class _ShardStream:
             yield out
             self._advance(len(out))
 
+
+class TileMaker:
+    """Makes the output bytes of tiles, in the caller's memory. Keeps its scratch between them; one a thread."""
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(1)  # parallelism is one thread a shard; more inside would fight over the same cores
+        self._job = job
+        self._merger = Merger(job.method.function, [t.weight for t in job.terms], job.method.scratch, torch.device(job.device))
+        self.nonfinite = 0
+        """Elements let through that are NaN or infinite."""
+
+    def make(self, fetched: FetchedTile, out: memoryview) -> Iterator[tuple[Segment, memoryview]]:
+        """Fill `out` with the tile, segment by segment; each is yielded with its bytes when they are there."""
+        for segment in fetched.tile.segments:
+            piece = _piece(out, fetched.tile, segment)
+            if segment.tensor.merged:
+                self._merge(fetched, segment, piece)
+            else:
+                self._copy(fetched, segment, piece)
+            yield segment, piece
+
     def _merge(self, fetched: FetchedTile, segment: Segment, piece: memoryview) -> None:
         tensor = segment.tensor
         sources = [self._tensor(fetched, segment, model) for model in range(len(self._job.models))]
         base = _required(sources, 0, tensor)
         deltas = [(_required(sources, term.post, tensor), _required(sources, term.base, tensor)) for term in self._job.terms]
-        bad = self._merger.merge(view(piece, _torch_dtype(tensor.dtype)), base, deltas)
-        if bad is None:
-            return
-        if not self._job.allow_nonfinite:
-            raise NonFinite(self._nonfinite_message(tensor, segment.first + bad, bad, sources))
-        self.nonfinite.add(tensor.name)
+        count, first = self._merger.merge(view(piece, _torch_dtype(tensor.dtype)), base, deltas)
+        if count and not self._job.allow_nonfinite:
+            raise NonFinite(self._nonfinite_message(tensor, segment.first + first, first, sources))
+        self.nonfinite += count
 
     def _nonfinite_message(self, tensor: TensorPlan, element: int, place: int, sources: Sequence[torch.Tensor | None]) -> str:
         urls = [

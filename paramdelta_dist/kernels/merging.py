@@ -52,26 +52,27 @@ class Merger:
         out: torch.Tensor,
         base: torch.Tensor,
         deltas: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    ) -> int | None:
+    ) -> tuple[int, int]:
         """Write the merge of base[n] and the (post[n], base[n]) pairs to out[n].
 
-        Returns the position of the first element that is not finite in `out`'s dtype, or None. All elements are
-        written either way.
+        Returns how many elements are not finite in `out`'s dtype and the position of the first (0 if there is none).
+        All elements are written either way.
         """
         dtype = compute_dtype([out.dtype, base.dtype, *(tensor.dtype for pair in deltas for tensor in pair)])
         acc_block, *scratch = self._scratch(dtype)
         size, limit = acc_block.numel(), overflow_limit(out.dtype)
-        first_bad: int | None = None
+        count = first = 0
         for start in range(0, out.numel(), size):
             stop = min(start + size, out.numel())
             acc = acc_block[: stop - start]
             acc.copy_(base[start:stop])
             self.function(acc, [(post[start:stop], old[start:stop]) for post, old in deltas], weights=self.weights, scratch=scratch)
             out[start:stop].copy_(acc)
-            if first_bad is None and beyond(acc, limit):
+            if beyond(acc, limit):
                 wrong = torch.nonzero(~torch.isfinite(out[start:stop]))
-                first_bad = start + int(wrong[0]) if len(wrong) else None
-        return first_bad
+                first = start + int(wrong[0]) if count == 0 else first
+                count += len(wrong)
+        return count, first
 
     def _scratch(self, dtype: torch.dtype) -> list[torch.Tensor]:
         if dtype not in self._blocks:

@@ -1,5 +1,6 @@
 """Where bytes live: one interface, three engines. Nothing outside this folder names fsspec, obstore or botocore."""
 
+from paramdelta_dist.storage.leftovers import Leftover, find_leftovers, remove_leftover
 from paramdelta_dist.storage.opening import open_store
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, Store
@@ -10,13 +11,16 @@ __all__ = [
     "PARTS_IN_FLIGHT",
     "Buffer",
     "Identity",
+    "Leftover",
     "StorageConfig",
     "Store",
     "StoreSettings",
+    "find_leftovers",
     "inside",
     "normalize",
     "open_store",
     "part_size",
     "redact",
+    "remove_leftover",
     "scheme_of",
 ]

@@ -16,6 +16,21 @@ from paramdelta_dist.storage.settings import StoreSettings
 if TYPE_CHECKING:
     from datetime import datetime
 
+DENIED_CODES = {
+    "AccessDenied", "AccountProblem", "ExpiredToken", "Forbidden", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch", "TokenRefreshRequired", "401", "403",
+}  # fmt: skip
+"""What S3 says to credentials, some of it with status 400; where a reply has no body, the status stands for the code."""
+PASSING_CODES = {
+    "BadDigest",
+    "IncompleteBody",
+    "NoSuchUpload",
+    "RequestTimeout",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
+"""What S3 says with status 4xx although it is no one's mistake: bytes were lost on the way, or an upload was completed or removed."""
+
 
 @lru_cache(maxsize=32)
 def _session(profile: str | None) -> Any:
@@ -85,3 +100,15 @@ def credential_provider(settings: StoreSettings) -> Callable[[], dict[str, str |
         }
 
     return provide
+
+
+def client(settings: StoreSettings) -> Any:
+    """A botocore client for the few S3 calls that only administration needs."""
+    from botocore.config import Config
+
+    return _session(settings.profile).create_client(
+        "s3",
+        endpoint_url=endpoint(settings),
+        region_name=region(settings),
+        config=Config(s3={"addressing_style": "path" if endpoint(settings) else "auto"}, connect_timeout=10, read_timeout=60),
+    )

@@ -8,7 +8,7 @@ import torch
 
 from paramdelta_dist import api
 from paramdelta_dist.errors import IntegrityError, OutputOccupied, StorageError
-from paramdelta_dist.execution import local
+from paramdelta_dist.execution import shard as shards
 from paramdelta_dist.storage.local import LocalStore
 from tests import oracle
 from tests.models import recipe, save_model
@@ -39,7 +39,7 @@ class Lost(RuntimeError):
 
 def interrupted_after(monkeypatch, count):
     """Make shards fail after `count` of them were finished."""
-    real, made = local.run_shard, []
+    real, made = shards.run_shard, []
 
     def run(job, shard, **arguments):
         if len(made) == count:
@@ -48,7 +48,7 @@ def interrupted_after(monkeypatch, count):
         made.append(shard.file)
         return receipt
 
-    monkeypatch.setattr(local, "run_shard", run)
+    monkeypatch.setattr(shards, "run_shard", run)
 
 
 def test_a_second_run_of_a_finished_merge_does_nothing(models, tmp_path):
@@ -177,7 +177,7 @@ def test_temporary_failures_are_tried_again_and_counted(models, tmp_path, monkey
     from paramdelta_dist.storage import retry
 
     monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.001)
-    real, calls = local.run_shard, []
+    real, calls = shards.run_shard, []
 
     def sometimes(job, shard, **arguments):
         calls.append(shard.file)
@@ -185,7 +185,7 @@ def test_temporary_failures_are_tried_again_and_counted(models, tmp_path, monkey
             raise TransientStorageError("503 SlowDown")
         return real(job, shard, **arguments)
 
-    monkeypatch.setattr(local, "run_shard", sometimes)
+    monkeypatch.setattr(shards, "run_shard", sometimes)
     result = make(models, tmp_path / "out", workers=1)
     assert result.report["retries"] == len(calls) - 6 > 0
 

@@ -41,13 +41,13 @@ class Watcher:
     def __init__(self, act=lambda receipt: None):
         self.act, self.receipts, self.bytes = act, [], 0
 
-    def started(self, plan, memory, *, resumed):
-        self.total = plan.bytes_to_write
+    def started(self, what, total, *, done=0, details):
+        self.total = total
 
     def advanced(self, size):
         self.bytes += size
 
-    def finished_shard(self, receipt):
+    def finished(self, receipt):
         self.receipts.append(receipt)
         if len(self.receipts) == 1:
             self.act(receipt)

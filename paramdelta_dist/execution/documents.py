@@ -1,0 +1,43 @@
+"""The small JSON documents beside an output. Each carries a seal, a digest of its own content, so that it vouches for itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from blake3 import blake3
+
+from paramdelta_dist.errors import IntegrityError
+from paramdelta_dist.storage import Store
+
+SEAL = "seal"
+MAX_DOCUMENT = 256 << 20
+
+
+def render_document(content: Mapping[str, Any]) -> bytes:
+    """JSON of `content` and its seal. ASCII, so that any name can be written."""
+    return (json.dumps({**content, SEAL: _seal(content)}, indent=1) + "\n").encode()
+
+
+def parse_document(data: bytes) -> dict[str, Any] | None:
+    """The content of a document, without its seal; None when it is not as it was written."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or document.pop(SEAL, None) != _seal(document):
+        return None
+    return document
+
+
+def read_document(store: Store, name: str) -> dict[str, Any]:
+    """The content of a document of an output. Raises NotFound, and IntegrityError when it is not as it was written."""
+    document = parse_document(store.read(name, limit=MAX_DOCUMENT))
+    if document is None:
+        raise IntegrityError(f"{store.url}/{name} is not as it was written; merge --overwrite starts anew")
+    return document
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return blake3(json.dumps(content, sort_keys=True).encode()).hexdigest()

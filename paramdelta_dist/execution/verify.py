@@ -1,0 +1,239 @@
+"""Whether a committed output is still what was committed, and whether its inputs still give it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+
+from paramdelta_dist.checkpoint import Checkpoint, open_checkpoint
+from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.header import ALIGNMENT
+from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX
+from paramdelta_dist.errors import CheckpointError, InputError, Interrupted, NotFound
+from paramdelta_dist.execution.documents import MAX_DOCUMENT, parse_document, read_document
+from paramdelta_dist.execution.output import COMMIT, PLAN, REPORT
+from paramdelta_dist.execution.pieces import read_pieces
+from paramdelta_dist.execution.receipts import MAX_RECEIPT, Receipt, parse_receipt, receipt_name
+from paramdelta_dist.execution.shard import Job, TileMaker, tile_reader
+from paramdelta_dist.planning.plan import Shard
+from paramdelta_dist.planning.tiles import cut_tiles
+from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
+
+
+class TensorDigest(NamedTuple):
+    """Bytes [start, stop) of a file and the BLAKE3 they must have."""
+
+    name: str
+    start: int
+    stop: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class VerifyJob:
+    """What the checks of one output have in common."""
+
+    output: str
+    storage: StorageConfig
+    merge: Job | None
+    """How to compute tiles again; None when none are."""
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """What is to be found out about one file: its digest, or some of its tiles against the inputs, or both."""
+
+    file: str
+    identity: Identity
+    digest: str | None
+    """Expected BLAKE3; None leaves the file unread."""
+    tensors: tuple[TensorDigest, ...]
+    """In the order of their bytes, to tell where a difference is."""
+    shard: Shard | None
+    tiles: tuple[int, ...]
+    """Tiles to compute again, by their number in the shard."""
+
+    @property
+    def size(self) -> int:
+        return self.identity.size if self.digest is not None else 0
+
+
+@dataclass(frozen=True)
+class FileVerdict:
+    """What was found out about one file."""
+
+    file: str
+    problems: tuple[str, ...]
+    bytes_read: int
+    tiles: int
+    """Tiles computed again."""
+
+
+def read_commit(store: Store) -> dict[str, Any]:
+    """The commit of an output. Raises InputError when there is none, IntegrityError when it is not as it was written."""
+    try:
+        return read_document(store, COMMIT)
+    except NotFound:
+        raise InputError(f"{store.url}: no finished merge of ours is here ({COMMIT} is missing); `status` tells what is") from None
+
+
+def check_structure(store: Store, storage: StorageConfig, url: str, commit: Mapping[str, Any]) -> tuple[list[str], Checkpoint | None]:
+    """Problems that need no weight read: files and sizes, index against headers, alignment, totals, receipts.
+
+    Also returns the output as a checkpoint, None when it cannot be opened.
+    """
+    present = store.list() or {}
+    problems = []
+    for name, entry in commit["files"].items():
+        if name not in present:
+            problems.append(f"{name}: missing")
+        elif present[name].size != entry["size"]:
+            problems.append(f"{name}: {present[name].size} bytes, committed were {entry['size']}")
+    sealed = {name: name in present and parse_document(store.read(name, limit=MAX_DOCUMENT)) is not None for name in (PLAN, REPORT)}
+    problems += [f"{name}: missing or not as it was written" for name, sound in sealed.items() if not sound]
+    strangers = [name for name in present if name.endswith((".safetensors", ".safetensors.index.json")) and name not in commit["files"]]
+    problems += [f"{name}: not part of the commit" for name in strangers]
+    for file, entry in _shards(commit).items():
+        receipt = read_receipt(store, file, present)
+        if receipt is None:
+            problems.append(f"{receipt_name(file)}: missing or not as it was written")
+        elif (receipt.fingerprint, receipt.size, receipt.digest) != (commit["fingerprint"], entry["size"], entry["digest"]):
+            problems.append(f"{receipt_name(file)}: not the receipt of the committed file")
+    try:
+        checkpoint = open_checkpoint(url, storage)
+    except CheckpointError as error:
+        return [*problems, str(error)], None
+    return problems + _layout_problems(store, checkpoint), checkpoint
+
+
+def _layout_problems(store: Store, checkpoint: Checkpoint) -> list[str]:
+    problems = []
+    for name, tensor in checkpoint.tensors.items():
+        file = checkpoint.files[tensor.file].name
+        if tensor.start % DTYPES[tensor.dtype].itemsize:
+            problems.append(f"{file}: tensor {name!r} starts at byte {tensor.start}, which is not aligned to {tensor.dtype}")
+    firsts = {tensor.file: tensor.start for tensor in reversed(checkpoint.tensors.values())}
+    problems += [
+        f"{checkpoint.files[n].name}: data starts at byte {start}, not aligned to {ALIGNMENT}"
+        for n, start in firsts.items()
+        if start % ALIGNMENT
+    ]
+    if len(checkpoint.files) > 1:
+        metadata = json.loads(store.read(INDEX_NAME, limit=MAX_INDEX)).get("metadata") or {}
+        for key, value in (("total_size", checkpoint.nbytes), ("total_parameters", checkpoint.parameters)):
+            if metadata.get(key) != value:
+                problems.append(f"{INDEX_NAME}: {key} is {metadata.get(key)}, the headers give {value}")
+    return problems
+
+
+def _shards(commit: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: entry for name, entry in commit["files"].items() if name.endswith(".safetensors")}
+
+
+def read_receipt(store: Store, file: str, present: Mapping[str, Identity]) -> Receipt | None:
+    name = receipt_name(file)
+    return parse_receipt(store.read(name, limit=MAX_RECEIPT)) if name in present else None
+
+
+def plan_checks(
+    store: Store,
+    commit: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+    *,
+    deep: bool,
+    tiles: Mapping[str, tuple[Shard, tuple[int, ...]]],
+) -> list[FileCheck]:
+    """One check for each committed file that is there and is to be read: all with `deep`, else those with `tiles`."""
+    present = store.list() or {}
+    ranges: dict[str, list[tuple[str, int, int]]] = {}
+    for name, tensor in (checkpoint.tensors if checkpoint else {}).items():
+        assert checkpoint is not None
+        ranges.setdefault(checkpoint.files[tensor.file].name, []).append((name, tensor.start, tensor.stop))
+    checks = []
+    for file, entry in commit["files"].items():
+        if file not in present or not (deep or file in tiles):
+            continue
+        receipt = read_receipt(store, file, present) if deep and file in ranges else None
+        digests = receipt.tensors if receipt else {}
+        located = tuple(TensorDigest(n, a, b, digests[n]) for n, a, b in sorted(ranges.get(file, []), key=lambda r: r[1:]) if n in digests)
+        shard, numbers = tiles.get(file, (None, ()))
+        checks.append(FileCheck(file, present[file], entry["digest"] if deep else None, located, shard, numbers))
+    return checks
+
+
+def choose_tiles(shards: Sequence[Shard], *, tile_size: int, fraction: float, seed: int | None) -> dict[str, tuple[Shard, tuple[int, ...]]]:
+    """A random `fraction` of all tiles, at least one, by file."""
+    every = [(shard, number) for shard in shards for number, _ in enumerate(cut_tiles(shard, tile_size=tile_size))]
+    chosen = random.Random(seed).sample(every, min(len(every), max(1, round(fraction * len(every)))))
+    return {
+        shard.file: (shard, tuple(sorted(number for other, number in chosen if other.file == shard.file)))
+        for shard in {chosen_shard.file: chosen_shard for chosen_shard, _ in chosen}.values()
+    }
+
+
+def check_file(job: VerifyJob, check: FileCheck, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> FileVerdict:
+    """Read and compare what `check` asks for. Problems are results; only what prevents looking is raised."""
+    store = open_store(job.output, job.storage)
+    problems: list[str] = []
+    bytes_read = 0
+    if check.digest is not None:
+        problems += _digest_problems(store, check, advance, cancelled)
+        bytes_read += check.identity.size
+    if check.shard is not None and job.merge is not None:
+        found, amount = _recomputed(job.merge, store, check, check.shard, cancelled)
+        problems += found
+        bytes_read += amount
+    return FileVerdict(check.file, tuple(problems), bytes_read, len(check.tiles))
+
+
+def _digest_problems(store: Store, check: FileCheck, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Iterator[str]:
+    whole, part = blake3(), blake3()
+    waiting = list(reversed(check.tensors))
+    position, altered = 0, []
+    for piece in read_pieces(store, check.file, check.identity):
+        if cancelled():
+            raise Interrupted("stopped")
+        whole.update(piece)
+        while waiting and waiting[-1].start < position + len(piece):
+            tensor = waiting[-1]
+            part.update(piece[max(0, tensor.start - position) : max(0, tensor.stop - position)])
+            if tensor.stop > position + len(piece):
+                break
+            if part.hexdigest() != tensor.digest:
+                altered.append(tensor.name)
+            part = blake3()
+            waiting.pop()
+        position += len(piece)
+        advance(len(piece))
+    if whole.hexdigest() == check.digest:
+        return
+    if altered:
+        yield from (f"{check.file}: the bytes of tensor {name!r} were altered" for name in altered)
+    else:
+        place = "the header was altered" if check.tensors else "its bytes were altered"
+        yield f"{check.file}: {place}: the digest is not the committed one"
+
+
+def _recomputed(job: Job, store: Store, check: FileCheck, shard: Shard, cancelled: Callable[[], bool]) -> tuple[list[str], int]:
+    """Compute tiles from the inputs again and compare; returns problems and bytes read."""
+    wanted = (tile for number, tile in enumerate(cut_tiles(shard, tile_size=job.tile_size)) if number in set(check.tiles))
+    problems, maker, buffer, bytes_read = [], TileMaker(job), memoryview(bytearray(job.tile_size)), 0
+    with tile_reader(job, shard) as reader:
+        for fetched in reader.fetch(wanted):
+            if cancelled():
+                raise Interrupted("stopped")
+            out = buffer[: fetched.tile.stop - fetched.tile.start]
+            held = store.read_range(check.file, fetched.tile.start, fetched.tile.stop, identity=check.identity)
+            bytes_read += len(held)
+            position = 0
+            for segment, piece in maker.make(fetched, out):
+                if blake3(held[position : position + len(piece)]).digest() != blake3(piece).digest():
+                    name = segment.tensor.name
+                    problems.append(f"{check.file}: tensor {name!r}, elements [{segment.first}, {segment.last}): not what the inputs give")
+                position += len(piece)
+        return problems, bytes_read + reader.bytes_read

@@ -1,0 +1,110 @@
+"""What killed processes leave behind in a folder: files being written on disks, open multipart uploads on S3."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from paramdelta_dist.errors import CredentialsError, StorageError
+from paramdelta_dist.storage import aws
+from paramdelta_dist.storage.local import PART_SUFFIX
+from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
+from paramdelta_dist.storage.urls import redact, scheme_of
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something unfinished that takes room and that no reader sees."""
+
+    kind: str
+    """file or upload."""
+    name: str
+    """Relative to the folder: of the file itself, or of the object the upload was to become."""
+    age_seconds: float
+    """Since it was begun (upload) or last written (file)."""
+    upload: str = ""
+    """The store's id of an upload."""
+
+
+def find_leftovers(url: str, config: StorageConfig) -> list[Leftover]:
+    """Unfinished files and uploads below a normalized URL, oldest first.
+
+    Only local disks and S3 have any that can be listed: GCS forgets unfinished uploads by itself after a week, and Azure
+    uncommitted blocks.
+    """
+    scheme = scheme_of(url)
+    if scheme == "":
+        found = list(_parts(url))
+    elif scheme == "s3":
+        found = list(_uploads(url, config.for_url(url)))
+    else:
+        found = []
+    return sorted(found, key=lambda leftover: -leftover.age_seconds)
+
+
+def remove_leftover(url: str, config: StorageConfig, leftover: Leftover) -> None:
+    """Delete the file, or abort the upload, so that its parts are no longer stored and paid for."""
+    if leftover.kind == "file":
+        try:
+            os.unlink(os.path.join(url, leftover.name))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"{url}/{leftover.name}: {error.strerror}") from error
+        return
+    bucket, prefix = _place(url)
+    _asked(url, config.for_url(url), "abort_multipart_upload", Bucket=bucket, Key=prefix + leftover.name, UploadId=leftover.upload)
+
+
+def _parts(folder: str) -> Iterator[Leftover]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(".") and name.endswith(PART_SUFFIX):
+                path = os.path.join(parent, name)
+                try:
+                    age = time.time() - os.stat(path).st_mtime
+                except FileNotFoundError:  # finished while we looked
+                    continue
+                yield Leftover("file", os.path.relpath(path, folder), age)
+
+
+def _uploads(url: str, settings: StoreSettings) -> Iterator[Leftover]:
+    bucket, prefix = _place(url)
+    marker: dict[str, str] = {}
+    while True:
+        page = _asked(url, settings, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker)
+        for upload in page.get("Uploads") or ():
+            if upload["Key"].startswith(prefix):
+                age = (datetime.now(timezone.utc) - upload["Initiated"]).total_seconds()
+                yield Leftover("upload", upload["Key"][len(prefix) :], age, upload["UploadId"])
+        if not page.get("IsTruncated"):
+            return
+        marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def _place(url: str) -> tuple[str, str]:
+    bucket, _, prefix = url.partition("://")[2].partition("/")
+    return bucket, f"{prefix.rstrip('/')}/" if prefix else ""
+
+
+def _asked(url: str, settings: StoreSettings, operation: str, **arguments: Any) -> dict[str, Any]:
+    """One S3 call that obstore has no name for."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    try:
+        reply: dict[str, Any] = getattr(aws.client(settings), operation)(**arguments)
+    except NoCredentialsError as error:
+        raise CredentialsError(f"{redact(url)}: no AWS credentials found") from error
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code == "NoSuchUpload":
+            return {}
+        kind = CredentialsError if code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken") else StorageError
+        raise kind(f"{redact(url)}: {operation.replace('_', ' ')} was refused ({code})") from error
+    except BotoCoreError as error:
+        raise StorageError(f"{redact(url)}: {error}") from error
+    return reply
