@@ -262,7 +262,7 @@ def _connect(workers: int | None) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**arguments)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise EngineError(
             f"no Ray cluster could be joined or started ({address or 'embedded'}): {str(error).partition(chr(10))[0]}"
         ) from error

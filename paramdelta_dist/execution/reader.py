@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import sys
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,18 +25,18 @@ class FetchedTile:
     """A tile and the bytes of every model it needs. The bytes are valid until the next tile is asked for."""
 
     tile: Tile
-    parts: list[list[tuple[Read, memoryview]]]
-    """For each model, what was read of it, sorted by file and place."""
+    parts: list[tuple[list[Read], list[memoryview]]]
+    """For each model, what was read of it, sorted by file and place, and the bytes of each read."""
 
     def source(self, segment: Segment, model: int) -> memoryview | None:
         """Bytes of a segment in one model; None when the model is not read for it."""
         wanted = source_range(segment, model)
         if wanted is None:
             return None
-        for read, data in self.parts[model]:
-            if read.file == wanted.file and read.start <= wanted.start and wanted.stop <= read.stop:
-                return data[wanted.start - read.start : wanted.stop - read.start]
-        raise AssertionError(f"{wanted} was not fetched")
+        reads, data = self.parts[model]
+        place = bisect_right(reads, (wanted.file, wanted.start, sys.maxsize)) - 1
+        start = wanted.start - reads[place].start
+        return data[place][start : start + wanted.stop - wanted.start]
 
 
 @dataclass
@@ -71,7 +73,7 @@ class TileReader:
                     waiting.append(self._start(tile))
                 if not waiting:
                     return
-                parts = [[(read, future.result()) for read, future in model] for model in waiting[0].futures]
+                parts = [([read for read, _ in model], [future.result() for _, future in model]) for model in waiting[0].futures]
                 yield FetchedTile(waiting[0].tile, parts)
                 parts.clear()  # the consumer may still hold the tile; its memory must not outlive its turn
                 self._free += waiting.popleft().buffers

@@ -69,11 +69,15 @@ def test_one_flipped_byte_anywhere_is_found(output, seed):
     path = files[seed % len(files)]
     flip(path, generator.randrange(path.stat().st_size))
     try:
-        document = api.verify(str(output), deep=True)
-    except IntegrityError as error:
-        assert str(path) in str(error)
-    else:
-        assert any(problem.startswith(str(path.relative_to(output))) or str(path) in problem for problem in document["problems"]), path
+        problems = api.verify(str(output), deep=True)["problems"]
+    except IntegrityError as error:  # the commit itself
+        problems = [str(error)]
+    assert any(str(path.relative_to(output)) in problem for problem in problems), path
+
+
+def lie_about_the_total(out):
+    index = out / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"total_size": 8', '"total_size": 9'))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,7 @@ def test_one_flipped_byte_anywhere_is_found(output, seed):
         (lambda out: (out / "tokenizer_config.json").write_text("{}"), "tokenizer_config.json: 2 bytes"),
         (lambda out: shutil.copy(next(out.glob("*.safetensors")), out / "consolidated.safetensors"), "consolidated.safetensors: not part"),
         (lambda out: next((out / ".paramdelta/receipts").iterdir()).unlink(), "receipts/"),
-        (lambda out: (out / "model.safetensors.index.json").write_text((out / "model.safetensors.index.json").read_text().replace('"total_size": 8', '"total_size": 9')), "total_size"),
+        (lie_about_the_total, "total_size"),
     ],
     ids=["shard gone", "side file replaced", "stray shard", "receipt gone", "total_size wrong"],
 )  # fmt: skip

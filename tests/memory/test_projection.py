@@ -67,3 +67,51 @@ def test_a_merge_over_s3_stays_under_its_projection(models, tmp_path, s3_server,
     document, peak = run(str(recipe), "--memory", "900MiB", env={**os.environ, **s3_server.environ})
     assert document["state"] == "merged"
     assert peak <= document["projected_memory"] <= 900 << 20
+
+
+HUGE = 300 << 20
+"""Elements of a bfloat16 tensor of 600 MiB, for budgets below that."""
+
+
+def twins(root, source, count):
+    """Folders that look like `count` models and hold the same files, so that eight deltas need no eight times the disk."""
+    folders = [root / f"model{n}" for n in range(count)]
+    for folder in folders:
+        folder.mkdir()
+        for path in source.iterdir():
+            (folder / path.name).symlink_to(path)
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["local", "ray", "s3"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("deltas", [1, 3, 8])
+def test_the_budget_holds_for_any_number_of_deltas_dtype_and_place(tmp_path, s3_server, where, dtype, deltas):
+    budget = {"local": 560, "ray": 700, "s3": 900}[where] << 20
+    elements = HUGE // dtype.itemsize * 2 if where != "s3" else (96 << 20) // dtype.itemsize
+    source = save_model(
+        tmp_path / "source", {"w": torch.zeros(1 << 16, dtype=dtype).repeat(elements >> 16), "b": torch.ones(3, dtype=dtype)}
+    )
+    folders, environment = twins(tmp_path, source, 1 + 2 * deltas), dict(os.environ)
+    names, output = [str(folder) for folder in folders], str(tmp_path / "out")
+    if where == "s3":
+        environment |= s3_server.environ
+        bucket = f"s3://{s3_server.make_bucket()}"
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in s3_server.environ.items():
+                patch.setenv(name, value)
+            for folder in folders:
+                store = open_store(f"{bucket}/{folder.name}", StorageConfig())
+                for path in folder.iterdir():
+                    store.put(path.name, [path.read_bytes()], size=path.stat().st_size)
+        names, output = [f"{bucket}/{folder.name}" for folder in folders], f"{bucket}/out"
+    flags = [flag for n in range(deltas) for flag in ("--delta", f"{names[2 * n + 1]}:{names[2 * n + 2]}:0.5")]
+    engine = ["--engine", "ray", "--workers", "1"] if where == "ray" else []
+    document, peak = run("--base", names[0], *flags, "--output", output, "--memory", str(budget), *engine, env=environment)
+    assert "error" not in document, document
+    measured = document["peak_memory"] if where == "ray" else peak
+    print(
+        f"{deltas} deltas, {dtype}, {where}: peak {measured >> 20} <= projected {document['projected_memory'] >> 20} <= {budget >> 20} MiB"
+    )
+    assert measured <= document["projected_memory"] <= budget

@@ -224,3 +224,19 @@ def test_planning_is_linear_in_tensors():
         tiles = list(cut_tiles(plan.shards[0], tile_size=1 << 18))
         assert len(tiles) == math.ceil(count * 128 / (1 << 18))
         assert sum(len(tile_reads(tile, model)) for tile in tiles for model in range(3)) == 3 * len(tiles)
+
+
+@settings(max_examples=60, deadline=None)
+@given(model_sets(), st.integers(512, 40_000))
+def test_every_segment_finds_its_own_bytes_among_what_was_fetched(models, tile_size):
+    from paramdelta_dist.execution.reader import FetchedTile
+
+    for shard in plan_of(models).shards:
+        for tile in cut_tiles(shard, tile_size=tile_size):
+            reads = [tile_reads(tile, model) for model in range(3)]
+            content = [[memoryview(bytes((r.file + n) % 251 for n in range(r.start, r.stop))) for r in of_model] for of_model in reads]
+            fetched = FetchedTile(tile, list(zip(reads, content, strict=True)))
+            for segment in tile.segments:
+                for model in range(3):
+                    wanted = source_range(segment, model)
+                    assert bytes(fetched.source(segment, model)) == bytes((wanted.file + n) % 251 for n in range(wanted.start, wanted.stop))
