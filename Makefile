@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test chaos check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/paramdelta-dist demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/.test
+	$(BIN)/python -m pytest -m chaos tests/chaos
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -15,7 +15,7 @@ from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.errors import InputChanged, InputError, NotFound, OverBudget, UsageError
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
-from paramdelta_dist.execution.output import claim, output_status
+from paramdelta_dist.execution.output import claim, committed_meanwhile, output_status
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY
@@ -78,7 +78,7 @@ class MergeResult:
 
     output: str
     state: Literal["merged", "nothing to do"]
-    """`nothing to do` when the same recipe over the same inputs was committed before."""
+    """`nothing to do` when the same recipe over the same inputs was committed before, or by another run meanwhile."""
     fingerprint: str
     report: Mapping[str, Any]
     """Bytes, seconds, memory and retries of this run; empty when there was nothing to do."""
@@ -221,6 +221,7 @@ def merge(
     began = time.monotonic()
     observer = observer or _Silent()
     merge_plan, _ = plan(recipe)
+    where = _device(device, engine)
     sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory)
     store = open_store(recipe.output, recipe.storage_config)
     held = claim(store, merge_plan, overwrite=overwrite)
@@ -231,19 +232,22 @@ def merge(
 
     receipts = dict(held.receipts)
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
-    job = _job(merge_plan, sizing, _device(device, engine))
+    job = _job(merge_plan, sizing, where)
     made: list[Receipt] = []
-    with _executor(engine, workers, sizing.workers, sizing.projected, job.device) as executor:
+    with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device) as executor:
         observer.started(
             "merging",
             merge_plan.bytes_to_write,
             done=sum(receipt.size for receipt in receipts.values()),
             details={"shards": len(merge_plan.shards), "bytes_to_read": merge_plan.bytes_to_read, "memory": asdict(sizing)},
         )
-        for receipt in executor.run(run_shard, job, missing, advance=observer.advanced):
-            receipts[receipt.file] = receipt
-            made.append(receipt)
-            observer.finished(receipt)
+        with closing(executor.run(run_shard, job, missing, advance=observer.advanced)) as results:
+            for receipt in results:
+                receipts[receipt.file] = receipt
+                made.append(receipt)
+                observer.finished(receipt)
+                if committed_meanwhile(store, merge_plan.fingerprint):  # another run of this merge was faster; what it made stays as it is
+                    return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
     seconds = time.monotonic() - began
     report = {
         "engine": engine,

@@ -31,11 +31,20 @@ START_SECONDS = 60
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; all different, because all are bound at the same time."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports that nobody listens on now; all different, because all are bound at the same time.
+
+    Below those that systems give to outgoing connections, one of which could take a port before its server does.
+    """
+    sockets: list[socket.socket] = []
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
+        while len(sockets) < count:
+            each = socket.socket()
+            try:
+                each.bind(("127.0.0.1", 15_000 + secrets.randbelow(17_000)))
+            except OSError:
+                each.close()
+            else:
+                sockets.append(each)
         return [each.getsockname()[1] for each in sockets]
     finally:
         for each in sockets:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol, TypeVar
 
 
@@ -39,7 +39,7 @@ class Executor(Protocol):
     bytes_read_again: int
     """Input bytes of attempts that failed, as far as they are known: those of a lost worker are not."""
 
-    def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Iterator[R]:
+    def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         """Results as units finish. `advance` is told bytes as they are done, and taken back (negative) when a unit
         starts again.
 

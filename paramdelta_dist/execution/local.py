@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from paramdelta_dist.errors import ParamDeltaError
@@ -19,7 +19,7 @@ class LocalExecutor:
         self.retries = 0
         self.bytes_read_again = 0
 
-    def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Iterator[R]:
+    def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         stop = threading.Event()
 
         def work(unit: U) -> R:

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from paramdelta_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from paramdelta_dist.checkpoint.sidefiles import is_side_file
-from paramdelta_dist.errors import AlreadyExists, IntegrityError, NotFound, OutputOccupied, UsageError
+from paramdelta_dist.errors import AlreadyExists, InputChanged, IntegrityError, NotFound, OutputOccupied, UsageError
 from paramdelta_dist.execution.documents import read_document, render_document
 from paramdelta_dist.execution.pieces import read_pieces
 from paramdelta_dist.execution.receipts import FOLDER, MAX_RECEIPT, Receipt, parse_receipt, receipt_name
@@ -110,8 +110,11 @@ def _receipts(store: Store, plan: MergePlan, present: Mapping[str, Identity]) ->
             return receipt
         bytes_read.append(receipt.size)  # written again, by another run or a copy: its bytes decide
         digest = blake3()
-        for piece in read_pieces(store, file, present[file]):
-            digest.update(piece)
+        try:
+            for piece in read_pieces(store, file, present[file]):
+                digest.update(piece)
+        except (InputChanged, NotFound):  # a run that goes on at the same time writes it once more
+            return None
         if digest.hexdigest() != receipt.digest:
             return None
         receipt = replace(receipt, tag=present[file].tag)
@@ -146,8 +149,18 @@ def commit(store: Store, document: Mapping[str, Any]) -> None:
     try:
         store.write(COMMIT, render_document(document), exclusive=True)
     except AlreadyExists:
-        if read_document(store, COMMIT).get("fingerprint") != document["fingerprint"]:
-            raise OutputOccupied(f"{store.url} was committed by another merge while this one ran") from None
+        committed_meanwhile(store, document["fingerprint"])
+
+
+def committed_meanwhile(store: Store, fingerprint: str) -> bool:
+    """Whether another run of this plan has committed the output since it was claimed. Raises OutputOccupied if another plan's has."""
+    try:
+        found = read_document(store, COMMIT)
+    except NotFound:
+        return False
+    if found.get("fingerprint") != fingerprint:
+        raise OutputOccupied(f"{store.url} was committed by another merge while this one ran")
+    return True
 
 
 def output_status(store: Store) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +118,7 @@ class RayExecutor:
         if self._owned:
             ray.shutdown()
 
-    def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Iterator[R]:
+    def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         queue: deque[Unit] = deque(units)
         later: list[tuple[float, Unit]] = []
         attempts = {unit.file: 0 for unit in units}
@@ -253,7 +253,8 @@ def _connect(workers: int | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     arguments: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):
-        arguments |= {"num_cpus": workers or os.cpu_count(), "include_dashboard": False, "object_store_memory": EMBEDDED_OBJECT_STORE}
+        arguments |= {"address": "local", "num_cpus": workers or os.cpu_count()}  # else Ray joins what runs on this machine
+        arguments |= {"include_dashboard": False, "object_store_memory": EMBEDDED_OBJECT_STORE}
     address = os.environ.get("RAY_ADDRESS", "")
     if address and not _answers(address):
         raise EngineError(

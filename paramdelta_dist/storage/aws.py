@@ -18,18 +18,15 @@ if TYPE_CHECKING:
 
 DENIED_CODES = {
     "AccessDenied", "AccountProblem", "ExpiredToken", "Forbidden", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch", "TokenRefreshRequired", "401", "403",
+    "SignatureDoesNotMatch", "TokenRefreshRequired",
 }  # fmt: skip
-"""What S3 says to credentials, some of it with status 400; where a reply has no body, the status stands for the code."""
+"""What S3 says to credentials, some of it with status 400."""
 PASSING_CODES = {
-    "BadDigest",
-    "IncompleteBody",
-    "NoSuchUpload",
-    "RequestTimeout",
-    "XAmzContentChecksumMismatch",
-    "XAmzContentSHA256Mismatch",
-}
-"""What S3 says with status 4xx although it is no one's mistake: bytes were lost on the way, or an upload was completed or removed."""
+    "BadDigest", "ConditionalRequestConflict", "IncompleteBody", "NoSuchUpload", "OperationAborted", "RequestTimeout",
+    "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch",
+}  # fmt: skip
+"""What S3 says with status 4xx although it is no one's mistake: bytes were lost on the way, another request was in the way, or an
+upload was completed or removed."""
 
 
 @lru_cache(maxsize=32)
@@ -57,6 +54,12 @@ def region(settings: StoreSettings) -> str:
         or _scoped(settings).get("region")
         or "us-east-1"
     )
+
+
+def checksums(settings: StoreSettings) -> bool:
+    """Whether uploads carry a checksum that the store verifies; the switch is that of AWS's tools, for stores that know none."""
+    wanted = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION") or _scoped(settings).get("request_checksum_calculation") or ""
+    return wanted.lower() != "when_required"
 
 
 def _scoped(settings: StoreSettings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import fsspec
@@ -31,54 +32,55 @@ from paramdelta_dist.errors import (
 )
 from paramdelta_dist.storage import aws
 from paramdelta_dist.storage.local import PART_SUFFIX
-from paramdelta_dist.storage.retry import retrying
+from paramdelta_dist.storage.retry import persisting
 from paramdelta_dist.storage.settings import StoreSettings
-from paramdelta_dist.storage.store import Buffer, Identity, check_range
+from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_range
 from paramdelta_dist.storage.uploads import part_size
 from paramdelta_dist.storage.urls import redact, scheme_of
 
 _TAGS = ("generation", "ETag", "etag", "blob_id", "oid", "mtime", "LastModified", "last_modified", "modified", "created")
-_DENIED = {"AccessDenied", "403", "401", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "Forbidden"}
-_CHANGED = {"PreconditionFailed", "412", "InvalidRange", "416"}  # a range of the version that was planned with fits
-_ABSENT = {"NoSuchKey", "NoSuchBucket", "404"}
 
 
-def _reply(error: BaseException) -> tuple[str, str]:
-    """The service's own error code and the HTTP status, from botocore's or gcsfs's exception, or one it was raised from."""
+def service_reply(error: BaseException) -> tuple[str, str]:
+    """The service's own error code and the HTTP status, from the library's exception or one it was raised from."""
     seen: BaseException | None = error
     while seen is not None:
         response = getattr(seen, "response", None)
-        if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
-            return str(response.get("Error", {}).get("Code", "")), str(status)
-        code = getattr(seen, "code", None) or getattr(seen, "status", None)
-        if isinstance(code, (int, str)) and code:
-            return str(code), str(code)
+        if isinstance(response, dict):  # botocore, which gives the status as code where a reply has no body
+            return str(response.get("Error", {}).get("Code", "")), str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+        status = getattr(response, "status_code", None) or getattr(seen, "code", None) or getattr(seen, "status", None)
+        if isinstance(status, (int, str)) and status:
+            return "", str(status)
         seen = seen.__cause__ or seen.__context__
     return "", ""
 
 
-def _classified(error: BaseException, where: str) -> ParamDeltaError:
+def classified(error: BaseException, where: str) -> ParamDeltaError:
+    """The error of our tree that an exception of a file system means."""
     kind, text = type(error).__name__, str(error).partition("\n")[0][:400]
-    code, status = _reply(error)
-    passing = status in ("408", "409", "425", "429") or code == "RequestTimeout"
-    refused = status == "501" or (status.startswith("4") and not passing)
-    if isinstance(error, FileNotFoundError) or code in _ABSENT:
+    code, status = service_reply(error)
+    if code in aws.PASSING_CODES or kind == "ClientPayloadError":  # a broken body, which aiohttp gives the status 400
+        return TransientStorageError(f"{where}: {text or kind}")
+    if isinstance(error, FileNotFoundError) or status == "404":
         return NotFound(f"{where}: no such object")
     if isinstance(error, FileExistsError):
         return AlreadyExists(f"{where} exists already")
-    if code in _CHANGED:
+    if status in ("412", "416"):  # a range of the version that was planned with fits
         return InputChanged(f"{where} changed since the plan was made; run again to plan with the new version")
-    if isinstance(error, PermissionError) or code in _DENIED or kind in ("NoCredentialsError", "DefaultCredentialsError"):
-        return CredentialsError(f"{where}: access denied or no credentials; check the environment ({text or kind})")
+    denied = isinstance(error, PermissionError) or status in ("401", "403") or code in aws.DENIED_CODES
+    unexplained = code == "400"  # a HEAD has no body to say ExpiredToken in
+    if denied or unexplained or kind in ("NoCredentialsError", "DefaultCredentialsError"):
+        return CredentialsError(f"{where}: access denied, or credentials missing or expired; check the environment ({text or kind})")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{where}: no space left; free some and run again")
+    refused = status == "501" or (status.startswith("4") and status not in ("408", "409", "425", "429"))
     if isinstance(error, (NotImplementedError, ValueError, TypeError)) or refused:
         return StorageError(f"{where}: {text or kind}")
     return TransientStorageError(f"{where}: {text or kind}")
 
 
-def _library_errors() -> tuple[type[BaseException], ...]:
+@cache
+def library_errors() -> tuple[type[BaseException], ...]:
     """What the file systems raise for reasons outside this program: never a bug of ours."""
     errors: list[type[BaseException]] = [OSError, NotImplementedError, asyncio.TimeoutError, FSTimeoutError]
     with suppress(ImportError):
@@ -106,7 +108,7 @@ class FsspecStore:
         self.url = redact(url)
         self._fs = _connect(url, settings)
         self._root = str(self._fs._strip_protocol(url)).rstrip("/")
-        self._errors = _library_errors()
+        self._errors = library_errors()
         self._staged = "s3" in self._fs.protocol or "gs" in self._fs.protocol
         """Whether an open file appears only when committed; elsewhere we write beside the target and move."""
         self._creating = threading.Lock()  # memory:// looks whether a name is free and takes it in two steps
@@ -119,11 +121,14 @@ class FsspecStore:
         try:
             yield
         except self._errors as error:
-            raise _classified(error, f"{self.url}/{name}" if name else self.url) from error
+            raise classified(error, f"{self.url}/{name}" if name else self.url) from error
 
     def identify(self, name: str) -> Identity:
-        with self._translated(name):
-            return self._identify(name)
+        def ask() -> Identity:
+            with self._translated(name):
+                return self._identify(name)
+
+        return persisting(ask, what=f"asking for {self.url}/{name}")
 
     def _identify(self, name: str) -> Identity:
         info = self._fs.info(self._path(name))
@@ -132,6 +137,9 @@ class FsspecStore:
         return _identity(info)
 
     def list(self) -> dict[str, Identity] | None:
+        return persisting(self._list, what=f"listing {self.url}")
+
+    def _list(self) -> dict[str, Identity] | None:
         with self._translated(""):
             try:
                 found = self._fs.find(self._root, detail=True)
@@ -152,18 +160,19 @@ class FsspecStore:
 
         def get() -> bytes:
             with self._translated(name):
-                return self._pinned(name, start, stop, identity)
+                data = self._pinned(name, start, stop, identity)
+            check_length(f"{self.url}/{name}", start, stop, data)
+            return data
 
-        data = retrying(get, what=f"reading {self.url}/{name}")
-        if len(data) != stop - start:
-            raise IntegrityError(f"{self.url}/{name}: bytes [{start}, {stop}) asked for, {len(data)} bytes came")
-        return memoryview(data)
+        return memoryview(persisting(get, what=f"reading {self.url}/{name}"))
 
     def _pinned(self, name: str, start: int, stop: int, identity: Identity) -> bytes:
         """One range of the version that was planned with: the store refuses another where it can, else we look after."""
         path, protocol = self._path(name), self._fs.protocol
         if "s3" in protocol:
-            return bytes(sync(self._fs.loop, _s3_range, self._fs, path, start, stop, identity.tag))
+            from paramdelta_dist.storage.s3 import pinned_range
+
+            return bytes(sync(self._fs.loop, pinned_range, self._fs, path, start, stop, identity.tag))
         if "gs" in protocol and identity.tag.isdigit():
             try:
                 return bytes(self._fs.cat_file(path, start=start, end=stop, generation=identity.tag))
@@ -181,7 +190,7 @@ class FsspecStore:
                     raise InputError(f"{self.url}/{name} is larger than the {limit} bytes such a file may have")
                 return bytes(self._fs.cat_file(self._path(name)))
 
-        return retrying(get, what=f"reading {self.url}/{name}")
+        return persisting(get, what=f"reading {self.url}/{name}")
 
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
         with self._open_unpublished(name, block=part_size(size)) as (file, publish):
@@ -245,20 +254,16 @@ class FsspecStore:
                 return self._identify(name)
 
         try:
-            return retrying(send, what=f"writing {self.url}/{name}")
+            return persisting(send, what=f"writing {self.url}/{name}")
         except InputChanged as error:  # the condition of a write is that nothing is there
             raise AlreadyExists(f"{self.url}/{name} exists already") from error
 
     def delete(self, name: str) -> None:
-        with self._translated(name), suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name))
+        def remove() -> None:
+            with self._translated(name), suppress(FileNotFoundError):
+                self._fs.rm_file(self._path(name))
 
-
-async def _s3_range(fs: Any, path: str, start: int, stop: int, tag: str) -> bytes:
-    bucket, key, _ = fs.split_path(path)
-    reply = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", IfMatch=tag)
-    async with reply["Body"] as body:
-        return bytes(await body.read())
+        persisting(remove, what=f"deleting {self.url}/{name}")
 
 
 def _unfinished(path: str) -> bool:
@@ -278,18 +283,9 @@ def _connect(url: str, settings: StoreSettings) -> Any:
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     try:
         if scheme in ("s3", "s3a"):
-            from s3fs import S3FileSystem
+            from paramdelta_dist.storage import s3
 
-            if not settings.anonymous:
-                aws.credential_provider(settings)  # raises at once when there are none; s3fs would at the first request
-            return S3FileSystem(
-                anon=settings.anonymous,
-                profile=settings.profile,
-                endpoint_url=aws.endpoint(settings),
-                client_kwargs={"region_name": aws.region(settings)},
-                config_kwargs={"max_pool_connections": 32, "read_timeout": 60, "connect_timeout": 10},
-                **options,
-            )
+            return s3.connect(settings)
         if scheme in ("gs", "gcs"):
             from gcsfs.core import GCSFileSystem  # not the class `fsspec.filesystem` returns: that one asks a gRPC service first
 
@@ -302,5 +298,5 @@ def _connect(url: str, settings: StoreSettings) -> Any:
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise UsageError(f"{redact(url)}: {error}; install the package that serves {scheme}:// URLs") from error
-    except (ValueError, TypeError, *_library_errors()) as error:  # type: ignore[misc]
+    except (ValueError, TypeError, *library_errors()) as error:  # type: ignore[misc]
         raise UsageError(f"{redact(url)}: {error}") from error

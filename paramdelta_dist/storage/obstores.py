@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -35,54 +35,75 @@ from paramdelta_dist.errors import (
     TransientStorageError,
     UsageError,
 )
-from paramdelta_dist.storage import aws
-from paramdelta_dist.storage.retry import retrying
+from paramdelta_dist.storage import aws, retry
+from paramdelta_dist.storage.retry import persisting
 from paramdelta_dist.storage.settings import StoreSettings
-from paramdelta_dist.storage.store import Buffer, Identity, check_range
+from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_range
 from paramdelta_dist.storage.uploads import PARTS_IN_FLIGHT, part_size
 from paramdelta_dist.storage.urls import redact, scheme_of
-
-_CLIENT = {"timeout": "120s", "connect_timeout": "10s", "pool_idle_timeout": "60s"}
-_RETRIES = {
-    "max_retries": 6,
-    "retry_timeout": timedelta(minutes=2),
-    "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 2},
-}
 
 _S3_ENDPOINT = "aws_endpoint_url_s3"
 """Set beside `endpoint` where the environment has AWS_ENDPOINT_URL_S3, which otherwise wins over the endpoint asked for."""
 
+_TOKEN_RETRIES = 6
+"""For gs and az, whose metadata service obstore asks for tokens: it fails for moments while a machine starts."""
+_UNTIL_TIME_IS_UP = 1000
+
 _STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0].partition(": <?xml")[0][:400]
 
 
+def _client() -> dict[str, Any]:
+    seconds = {"timeout": retry.REQUEST_SECONDS, "read_timeout": retry.STALL_SECONDS, "connect_timeout": retry.CONNECT_SECONDS}
+    return {"pool_idle_timeout": "60s", **{key: timedelta(seconds=value) for key, value in seconds.items()}}
+
+
+def _retries(most: int) -> dict[str, Any]:
+    backoff = {"init_backoff": retry.FIRST_DELAY_SECONDS, "max_backoff": retry.LONGEST_DELAY_SECONDS}
+    return {
+        "max_retries": most,
+        "retry_timeout": timedelta(seconds=retry.RETRY_SECONDS),
+        "backoff": {"base": 2, **{key: timedelta(seconds=value) for key, value in backoff.items()}},
+    }
+
+
 def _classified(error: BaseException, where: str) -> ParamDeltaError:
     """The error of our tree that an exception of obstore means.
 
     obstore has a type for most conditions; GenericError covers both a lost connection and any status it has no
-    type for, so there the status decides: a 4xx and "not implemented" will be the same next time, everything else may pass.
+    type for, so there the service's code and the status decide: a 4xx and "not implemented" will be the same next time,
+    everything else may pass.
     """
+    text = str(error)
+    status, code = (found[1] if (found := pattern.search(text)) else "" for pattern in (_STATUS, _CODE))
+    told = f"{_first_line(error)} {code}".rstrip()
+    if code in aws.PASSING_CODES:
+        return TransientStorageError(f"{where}: {told}")
+    if code == "NoSuchBucket":
+        return NotFound(f"{where}: no such bucket")
     if isinstance(error, FileNotFoundError):
         return NotFound(f"{where}: no such object")
-    status = _STATUS.search(str(error))
     if isinstance(error, AlreadyExistsError):
         return AlreadyExists(f"{where} exists already")
-    if isinstance(error, PreconditionError) or (status and status[1] == "416"):  # 416: it has become shorter
+    if isinstance(error, PreconditionError) or status == "416":  # 416: it has become shorter
         return InputChanged(f"{where} changed since the plan was made; run again to plan with the new version")
-    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or (status and status[1] in ("401", "403")):
-        return CredentialsError(f"{where}: access denied; check the credentials and the permissions they carry ({_first_line(error)})")
+    unexplained = status == "400" and not code and "performing HEAD" in text  # a HEAD has no body to say ExpiredToken in
+    denied = isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or status in ("401", "403") or code in aws.DENIED_CODES
+    if denied or unexplained:
+        return CredentialsError(
+            f"{where}: access denied; check the credentials, whether they expired, and the permissions they carry ({told})"
+        )
     if isinstance(error, NotSupportedError):
-        return StorageError(f"{where}: the store does not support this ({_first_line(error)})")
-    if status and (status[1] == "501" or (status[1].startswith("4") and status[1] not in ("408", "409", "425", "429"))):
-        if "NoSuchBucket" in str(error):
-            return NotFound(f"{where}: no such bucket")
-        return StorageError(f"{where}: {_first_line(error)}")
-    if "metadata" in str(error) and "token" in str(error):
-        return CredentialsError(f"{where}: no credentials found in the environment, and no metadata service to ask ({_first_line(error)})")
-    return TransientStorageError(f"{where}: {_first_line(error)}")
+        return StorageError(f"{where}: the store does not support this ({told})")
+    if status == "501" or (status.startswith("4") and status not in ("408", "409", "425", "429")):
+        return StorageError(f"{where}: {told}")
+    if "metadata" in text and "token" in text:
+        return CredentialsError(f"{where}: no credentials found in the environment, and no metadata service to ask ({told})")
+    return TransientStorageError(f"{where}: {told}")
 
 
 class ObstoreStore:
@@ -93,7 +114,10 @@ class ObstoreStore:
     def __init__(self, url: str, settings: StoreSettings) -> None:
         self.url = redact(url)
         self._listable = scheme_of(url) not in ("http", "https")
-        self._store = _connect(url, settings)
+        repeats = 0 if scheme_of(url) in ("s3", "s3a", "http", "https") else _TOKEN_RETRIES
+        self._store = _connect(url, settings, _retries(repeats))
+        self._uploader = _connect(url, settings, _retries(_UNTIL_TIME_IS_UP))
+        """For uploads in parts, each of which only obstore can send again; everything else is repeated here."""
 
     @contextmanager
     def _translated(self, name: str) -> Iterator[None]:
@@ -104,16 +128,22 @@ class ObstoreStore:
             raise _classified(error, where) from error
 
     def identify(self, name: str) -> Identity:
-        with self._translated(name):
-            return _identity(obstore.head(self._store, name))
+        def ask() -> Identity:
+            with self._translated(name):
+                return _identity(obstore.head(self._store, name))
+
+        return persisting(ask, what=f"asking for {self.url}/{name}")
 
     def list(self) -> dict[str, Identity] | None:
+        def ask() -> dict[str, Identity]:
+            with self._translated(""):
+                batches = obstore.list(self._store, chunk_size=1000)
+                return {meta["path"]: _identity(meta) for batch in batches for meta in batch}
+
         if not self._listable:
             return None
-        with self._translated(""):
-            batches = obstore.list(self._store, chunk_size=1000)
-            # consoles mark a folder with an empty object `folder/`, whose slash obstore takes away
-            found = {meta["path"]: _identity(meta) for batch in batches for meta in batch}
+        found = persisting(ask, what=f"listing {self.url}")
+        # consoles mark a folder with an empty object `folder/`, whose slash obstore takes away
         folders = {str(parent) for name in found for parent in PurePosixPath(name).parents}
         return {name: identity for name, identity in found.items() if name and not (identity.size == 0 and name in folders)}
 
@@ -130,12 +160,11 @@ class ObstoreStore:
                 result = obstore.get(self._store, name, options=options)
                 if _identity(result.meta) != identity:
                     raise InputChanged(f"{self.url}/{name} changed since the plan was made; run again to plan with the new version")
-                return memoryview(result.bytes())
+                data = memoryview(result.bytes())
+            check_length(f"{self.url}/{name}", start, stop, data)
+            return data
 
-        data = retrying(get, what=f"reading {self.url}/{name}")
-        if len(data) != stop - start:
-            raise IntegrityError(f"{self.url}/{name}: bytes [{start}, {stop}) asked for, {len(data)} bytes came")
-        return data
+        return persisting(get, what=f"reading {self.url}/{name}")
 
     def read(self, name: str, *, limit: int) -> bytes:
         def get() -> bytes:
@@ -145,13 +174,13 @@ class ObstoreStore:
                     raise InputError(f"{self.url}/{name} is larger than the {limit} bytes such a file may have")
                 return result.bytes().to_bytes()
 
-        return retrying(get, what=f"reading {self.url}/{name}")
+        return persisting(get, what=f"reading {self.url}/{name}")
 
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
         source = _Kept(chunks)
         try:
             obstore.put(
-                self._store,
+                self._uploader,
                 name,
                 source.pieces(size=size, where=f"{self.url}/{name}"),
                 chunk_size=part_size(size),
@@ -172,14 +201,14 @@ class ObstoreStore:
                 obstore.put(self._store, name, data, mode="create" if exclusive else "overwrite", use_multipart=False)
             return self.identify(name)
 
-        return retrying(send, what=f"writing {self.url}/{name}")
+        return persisting(send, what=f"writing {self.url}/{name}")
 
     def delete(self, name: str) -> None:
-        with self._translated(name):
-            try:
+        def remove() -> None:
+            with self._translated(name), suppress(FileNotFoundError):
                 obstore.delete(self._store, name)
-            except FileNotFoundError:
-                return
+
+        persisting(remove, what=f"deleting {self.url}/{name}")
 
 
 class _Kept:
@@ -224,14 +253,16 @@ def _quoted(url: str) -> str:
     return url if scheme in ("http", "https") else f"{scheme}://{host}{slash}{quote(path)}"
 
 
-def _connect(url: str, settings: StoreSettings) -> Any:
+def _connect(url: str, settings: StoreSettings, retries: dict[str, Any]) -> Any:
     scheme = scheme_of(url)
-    client: dict[str, Any] = dict(_CLIENT)
+    client = _client()
     config: dict[str, Any] = {}
     provider: Any = None
     if scheme in ("s3", "s3a"):
         base = aws.endpoint(settings)
         config["region"] = aws.region(settings)
+        if aws.checksums(settings):
+            config["checksum_algorithm"] = "SHA256"  # which signing computes anyway
         if base:
             config["endpoint"] = base.rstrip("/")
             client["allow_http"] = base.startswith("http://")
@@ -256,14 +287,15 @@ def _connect(url: str, settings: StoreSettings) -> Any:
             client["allow_http"] = base.startswith("http://")
         if settings.anonymous:
             config["skip_signature"] = True
-    arguments: dict[str, Any] = {"client_options": client, "retry_config": _RETRIES}
+    arguments: dict[str, Any] = {"client_options": client, "retry_config": retries}
     if config:
         arguments["config"] = config
     if provider is not None:
         arguments["credential_provider"] = provider
-    try:
-        if scheme in ("s3", "s3a"):
-            return _s3(url, config, arguments)
-        return from_url(_quoted(url), **arguments)
-    except (BaseError, ValueError) as error:
-        raise UsageError(f"{redact(url)}: {_first_line(error)}") from error
+    while True:
+        try:
+            return _s3(url, config, arguments) if scheme in ("s3", "s3a") else from_url(_quoted(url), **arguments)
+        except (BaseError, ValueError) as error:
+            if "read_timeout" in str(error) and client.pop("read_timeout", None):
+                continue  # a version that has only the timeout of the whole request
+            raise UsageError(f"{redact(url)}: {_first_line(error)}") from error

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from paramdelta_dist.errors import IntegrityError
+from paramdelta_dist.errors import IntegrityError, TransientStorageError
 
 Buffer = bytes | bytearray | memoryview
 """Contiguous bytes."""
@@ -48,7 +48,7 @@ class Store(Protocol):
 
         A store that reads into callers' memory fills the front of `into` and returns a view of it; others ignore
         `into` and return memory of their own, read-only, which lives as long as the view.
-        Raises InputChanged when the object has another identity by now, IntegrityError on a wrong length.
+        Raises InputChanged when the object has another identity by now, IntegrityError when the length stays wrong.
         """
         ...
 
@@ -66,7 +66,10 @@ class Store(Protocol):
         ...
 
     def write(self, name: str, data: bytes, *, exclusive: bool = False) -> Identity:
-        """Write a small object whole or not at all; `exclusive` raises AlreadyExists where the name is taken."""
+        """Write a small object whole or not at all; `exclusive` raises AlreadyExists where the name is taken.
+
+        Where the reply to a write was lost, it may be taken by this very write: callers look what is there.
+        """
         ...
 
     def delete(self, name: str) -> None:
@@ -78,3 +81,13 @@ def check_range(where: str, start: int, stop: int, identity: Identity) -> None:
     """Raises IntegrityError for a range that the object cannot have, which no store has to be asked about."""
     if not 0 <= start <= stop <= identity.size:
         raise IntegrityError(f"{where}: bytes [{start}, {stop}) asked for of an object of {identity.size} bytes")
+
+
+class ShortRead(IntegrityError, TransientStorageError):
+    """A reply that is complete but not what was asked for: worth another try, and a matter of integrity if that fails too."""
+
+
+def check_length(where: str, start: int, stop: int, data: Buffer) -> None:
+    """Raises ShortRead unless `data` is as long as the range that was asked for."""
+    if len(data) != stop - start:
+        raise ShortRead(f"{where}: bytes [{start}, {stop}) asked for, {len(data)} bytes came")
