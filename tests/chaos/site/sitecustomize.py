@@ -1,0 +1,141 @@
+"""Death at a named point. Python loads this file by itself where its folder is on the path; the package knows nothing of it.
+
+A process under test, and the workers of a Ray that it starts, inherit in the environment
+
+CHAOS_DIR     a folder for what happened: `started` has a line for every put that began, `struck` exists after the kill
+CHAOS_POINT   where to kill: a key of POINTS
+CHAOS_ROLE    whom: process or driver (the process that was started first), worker (a Ray actor's process),
+              node (a worker's raylet and the worker with it)
+CHAOS_PACE    seconds to wait after each tile, so that there is time to be killed in
+CHAOS_TILE    bytes of a tile, CHAOS_PART of a part of an upload: small models then have several of them
+
+The kill is SIGKILL, once in all, whichever process comes to the point first.
+"""
+
+import importlib.abc
+import importlib.machinery
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+POINTS = {
+    "first tile": 1,
+    "mid shard": 2,
+    "before the put completes": 2,
+    "after the put and before the receipt": 2,
+    "between shards and index": 1,
+    "before the commit": 1,
+}
+"""How many times a process comes to each point until it is struck there: beyond the first, something is finished and can be kept."""
+PARTS_ARRIVE_SECONDS = 0.3
+"""What parts that are under way get before the death that leaves them in an upload nobody completes."""
+HELD_SECONDS = 120
+
+folder = Path(os.environ.get("CHAOS_DIR", "/nonexistent"))
+struck_at, role = os.environ.get("CHAOS_POINT"), os.environ.get("CHAOS_ROLE")
+first_process = int(os.environ.setdefault("CHAOS_FIRST_PROCESS", str(os.getpid())))
+arrivals = 0
+lock = threading.Lock()
+
+
+def arrive(point):
+    """Be at a point; the process may not come out of it alive."""
+    global arrivals
+    with lock:
+        arrivals += point == struck_at
+        strike = point == struck_at and arrivals >= POINTS[point]
+    if strike:
+        with suppress(FileExistsError):
+            os.close(os.open(folder / "struck", os.O_CREAT | os.O_EXCL))
+            kill()
+
+
+def kill():
+    if role == "node":
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(first_process if role == "driver" else os.getpid(), signal.SIGKILL)
+    if role == "driver":
+        time.sleep(HELD_SECONDS)  # a worker that outlives its driver stays where it was until Ray ends it
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watched(chunks, size):
+    """The chunks of a put: a header, then tiles."""
+    sent = 0
+    for number, chunk in enumerate(chunks):
+        before, sent = sent, sent + len(chunk)
+        if number == 1:
+            arrive("first tile")
+        if before < size // 2 <= sent:
+            arrive("mid shard")
+        yield chunk
+        time.sleep(float(os.environ.get("CHAOS_PACE", "0")))
+    if struck_at == "before the put completes":
+        time.sleep(PARTS_ARRIVE_SECONDS)
+    arrive("before the put completes")
+
+
+def watch_store(name):
+    def patch(module):
+        store = getattr(module, name)
+        put, write = store.put, store.write
+
+        def watched_put(self, name, chunks, *, size):
+            with (folder / "started").open("a") as log:
+                log.write(f"{name} {os.getpid()}\n")
+            return put(self, name, watched(chunks, size), size=size)
+
+        def watched_write(self, name, data, **options):
+            if name.startswith(".paramdelta/receipts/"):
+                arrive("after the put and before the receipt")
+            if name == "model.safetensors.index.json":
+                arrive("between shards and index")
+            if name == ".paramdelta/commit.json":
+                arrive("before the commit")
+            return write(self, name, data, **options)
+
+        store.put, store.write = watched_put, watched_write
+
+    return patch
+
+
+def set_from(variable, *names):
+    def patch(module):
+        if variable in os.environ:
+            for name in names:
+                setattr(module, name, int(os.environ[variable]))
+
+    return patch
+
+
+AFTER_IMPORT = {
+    "paramdelta_dist.storage.local": watch_store("LocalStore"),
+    "paramdelta_dist.storage.obstores": watch_store("ObstoreStore"),
+    "paramdelta_dist.storage.uploads": set_from("CHAOS_PART", "PART_SIZE"),
+    "paramdelta_dist.planning.memory": set_from("CHAOS_TILE", "LOCAL_TILE", "REMOTE_TILE"),
+}
+
+
+class Patching(importlib.abc.MetaPathFinder):
+    """Finds the modules of AFTER_IMPORT where Python would, and changes them when they have been executed."""
+
+    def find_spec(self, name, path, target=None):
+        if name not in AFTER_IMPORT:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            AFTER_IMPORT[name](module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if folder.is_dir():
+    sys.meta_path.insert(0, Patching())
