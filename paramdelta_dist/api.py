@@ -15,7 +15,7 @@ from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.errors import InputChanged, InputError, NotFound, OverBudget, UsageError
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
-from paramdelta_dist.execution.output import claim, committed_meanwhile, output_status
+from paramdelta_dist.execution.output import claim, committed_meanwhile, output_status, require_shards
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY
@@ -267,7 +267,7 @@ def merge(
         "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
         "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
     }
-    publish(store, merge_plan, receipts, report)
+    publish(store, merge_plan, require_shards(store, receipts), report)
     return MergeResult(redact(recipe.output), "merged", merge_plan.fingerprint, report)
 
 

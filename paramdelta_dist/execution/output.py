@@ -98,32 +98,71 @@ def _unchanged(store: Store, commit: Mapping[str, Any], present: Mapping[str, Id
 
 def _receipts(store: Store, plan: MergePlan, present: Mapping[str, Identity]) -> tuple[dict[str, Receipt], int]:
     """Receipts that still hold, of this plan and of the object that is there, and the bytes read to find out."""
-    bytes_read = [0]
 
-    def kept(file: str) -> Receipt | None:
-        if file not in present or receipt_name(file) not in present:
-            return None
+    def kept(file: str) -> tuple[Receipt | None, int]:
+        if receipt_name(file) not in present:
+            return None, 0
         receipt = parse_receipt(store.read(receipt_name(file), limit=MAX_RECEIPT))
-        if receipt is None or receipt.fingerprint != plan.fingerprint or receipt.size != present[file].size:
-            return None
-        if receipt.identity == present[file]:
-            return receipt
-        bytes_read.append(receipt.size)  # written again, by another run or a copy: its bytes decide
-        digest = blake3()
-        try:
-            for piece in read_pieces(store, file, present[file]):
-                digest.update(piece)
-        except (InputChanged, NotFound):  # a run that goes on at the same time writes it once more
-            return None
-        if digest.hexdigest() != receipt.digest:
-            return None
-        receipt = replace(receipt, tag=present[file].tag)
-        store.write(receipt_name(file), receipt.to_json())
-        return receipt
+        if receipt is None or receipt.fingerprint != plan.fingerprint:
+            return None, 0
+        return _holding(store, receipt, present)
 
     with ThreadPoolExecutor(16) as pool:
-        found = pool.map(kept, [shard.file for shard in plan.shards])
-        return {receipt.file: receipt for receipt in found if receipt is not None}, sum(bytes_read)
+        found = list(pool.map(kept, [shard.file for shard in plan.shards]))
+    return {receipt.file: receipt for receipt, _ in found if receipt is not None}, sum(size for _, size in found)
+
+
+def _holding(store: Store, receipt: Receipt, present: Mapping[str, Identity]) -> tuple[Receipt | None, int]:
+    """The receipt, if the object that is there is the one it proves, and the bytes read to find out.
+
+    An object of the same size that was written again, by another run of this merge or by a copy, is judged by its bytes.
+    """
+    there = present.get(receipt.file)
+    if there is None or there.size != receipt.size:
+        return None, 0
+    if receipt.identity == there:
+        return receipt, 0
+    digest = blake3()
+    try:
+        for piece in read_pieces(store, receipt.file, there):
+            digest.update(piece)
+    except (InputChanged, NotFound):  # a run that goes on at the same time writes it once more
+        return None, there.size
+    if digest.hexdigest() != receipt.digest:
+        return None, there.size
+    receipt = replace(receipt, tag=there.tag)
+    store.write(receipt_name(receipt.file), receipt.to_json())
+    return receipt, there.size
+
+
+def require_claim(store: Store, fingerprint: str) -> None:
+    """Raise OutputOccupied unless the output still belongs to the plan with this fingerprint.
+
+    Asked before each shard is published: `--overwrite` may have given the folder to another merge meanwhile.
+    """
+    try:
+        if read_document(store, PLAN).get("fingerprint") == fingerprint:
+            return
+    except NotFound:
+        pass
+    raise OutputOccupied(f"{store.url} was taken over by another merge (--overwrite) while this one ran")
+
+
+def require_shards(store: Store, receipts: Mapping[str, Receipt]) -> dict[str, Receipt]:
+    """The receipts, once more held against what is there now, before it is called a model. Raises OutputOccupied when a
+    shard is no longer what was made."""
+    present = store.list() or {}
+    with ThreadPoolExecutor(16) as pool:
+        held = {
+            file: receipt
+            for file, (receipt, _) in zip(receipts, pool.map(lambda r: _holding(store, r, present), receipts.values()), strict=True)
+        }
+    lost = sorted(file for file, receipt in held.items() if receipt is None)
+    if lost:
+        raise OutputOccupied(
+            f"{store.url}: {_some(lost)} changed while the merge ran: another process writes to this folder; run again when it is alone"
+        )
+    return {file: receipt for file, receipt in held.items() if receipt is not None}
 
 
 def _clear(store: Store, present: Mapping[str, Identity]) -> None:

@@ -16,13 +16,14 @@ from blake3 import blake3
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.errors import CheckpointError, Interrupted, NonFinite, ParamDeltaError
 from paramdelta_dist.execution.machine import peak_memory
+from paramdelta_dist.execution.output import require_claim
 from paramdelta_dist.execution.reader import FetchedTile, TileReader
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
 from paramdelta_dist.kernels.merging import Merger, view
 from paramdelta_dist.methods import Method
 from paramdelta_dist.planning.plan import Shard, TensorPlan, Term
 from paramdelta_dist.planning.tiles import Segment, Tile, cut_tiles
-from paramdelta_dist.storage import StorageConfig, open_store, redact
+from paramdelta_dist.storage import StorageConfig, Store, open_store, redact
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancell
     began = time.monotonic()
     output = open_store(job.output, job.storage)
     with tile_reader(job, shard) as reader:
-        stream = _ShardStream(job, shard, reader, advance, cancelled)
+        stream = _ShardStream(job, shard, reader, output, advance, cancelled)
         try:
             identity = output.put(shard.file, stream.chunks(), size=shard.size)
         except ParamDeltaError as error:
@@ -92,15 +93,18 @@ def tile_reader(job: Job, shard: Shard) -> Iterator[TileReader]:
 class _ShardStream:
     """The bytes of a shard's file, made tile by tile in one reused buffer, and the digests of what went by."""
 
-    def __init__(self, job: Job, shard: Shard, reader: TileReader, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> None:
-        self._job, self._shard, self._reader = job, shard, reader
+    def __init__(
+        self, job: Job, shard: Shard, reader: TileReader, output: Store, advance: Callable[[int], None], cancelled: Callable[[], bool]
+    ) -> None:
+        self._job, self._shard, self._reader, self._output = job, shard, reader, output
         self._advance, self._cancelled = advance, cancelled
         self.maker = TileMaker(job)
         self.file_digest = blake3()
         self.tensor_digests = {tensor.name: "" for tensor in shard.tensors}
 
     def chunks(self) -> Iterator[memoryview | bytes]:
-        """Header, then tiles; each chunk is valid until the next is asked for."""
+        """Header, then tiles; each chunk is valid until the next is asked for. Raises at the end, before anything becomes
+        visible, if the output is no longer ours."""
         self.file_digest.update(self._shard.header)
         for tensor in self._shard.tensors:
             if tensor.nbytes == 0:
@@ -121,6 +125,8 @@ class _ShardStream:
             self.file_digest.update(out)
             yield out
             self._advance(len(out))
+        # in a thread of the reader's: obstore runs this generator where no other request can be made
+        self._reader.pool.submit(require_claim, self._output, self._job.fingerprint).result()
 
 
 class TileMaker:

@@ -200,3 +200,40 @@ def test_receipts_and_commit_hold_the_digests_of_what_is_there(models, tmp_path)
         assert receipt["digest"] == blake3(path.read_bytes()).hexdigest() == commit["files"][path.name]["digest"]
         for name, tensor in oracle.load_file(path).items():
             assert receipt["tensors"][name] == blake3(tensor.contiguous().numpy().tobytes()).hexdigest()
+
+
+def test_a_merge_whose_output_was_taken_over_publishes_nothing_more(models, tmp_path, monkeypatch):
+    """--overwrite gives the folder to another recipe while a shard of the first is being made: neither output is mixed."""
+    real, overtaken = shards.TileMaker.make, []
+
+    def overtake(self, fetched, out):
+        if not overtaken:
+            overtaken.append(True)
+            overtaken.append(make(models, tmp_path / "out", weight=0.25, overwrite=True))
+        yield from real(self, fetched, out)
+
+    make(models, tmp_path / "quiet", weight=0.25)
+    monkeypatch.setattr(shards.TileMaker, "make", overtake)
+    with pytest.raises(OutputOccupied, match="taken over by another merge"):
+        make(models, tmp_path / "out", workers=1)
+    assert overtaken[1].state == "merged"
+    assert weights(tmp_path / "out") == weights(tmp_path / "quiet")
+    assert api.verify(str(tmp_path / "out"), deep=True)["ok"]
+
+
+def test_shards_that_change_under_a_running_merge_are_not_committed(models, tmp_path, monkeypatch):
+    real = shards.run_shard
+
+    def meddle(job, shard, **arguments):
+        receipt = real(job, shard, **arguments)
+        if shard.file.startswith("model-00006"):
+            first = tmp_path / "out" / shard.file.replace("00006-of", "00001-of")
+            data = bytearray(first.read_bytes())
+            data[-1] ^= 1
+            first.write_bytes(data)
+        return receipt
+
+    monkeypatch.setattr(shards, "run_shard", meddle)
+    with pytest.raises(OutputOccupied, match=r"model-00001-of-00006\.safetensors changed while the merge ran"):
+        make(models, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out/config.json").exists()

@@ -114,3 +114,13 @@ def test_an_address_where_no_cluster_is_ends_with_75(models, tmp_path, monkeypat
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:1") as raised:
         api.merge(recipe(*models, tmp_path / "out"), engine="ray")
     assert raised.value.exit_code == 75
+
+
+def test_an_embedded_ray_starts_beside_a_cluster_that_runs_on_the_same_machine(models, quiet, tmp_path):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20})
+    try:
+        api.merge(recipe(*models, tmp_path / "out", shard_size="1MB"), engine="ray", workers=2)
+        assert weights(tmp_path / "out") == quiet
+        assert not ray.is_initialized()
+    finally:
+        cluster.shutdown()
