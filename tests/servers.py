@@ -131,7 +131,8 @@ def s3_server() -> Iterator[S3Server]:
         for part, (port, grpc) in ports.items():
             command += [f"-{part}.port={port}", f"-{part}.port.grpc={grpc}"]
         command += [f"-s3.config={identities}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
-        command += ["-volume.max=0", "-master.volumeSizeLimitMB=1024"]
+        # every bucket takes volumes of its own; without a number, the free disk allows for some tens, which the suite uses up
+        command += ["-volume.max=5000", "-master.volumeSizeLimitMB=1024"]
 
         def ready() -> bool:
             """Whether an object can be written: the port answers some seconds before there is a volume to write to."""
