@@ -11,13 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.tiles import WASTE, Read, Segment, Tile, source_range, tile_reads
+from paramdelta_dist.planning.tiles import SLACK, WASTE, Read, Segment, Tile, source_range, tile_reads
 from paramdelta_dist.storage import Store
 
 ALIGNMENT = 64
 """Where a piece starts in a buffer: on a cache line, and so aligned for every dtype."""
-SLACK = 256 << 10
-"""Room in a buffer for aligning pieces; a tile of more pieces than that takes fresh memory for the rest."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from paramdelta_dist.errors import OverBudget
 from paramdelta_dist.methods import Method
 from paramdelta_dist.planning.plan import MergePlan
-from paramdelta_dist.planning.tiles import WASTE
+from paramdelta_dist.planning.tiles import SLACK, WASTE
 from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import PARTS_IN_FLIGHT, part_size
 
@@ -61,7 +61,7 @@ def plan_memory(
 
     def projected(tile: int, in_flight: int) -> int:
         copies = REMOTE_COPIES if remote_inputs else 1
-        buffers = in_flight * models * copies * (tile + tile // WASTE + (256 << 10))
+        buffers = in_flight * models * copies * (tile + tile // WASTE + SLACK)
         output = tile + (_parts(plan, tile) if remote_output else 0)
         scratch = (1 + method.scratch) * BLOCK_BYTES * 2 + 2 * header
         return reserved + workers * (buffers + output + scratch)

@@ -18,6 +18,8 @@ MAX_GAP = 64 << 10
 """Unneeded bytes between two ranges that may be read along with them."""
 WASTE = 8
 """A gap is read only when it is at most one part in this many of the range behind it: a bound on what is read in vain."""
+SLACK = 256 << 10
+"""Room in a buffer for aligning pieces; a tile of more pieces than that takes fresh memory for the rest."""
 
 
 class Segment(NamedTuple):

@@ -49,16 +49,22 @@ def test_a_local_merge_stays_under_its_projection_with_a_tensor_larger_than_its_
     assert peak <= document["projected_memory"] <= 512 << 20
 
 
-@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
-def test_a_merge_over_s3_stays_under_its_projection(models, tmp_path, s3_server, engine):
-    bucket = f"s3://{s3_server.make_bucket()}"
+def uploaded(folders, server):
+    """URL of a fresh bucket that holds the folders under their names."""
+    bucket = f"s3://{server.make_bucket()}"
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.environ.items():
+        for name, value in server.environ.items():
             patch.setenv(name, value)
-        for folder in models:
+        for folder in folders:
             store = open_store(f"{bucket}/{folder.name}", StorageConfig())
             for path in folder.iterdir():
                 store.put(path.name, [path.read_bytes()], size=path.stat().st_size)
+    return bucket
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+def test_a_merge_over_s3_stays_under_its_projection(models, tmp_path, s3_server, engine):
+    bucket = uploaded(models, s3_server)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"base: {bucket}/new\ndeltas: [{{post: {bucket}/post, base: {bucket}/old}}]\noutput: {bucket}/out\n"
@@ -97,14 +103,7 @@ def test_the_budget_holds_for_any_number_of_deltas_dtype_and_place(tmp_path, s3_
     names, output = [str(folder) for folder in folders], str(tmp_path / "out")
     if where == "s3":
         environment |= s3_server.environ
-        bucket = f"s3://{s3_server.make_bucket()}"
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in s3_server.environ.items():
-                patch.setenv(name, value)
-            for folder in folders:
-                store = open_store(f"{bucket}/{folder.name}", StorageConfig())
-                for path in folder.iterdir():
-                    store.put(path.name, [path.read_bytes()], size=path.stat().st_size)
+        bucket = uploaded(folders, s3_server)
         names, output = [f"{bucket}/{folder.name}" for folder in folders], f"{bucket}/out"
     flags = [flag for n in range(deltas) for flag in ("--delta", f"{names[2 * n + 1]}:{names[2 * n + 2]}:0.5")]
     engine = ["--engine", "ray", "--workers", "1"] if where == "ray" else []
