@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from paramdelta_dist.execution.output import claim, committed_meanwhile, output_
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY
-from paramdelta_dist.planning.tiles import cut_tiles, tile_reads
+from paramdelta_dist.planning.tiles import count_requests
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
 from paramdelta_dist.storage import (
     StorageConfig,
@@ -34,8 +35,8 @@ from paramdelta_dist.storage import (
 
 if TYPE_CHECKING:
     from paramdelta_dist.execution.executor import Executor
+    from paramdelta_dist.execution.making import Job
     from paramdelta_dist.execution.receipts import Receipt
-    from paramdelta_dist.execution.shard import Job
     from paramdelta_dist.execution.verify import FileVerdict
 
 Engine = Literal["local", "ray"]
@@ -44,6 +45,10 @@ Device = Literal["auto", "cpu", "cuda"]
 VERIFY_BUFFERS = 64 << 20
 """Bytes a worker holds of a file whose digest it checks."""
 
+THREADS_A_SHARD = 2
+"""Threads that make tiles of one shard while there are more shards: as many as keep the one that writes it busy."""
+MOST_THREADS_A_SHARD = 4
+"""More would wait for the one that writes."""
 RAY_WORKER_MEMORY = 2 << 30
 """Budget of a Ray worker when none is given: enough for eight deltas, little for a node."""
 
@@ -147,32 +152,49 @@ def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> Hom
 
 def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
     """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together."""
-    models = open_models(recipe)
-    report = check(recipe, models)
-    report.require()
-    source = recipe.tokenizer_url
-    files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
-    return build_plan(recipe, models, files), report
+    with _collector_paused():
+        models = open_models(recipe)
+        report = check(recipe, models)
+        report.require()
+        source = recipe.tokenizer_url
+        files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
+        return build_plan(recipe, models, files), report
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Planning makes millions of small records and no cycles: looking for cycles among them again and again would take
+    longer than the planning itself."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: int | None = None, memory: int | None = None) -> WorkerMemory:
     """How a merge would use this machine (local) or each worker (ray), within `memory` bytes of one process.
 
-    Workers that were not asked for are reduced until they fit. Raises OverBudget when they cannot.
+    Here, workers are threads: some make tiles of the same shard, so that a model of one file uses all of them. Those that
+    were not asked for are reduced until they fit. Raises OverBudget when they cannot.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: at least one is needed")
     recipe = merge_plan.recipe
     storage = recipe.storage_config
     budget = memory or (default_memory() if engine == "local" else RAY_WORKER_MEMORY)
-    count = 1 if engine == "ray" else min(workers or available_cores(), len(merge_plan.shards))
+    count = 1 if engine == "ray" else workers or available_cores()
     while True:
+        shards = min(-(-count // THREADS_A_SHARD), len(merge_plan.shards))
         try:
             return plan_memory(
                 merge_plan,
                 find_method(recipe.method),
                 budget=budget,
-                workers=count,
+                workers=shards,
+                threads=min(count // shards, MOST_THREADS_A_SHARD),
                 remote_inputs=any(open_store(url, storage).remote for url in merge_plan.models),
                 remote_output=open_store(recipe.output, storage).remote,
                 reserved=RESERVED + (RESERVED_BY_RAY if engine == "ray" else 0),
@@ -185,12 +207,7 @@ def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: in
 
 def plan_document(merge_plan: MergePlan, memory: WorkerMemory, report: HomologyReport) -> dict[str, Any]:
     """A plan as plain values for people and programs: shards, traffic, requests, memory."""
-    requests = sum(
-        len(tile_reads(tile, model))
-        for shard in merge_plan.shards
-        for tile in cut_tiles(shard, tile_size=memory.tile_size)
-        for model in range(len(merge_plan.models))
-    )
+    requests = sum(count_requests(shard, tile_size=memory.tile_size) for shard in merge_plan.shards)
     remote = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config).remote
     writes = sum(-(-shard.size // part_size(shard.size)) if remote else 1 for shard in merge_plan.shards)
     return {
@@ -253,7 +270,7 @@ def merge(
         "engine": engine,
         "version": __version__,
         "device": job.device,
-        "workers": min(executor.workers, max(1, len(missing))),
+        "workers": min(executor.workers, max(1, len(missing))) * job.threads,
         "shards": {"made": len(made), "kept": len(receipts) - len(made)},
         "bytes_read": sum(receipt.bytes_read for receipt in made),
         "bytes_written": sum(receipt.bytes_written for receipt in made),
@@ -356,7 +373,7 @@ def _device(device: Device, engine: Engine) -> str:
 
 
 def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:
-    from paramdelta_dist.execution.shard import Job
+    from paramdelta_dist.execution.making import Job
 
     recipe = merge_plan.recipe
     return Job(
@@ -369,6 +386,7 @@ def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:
         allow_nonfinite=recipe.allow_nonfinite,
         tile_size=sizing.tile_size,
         tiles_in_flight=sizing.tiles_in_flight,
+        threads=sizing.threads,
         device=device,
     )
 

@@ -148,7 +148,7 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
         "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests",
         "to write": f"{format_size(document['bytes_to_write'])} in {requests['write']:,} requests, {_count(shards, 'shard')}",
         "memory": _memory_line(memory),
-        "tiles": f"{format_memory(memory['tile_size'])}, {memory['tiles_in_flight']} in flight a worker",
+        "tiles": f"{format_memory(memory['tile_size'])}, {memory['tiles_in_flight']} in flight a shard",
         "copied files": ", ".join(name for _, name in document["side_files"]) or "none",
         "time": f"{format_seconds(document['seconds_at_bandwidth'])} at {format_size(document['bandwidth'])}/s to and from storage",
         "fingerprint": document["fingerprint"],
@@ -258,7 +258,7 @@ def clean_lines(document: dict[str, Any]) -> None:
 
 
 def _memory_line(memory: dict[str, Any]) -> str:
-    workers = _plural(memory["workers"], "worker")
+    workers = _plural(memory["workers"] * memory["threads"], "worker")
     return f"{format_memory(memory['projected'])} projected for a process of {workers}, {format_memory(memory['budget'])} allowed"
 
 

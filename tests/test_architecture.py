@@ -35,7 +35,7 @@ ROOMS = {
     "botocore": ("storage/",),
     "aiohttp": ("storage/",),
     "google": ("storage/",),
-    "torch": ("kernels/", "methods/", "execution/shard.py", "execution/machine.py", "demo.py"),
+    "torch": ("kernels/", "methods/", "execution/making.py", "execution/machine.py", "demo.py"),
     "safetensors": ("demo.py",),
     "typer": ("cli.py",),
     "rich": ("rendering.py", "demo.py"),

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
-from paramdelta_dist.checkpoint.header import LENGTH_FIELD, TensorInfo, header_length, parse_header, shown
+from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, parse_header, shown
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME, parse_index
 from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file
 from paramdelta_dist.errors import CheckpointError, NotFound
@@ -30,26 +30,6 @@ class WeightFile(NamedTuple):
 
     name: str
     identity: Identity
-
-
-class Tensor(NamedTuple):
-    """One tensor of a checkpoint and where its bytes lie."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    file: int
-    """Position in `Checkpoint.files`."""
-    start: int
-    """First byte in the file."""
-    stop: int
-    """One past the last byte."""
-
-    @property
-    def parameters(self) -> int:
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count
 
 
 @dataclass(frozen=True)
@@ -109,7 +89,11 @@ def open_checkpoint(url: str, storage: StorageConfig) -> Checkpoint:
         raise CheckpointError(f"{store.url}: {INDEX_NAME} names files that are not there: {_some(missing)}")
     files = tuple(WeightFile(name, present[name]) for name in names)
     with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
-        headers = list(pool.map(lambda file: _read_header(store, file), files))
+        texts = pool.map(lambda file: _read_header(store, file), files)  # read by many, parsed by one: parsing holds the interpreter
+        headers = [
+            parse_header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position)[0]
+            for position, (file, text) in enumerate(zip(files, texts, strict=True))
+        ]
     return Checkpoint(
         url=url,
         files=files,
@@ -170,34 +154,34 @@ def _weight_map(store: Store, present: dict[str, Identity]) -> dict[str, str] | 
     raise CheckpointError(f"{store.url}: no checkpoint here: neither {SINGLE_NAME} nor {INDEX_NAME} is in the folder")
 
 
-def _read_header(store: Store, file: WeightFile) -> dict[str, TensorInfo]:
+def _read_header(store: Store, file: WeightFile) -> bytes:
+    """The JSON of a file's header."""
     where, size = f"{store.url}/{file.name}", file.identity.size
     first = store.read_range(file.name, 0, min(FIRST_READ, size), identity=file.identity) if size else memoryview(b"")
     length = header_length(first, file_size=size, where=where)
     stop = LENGTH_FIELD + length
     if stop > len(first):
         first = store.read_range(file.name, 0, stop, identity=file.identity)
-    return parse_header(first[LENGTH_FIELD:stop], file_size=size, where=where)[0]
+    return bytes(first[LENGTH_FIELD:stop])
 
 
-def _agreed(url: str, names: list[str], headers: list[dict[str, TensorInfo]], weight_map: dict[str, str] | None) -> dict[str, Tensor]:
+def _agreed(url: str, names: list[str], headers: list[dict[str, Tensor]], weight_map: dict[str, str] | None) -> dict[str, Tensor]:
     """All tensors, once index and headers tell the same story: each tensor in exactly the file that the index names."""
+    index = dict.fromkeys(headers[0], names[0]) if weight_map is None else weight_map
     tensors: dict[str, Tensor] = {}
-    for position, header in enumerate(headers):
-        for name, info in header.items():
-            if weight_map is not None and weight_map.get(name) != names[position]:
-                if name in weight_map and name in headers[names.index(weight_map[name])]:
-                    raise CheckpointError(
-                        f"{url}: tensor {shown(name)} is in {names[position]} and again in {weight_map[name]}; the index names the second"
-                    )
-                problem = f"says {weight_map[name]}" if name in weight_map else "does not name it"
-                raise CheckpointError(f"{url}: tensor {shown(name)} is in {names[position]}, but {INDEX_NAME} {problem}")
-            tensors[name] = Tensor(info.dtype, info.shape, position, info.start, info.stop)
-    absent = [name for name in weight_map or () if name not in tensors]
+    for file, header in zip(names, headers, strict=True):
+        for name in header:
+            named = index.get(name)
+            if named != file:
+                if named is not None and name in headers[names.index(named)]:
+                    raise CheckpointError(f"{url}: tensor {shown(name)} is in {file} and again in {named}; the index names the second")
+                problem = "does not name it" if named is None else f"says {named}"
+                raise CheckpointError(f"{url}: tensor {shown(name)} is in {file}, but {INDEX_NAME} {problem}")
+        tensors.update(header)
+    absent = [name for name in index if name not in tensors]
     if absent:
-        assert weight_map is not None
         raise CheckpointError(
-            f"{url}: {INDEX_NAME} names tensors that their files do not hold: {_some(absent)} (in {weight_map[absent[0]]}); "
+            f"{url}: {INDEX_NAME} names tensors that their files do not hold: {_some(absent)} (in {index[absent[0]]}); "
             "index and files are of different versions, or a file was replaced"
         )
     if not tensors:

@@ -7,6 +7,7 @@ https://github.com/huggingface/safetensors
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from reprlib import Repr
 from typing import Any, NamedTuple
@@ -25,15 +26,21 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
 _SHORT.maxlist = _SHORT.maxdict = 8
 
 
-class TensorInfo(NamedTuple):
-    """Where a tensor lies in its file."""
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint and where its bytes lie."""
 
     dtype: str
     shape: tuple[int, ...]
+    file: int
+    """Position in `Checkpoint.files`."""
     start: int
     """First byte in the file, not in the data section."""
     stop: int
     """One past the last byte."""
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
 
 
 def header_length(first: bytes | memoryview, *, file_size: int, where: str) -> int:
@@ -78,11 +85,12 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def parse_header(text: bytes | memoryview, *, file_size: int, where: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def parse_header(text: bytes | memoryview, *, file_size: int, where: str, file: int = 0) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, in file order, and the metadata, from the JSON part of a header.
 
-    `where` names the file in messages. Raises CheckpointError naming file and field for anything that is not
-    exactly a valid header: offsets out of the file, holes, overlaps, a size that is not shape × dtype.
+    `file` is the position the tensors get, `where` names the file in messages. Raises CheckpointError naming file and
+    field for anything that is not exactly a valid header: offsets out of the file, holes, overlaps, a size that is not
+    shape × dtype.
     """
     try:
         header = strict_json(text)
@@ -98,8 +106,9 @@ def parse_header(text: bytes | memoryview, *, file_size: int, where: str) -> tup
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{where}: __metadata__ {shown(metadata)} is not an object of strings")
     data_start = LENGTH_FIELD + len(text)
-    tensors = [(name, _tensor(name, entry, data_start, where)) for name, entry in header.items()]
-    tensors.sort(key=lambda item: (item[1].start, item[1].stop))
+    sizes: _Sizes = {}
+    tensors = [(name, _tensor(name, entry, file, data_start, sizes, where)) for name, entry in header.items()]
+    tensors.sort(key=_place)
     end = data_start
     for name, info in tensors:
         if info.start != end:
@@ -112,11 +121,32 @@ def parse_header(text: bytes | memoryview, *, file_size: int, where: str) -> tup
     return dict(tensors), metadata
 
 
-def _natural(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+_Sizes = dict[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...], int]]
+"""Bytes of the tensors of each dtype and shape met so far, with one dtype and one shape for all of them to share: models
+have few, and what is checked once a shape and not once a tensor is what makes large models open fast."""
 
 
-def _tensor(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
+def _place(item: tuple[str, Tensor]) -> tuple[int, int]:
+    return item[1].start, item[1].stop
+
+
+def _tensor(name: str, entry: Any, file: int, data_start: int, sizes: _Sizes, where: str) -> Tensor:
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        for number in (*shape, start, stop):
+            if type(number) is not int:  # true is 1 and 1.0 is 1, to a dict
+                raise TypeError
+        dtype, shape, size = sizes[dtype, shape]
+        if stop - start == size and start >= 0 and stop < 1 << 63 and name and (name.isascii() or name.encode()):
+            return Tensor(dtype, shape, file, data_start + start, data_start + stop)
+    except (TypeError, ValueError, KeyError):  # not met before, or not right
+        pass
+    return _new_tensor(name, entry, file, data_start, sizes, where)
+
+
+def _new_tensor(name: str, entry: Any, file: int, data_start: int, sizes: _Sizes, where: str) -> Tensor:
+    """An entry of a dtype and shape not met before, or a broken one: every field looked at for itself."""
+
     def broken(field: str, problem: str) -> CheckpointError:
         return CheckpointError(f"{where}: tensor {shown(name)}: {field} {problem}")
 
@@ -143,7 +173,12 @@ def _tensor(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
     size = DTYPES[dtype].nbytes(tuple(shape))
     if size != offsets[1] - offsets[0]:
         raise broken("data_offsets", f"span {offsets[1] - offsets[0]} bytes, but {dtype} {shown(shape)} takes {size}")
-    return TensorInfo(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+    sizes[dtype, tuple(shape)] = DTYPES[dtype].name, tuple(shape), size
+    return Tensor(DTYPES[dtype].name, tuple(shape), file, data_start + offsets[0], data_start + offsets[1])
+
+
+def _natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def render_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:

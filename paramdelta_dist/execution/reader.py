@@ -5,8 +5,7 @@ from __future__ import annotations
 import mmap
 import sys
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ ALIGNMENT = 64
 
 @dataclass
 class FetchedTile:
-    """A tile and the bytes of every model it needs. The bytes are valid until the next tile is asked for."""
+    """A tile and the bytes of every model it needs, which are valid until it is released."""
 
     tile: Tile
     parts: list[tuple[list[Read], list[memoryview]]]
@@ -38,72 +37,76 @@ class FetchedTile:
 
 
 @dataclass
-class _Pending:
+class Fetching:
+    """A tile whose bytes are on their way."""
+
     tile: Tile
-    futures: list[list[tuple[Read, Future[memoryview]]]]
+    reads: list[list[Read]]
+    """Of each model."""
+    futures: list[list[Future[memoryview]]]
     buffers: list[mmap.mmap]
+
+    def result(self) -> FetchedTile:
+        """The tile once all of it is there. Raises what a read raised."""
+        data = [[future.result() for future in of_model] for of_model in self.futures]
+        return FetchedTile(self.tile, list(zip(self.reads, data, strict=True)))
+
+    def cancel(self) -> None:
+        """Begin no read that has not begun."""
+        for of_model in self.futures:
+            for future in of_model:
+                future.cancel()
 
 
 @dataclass
 class TileReader:
-    """Reads the tiles of one shard in order, keeping up to `in_flight` of them fetched or under way.
-
-    Buffers are made once and reused; stores that bring their own memory leave them untouched (and unbacked).
-    """
+    """Reads tiles of one shard. Buffers are made once and reused, as many as there are tiles under way at a time; stores
+    that bring their own memory leave them untouched (and unbacked)."""
 
     shard: Shard
     stores: Sequence[Store]
     """One for each model."""
     tile_size: int
-    in_flight: int
     pool: ThreadPoolExecutor
+    """Its threads are the requests under way."""
     bytes_read: int = 0
     requests: int = 0
     _free: list[mmap.mmap] = field(default_factory=list)
 
-    def fetch(self, tiles: Iterable[Tile]) -> Iterator[FetchedTile]:
-        """The tiles with their bytes, in order. Exceptions of a read come out at its tile."""
-        waiting: deque[_Pending] = deque()
-        upcoming = iter(tiles)
-        try:
-            while True:
-                while len(waiting) < self.in_flight and (tile := next(upcoming, None)) is not None:
-                    waiting.append(self._start(tile))
-                if not waiting:
-                    return
-                parts = [([read for read, _ in model], [future.result() for _, future in model]) for model in waiting[0].futures]
-                yield FetchedTile(waiting[0].tile, parts)
-                parts.clear()  # the consumer may still hold the tile; its memory must not outlive its turn
-                self._free += waiting.popleft().buffers
-        finally:
-            for pending in waiting:
-                for model in pending.futures:
-                    for _, future in model:
-                        future.cancel()
-
-    def _start(self, tile: Tile) -> _Pending:
-        pending = _Pending(tile, [], [])
+    def start(self, tile: Tile) -> Fetching:
+        """Ask for what a tile needs. It owns its buffers until it is released."""
+        fetching = Fetching(tile, [], [], [])
         for model in range(len(self.stores)):
             reads = tile_reads(tile, model)
             room = None
             if not self.stores[model].remote:
-                pending.buffers.append(self._buffer())
-                room = memoryview(pending.buffers[-1])
+                fetching.buffers.append(self._buffer())
+                room = memoryview(fetching.buffers[-1])
             futures = []
             for read in reads:
                 size = read.stop - read.start
                 into = None
                 if room is not None and size <= len(room):
                     into, room = room[:size], room[-(-size // ALIGNMENT) * ALIGNMENT :]
-                futures.append((read, self.pool.submit(self._read, model, read, into)))
+                futures.append(self.pool.submit(self._read, model, read, into))
                 self.bytes_read += size
                 self.requests += 1
-            pending.futures.append(futures)
-        return pending
+            fetching.reads.append(reads)
+            fetching.futures.append(futures)
+        return fetching
+
+    def release(self, fetching: Fetching) -> None:
+        """Take back the memory of a tile, all of whose reads have ended. No view of it may be used from here on."""
+        for of_model in fetching.futures:
+            of_model.clear()  # a store's own memory goes with the last view of it
+        self._free += fetching.buffers
 
     def _buffer(self) -> mmap.mmap:
         """Memory for what a tile needs of one model: its bytes, the gaps between them, and the alignment of each piece."""
-        return self._free.pop() if self._free else mmap.mmap(-1, self.tile_size + self.tile_size // WASTE + SLACK)
+        try:
+            return self._free.pop()
+        except IndexError:
+            return mmap.mmap(-1, self.tile_size + self.tile_size // WASTE + SLACK)
 
     def _read(self, model: int, read: Read, into: memoryview | None) -> memoryview:
         file = self.shard.inputs[read.file].file

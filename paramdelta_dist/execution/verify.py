@@ -15,11 +15,13 @@ from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import ALIGNMENT
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX
 from paramdelta_dist.errors import CheckpointError, InputError, Interrupted, NotFound
+from paramdelta_dist.execution.digests import StreamDigests
 from paramdelta_dist.execution.documents import MAX_DOCUMENT, parse_document, read_document
+from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.output import COMMIT, PLAN, REPORT
 from paramdelta_dist.execution.pieces import read_pieces
+from paramdelta_dist.execution.pipeline import MadeTile, tile_pipeline
 from paramdelta_dist.execution.receipts import MAX_RECEIPT, Receipt, parse_receipt, receipt_name
-from paramdelta_dist.execution.shard import Job, TileMaker, tile_reader
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import cut_tiles
 from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
@@ -160,7 +162,9 @@ def plan_checks(
             continue
         receipt = read_receipt(store, file, present) if deep and file in ranges else None
         digests = receipt.tensors if receipt else {}
-        located = tuple(TensorDigest(n, a, b, digests[n]) for n, a, b in sorted(ranges.get(file, []), key=lambda r: r[1:]) if n in digests)
+        located = tuple(
+            TensorDigest(n, a, b, digests[n]) for n, a, b in sorted(ranges.get(file, []), key=lambda r: r[1:]) if n in digests and a < b
+        )
         shard, numbers = tiles.get(file, (None, ()))
         checks.append(FileCheck(file, present[file], entry["digest"] if deep else None, located, shard, numbers))
     return checks
@@ -192,26 +196,15 @@ def check_file(job: VerifyJob, check: FileCheck, *, advance: Callable[[int], Non
 
 
 def _digest_problems(store: Store, check: FileCheck, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Iterator[str]:
-    whole, part = blake3(), blake3()
-    waiting = list(reversed(check.tensors))
-    position, altered = 0, []
+    digests = StreamDigests([(tensor.start, tensor.stop) for tensor in check.tensors])
     for piece in read_pieces(store, check.file, check.identity):
         if cancelled():
             raise Interrupted("stopped")
-        whole.update(piece)
-        while waiting and waiting[-1].start < position + len(piece):
-            tensor = waiting[-1]
-            part.update(piece[max(0, tensor.start - position) : max(0, tensor.stop - position)])
-            if tensor.stop > position + len(piece):
-                break
-            if part.hexdigest() != tensor.digest:
-                altered.append(tensor.name)
-            part = blake3()
-            waiting.pop()
-        position += len(piece)
+        digests.update(piece)
         advance(len(piece))
-    if whole.hexdigest() == check.digest:
+    if digests.whole == check.digest:
         return
+    altered = [tensor.name for tensor, digest in zip(check.tensors, digests.of_ranges, strict=False) if digest != tensor.digest]
     if altered:
         yield from (f"{check.file}: the bytes of tensor {name!r} were altered" for name in altered)
     else:
@@ -221,19 +214,26 @@ def _digest_problems(store: Store, check: FileCheck, advance: Callable[[int], No
 
 def _recomputed(job: Job, store: Store, check: FileCheck, shard: Shard, cancelled: Callable[[], bool]) -> tuple[list[str], int]:
     """Compute tiles from the inputs again and compare; returns problems and bytes read."""
-    wanted = (tile for number, tile in enumerate(cut_tiles(shard, tile_size=job.tile_size)) if number in set(check.tiles))
-    problems, maker, buffer, bytes_read = [], TileMaker(job), memoryview(bytearray(job.tile_size)), 0
-    with tile_reader(job, shard) as reader:
-        for fetched in reader.fetch(wanted):
+    chosen = set(check.tiles)
+    wanted = (tile for number, tile in enumerate(cut_tiles(shard, tile_size=job.tile_size)) if number in chosen)
+    problems, bytes_read = [], 0
+    with tile_pipeline(job, shard) as pipeline:
+        for made in pipeline.make(wanted):
             if cancelled():
                 raise Interrupted("stopped")
-            out = buffer[: fetched.tile.stop - fetched.tile.start]
-            held = store.read_range(check.file, fetched.tile.start, fetched.tile.stop, identity=check.identity)
+            held = store.read_range(check.file, made.tile.start, made.tile.stop, identity=check.identity)
             bytes_read += len(held)
-            position = 0
-            for segment, piece in maker.make(fetched, out):
-                if blake3(held[position : position + len(piece)]).digest() != blake3(piece).digest():
-                    name = segment.tensor.name
-                    problems.append(f"{check.file}: tensor {name!r}, elements [{segment.first}, {segment.last}): not what the inputs give")
-                position += len(piece)
-        return problems, bytes_read + reader.bytes_read
+            if blake3(held).digest() != blake3(made.data).digest():  # comparing views goes byte by byte
+                problems += [f"{check.file}: {where}: not what the inputs give" for where in _differing(made, held)]
+        return problems, bytes_read + pipeline.reader.bytes_read
+
+
+def _differing(made: MadeTile, held: memoryview) -> Iterator[str]:
+    """The tensors of a tile whose bytes differ, and the elements looked at."""
+    for segment in made.tile.segments:
+        width, end = DTYPES[segment.run.dtype].itemsize, segment.run.start + segment.last * DTYPES[segment.run.dtype].itemsize
+        for tensor in segment.run.tensors:
+            start, stop = max(tensor.start, made.tile.start), min(tensor.start + tensor.nbytes, end)
+            part = slice(start - made.tile.start, stop - made.tile.start)
+            if start < stop and held[part] != made.data[part]:
+                yield f"tensor {tensor.name!r}, elements [{(start - tensor.start) // width}, {(stop - tensor.start) // width})"

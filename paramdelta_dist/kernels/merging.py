@@ -27,6 +27,12 @@ def compute_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return torch.float64 if any(dtype.itemsize > 2 for dtype in dtypes) else torch.float32
 
 
+def one_thread() -> None:
+    """Compute in the calling thread alone: parallelism is threads that make tiles, and more inside each operation would
+    fight over the same cores."""
+    torch.set_num_threads(1)
+
+
 def view(buffer: memoryview, dtype: torch.dtype) -> torch.Tensor:
     """A 1-D tensor over the memory of `buffer`, whose length is a multiple of the item size; copied only if unaligned."""
     if len(buffer) == 0:

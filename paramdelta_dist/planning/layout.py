@@ -50,7 +50,8 @@ def lay_out(tensors: Iterable[OutputTensor], *, shard_size: int) -> tuple[ShardL
 
 
 def _shard(group: list[OutputTensor], number: int, count: int) -> ShardLayout:
-    ordered = tuple(sorted(group, key=lambda tensor: -DTYPES[tensor.dtype].bits))
+    width = {dtype: DTYPES[dtype].bits for dtype in {tensor.dtype for tensor in group}}
+    ordered = tuple(sorted(group, key=lambda tensor: -width[tensor.dtype]))
     header = render_header(ordered)
     file = SINGLE_NAME if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
     return ShardLayout(file, header, ordered, len(header) + sum(tensor.nbytes for tensor in ordered))

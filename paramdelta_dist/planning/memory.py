@@ -21,7 +21,11 @@ REMOTE_COPIES = 2
 """Times a body may be in memory while it comes in: as it arrives and as it is handed over, or freed and not yet given back."""
 
 REQUESTS_IN_FLIGHT = 16
-"""Requests a worker keeps under way to a remote store, memory permitting."""
+"""Requests a shard keeps under way to a remote store, memory permitting."""
+LOCAL_READERS = 2
+"""Reads a shard keeps under way from local disks."""
+OUTPUTS = 2
+"""Output buffers for each thread that makes tiles: one being filled, one being written."""
 
 BLOCK_BYTES = (1 << 17) * 8
 """One scratch block of the kernel at its widest; a test holds it to the kernel's own constant."""
@@ -34,21 +38,33 @@ RESERVED_BY_RAY = 128 << 20
 
 @dataclass(frozen=True, slots=True)
 class WorkerMemory:
-    """The memory plan of one process that runs `workers` shards at a time."""
+    """The memory plan of one process."""
 
     budget: int
     workers: int
+    """Shards it makes at a time."""
+    threads: int
+    """That make tiles of one shard."""
     tile_size: int
     tiles_in_flight: int
-    """Tiles of one worker whose bytes are being fetched or wait to be merged, the one being merged included."""
+    """Tiles of one shard that are being fetched, being made, or wait for either."""
     projected: int
     """Peak resident memory of the process, in bytes, as calculated."""
 
 
 def plan_memory(
-    plan: MergePlan, method: Method, *, budget: int, workers: int, remote_inputs: bool, remote_output: bool, reserved: int
+    plan: MergePlan,
+    method: Method,
+    *,
+    budget: int,
+    workers: int,
+    threads: int,
+    remote_inputs: bool,
+    remote_output: bool,
+    reserved: int,
 ) -> WorkerMemory:
-    """The largest tiles and the most requests in flight that fit `budget` bytes for a process of `workers` workers.
+    """The largest tiles and the most requests in flight that fit `budget` bytes for a process that makes `workers` shards
+    at a time with `threads` threads each.
 
     `reserved` bytes are taken before the first tile.
 
@@ -56,14 +72,15 @@ def plan_memory(
     """
     models = max((sum(source is not None for source in tensor.sources) for shard in plan.shards for tensor in shard.tensors), default=1)
     header = max(len(shard.header) for shard in plan.shards)
-    wanted = max(2, -(-REQUESTS_IN_FLIGHT // models)) if remote_inputs else 2
+    wanted = -(-REQUESTS_IN_FLIGHT // models) if remote_inputs else LOCAL_READERS
+    wanted += OUTPUTS * threads
     tile = REMOTE_TILE if remote_inputs or remote_output else LOCAL_TILE
 
     def projected(tile: int, in_flight: int) -> int:
         copies = REMOTE_COPIES if remote_inputs else 1
         buffers = in_flight * models * copies * (tile + tile // WASTE + SLACK)
-        output = tile + (_parts(plan, tile) if remote_output else 0)
-        scratch = (1 + method.scratch) * BLOCK_BYTES * 2 + 2 * header
+        output = OUTPUTS * threads * tile + (_parts(plan, tile) if remote_output else 0)
+        scratch = threads * (1 + method.scratch) * BLOCK_BYTES * 2 + 2 * header
         return reserved + workers * (buffers + output + scratch)
 
     in_flight = wanted
@@ -74,12 +91,13 @@ def plan_memory(
             tile //= 2
         else:
             needed = projected(tile, in_flight)
-            fewer = f"fewer workers than {workers} (--workers), or " if workers > 1 else ""
+            count = workers * threads
+            fewer = f"fewer workers than {count} (--workers), or " if count > 1 else ""
             raise OverBudget(
-                f"{models} models need at least {format_memory(needed)} in a process of {workers} worker{'s' * (workers > 1)}, "
+                f"{models} models need at least {format_memory(needed)} in a process of {count} worker{'s' * (count > 1)}, "
                 f"the budget is {format_memory(budget)}: allow {fewer}more memory (--memory {-(-needed >> 20)}MiB)"
             )
-    return WorkerMemory(budget, workers, tile, in_flight, projected(tile, in_flight))
+    return WorkerMemory(budget, workers, threads, tile, in_flight, projected(tile, in_flight))
 
 
 def _parts(plan: MergePlan, tile: int) -> int:

@@ -176,46 +176,58 @@ def build_plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], tokenizer_
 def _account(models: Sequence[Checkpoint]) -> dict[str, bool]:
     """For every tensor of the base, whether it is merged (True) or copied (False); nothing else is possible."""
     base, problems, merged = models[0], [], {}
-    for name, tensor in base.tensors.items():
-        kinds = {DTYPES[model.tensors[name].dtype].kind for model in models if name in model.tensors}
-        kind = DTYPES[tensor.dtype].kind
-        if Kind.QUANTIZED in kinds:
-            problems.append(f"{shown(name)} is quantised; dequantise the checkpoint first (its codes mean nothing without their scales)")
-        elif Kind.COMPLEX in kinds:
-            problems.append(f"{shown(name)} is complex; this cannot be merged")
-        elif len(kinds) > 1:
-            problems.append(
-                f"{shown(name)} holds floating-point numbers in one model and integers in another; check that they are the same model"
-            )
+    seen: dict[tuple[str | None, ...], bool | str] = {}
+    """What is to be done with tensors that have these dtypes in the models, or why nothing can be."""
+    for name in base.tensors:
+        dtypes = tuple([held.dtype if (held := model.tensors.get(name)) is not None else None for model in models])
+        if (found := seen.get(dtypes)) is None:
+            found = seen[dtypes] = _treatment({DTYPES[dtype].kind for dtype in dtypes if dtype is not None})
+        if isinstance(found, str):
+            problems.append(f"{shown(name)} {found}")
         else:
-            merged[name] = kind is Kind.FLOAT and not is_derived_buffer(name)
+            merged[name] = found and not is_derived_buffer(name)
     if problems:
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise CheckpointError(f"{redact(base.url)}: {len(problems)} tensors cannot be merged\n  - " + "\n  - ".join(problems[:20]) + more)
     return merged
 
 
+def _treatment(kinds: set[Kind]) -> bool | str:
+    """Whether tensors of these kinds are merged (True) or copied (False), or why neither is possible."""
+    if Kind.QUANTIZED in kinds:
+        return "is quantised; dequantise the checkpoint first (its codes mean nothing without their scales)"
+    if Kind.COMPLEX in kinds:
+        return "is complex; this cannot be merged"
+    if len(kinds) > 1:
+        return "holds floating-point numbers in one model and integers in another; check that they are the same model"
+    return Kind.FLOAT in kinds
+
+
 def _output(name: str, tensor: Tensor, dtype: str | None) -> OutputTensor:
-    dtype = dtype or tensor.dtype
+    if dtype is None or dtype == tensor.dtype:
+        return OutputTensor(name, tensor.dtype, tensor.shape, tensor.stop - tensor.start)
     return OutputTensor(name, dtype, tensor.shape, DTYPES[dtype].nbytes(tensor.shape))
 
 
 def _shard(layout: ShardLayout, models: Sequence[Checkpoint], kinds: Mapping[str, bool]) -> Shard:
-    inputs: dict[InputFile, int] = {}
+    inputs: dict[tuple[int, int], int] = {}
+    """Position in the shard's inputs, by model and position among its files."""
     plans, offset = [], len(layout.header)
     for tensor in layout.tensors:
+        derived = not kinds[tensor.name] and is_derived_buffer(tensor.name)
         sources: list[Source | None] = []
         for position, model in enumerate(models):
             held = model.tensors.get(tensor.name)
-            if held is None or (position and is_derived_buffer(tensor.name)):  # follows from the config, which is the base's
+            if held is None or (position and derived):  # follows from the config, which is the base's
                 sources.append(None)
                 continue
-            file = inputs.setdefault(InputFile(position, model.files[held.file]), len(inputs))
+            file = inputs.setdefault((position, held.file), len(inputs))
             sources.append(Source(file, held.start, held.dtype))
         elements = models[0].tensors[tensor.name].parameters
         plans.append(TensorPlan(tensor.name, kinds[tensor.name], tensor.dtype, elements, offset, tensor.nbytes, tuple(sources)))
         offset += tensor.nbytes
-    return Shard(layout.file, layout.header, layout.size, tuple(plans), tuple(inputs))
+    files = tuple(InputFile(position, models[position].files[file]) for position, file in inputs)
+    return Shard(layout.file, layout.header, layout.size, tuple(plans), files)
 
 
 def _fingerprint(

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
-from paramdelta_dist.planning.plan import Shard, TensorPlan
+from paramdelta_dist.planning.plan import Shard
+from paramdelta_dist.planning.runs import Run, find_runs
 
 CUT = 64
-"""Tensors are cut at multiples of this many elements, so that pieces stay aligned."""
+"""Runs are cut at multiples of this many elements, so that pieces stay aligned."""
 MAX_GAP = 64 << 10
 """Unneeded bytes between two ranges that may be read along with them."""
 WASTE = 8
@@ -23,9 +24,9 @@ SLACK = 256 << 10
 
 
 class Segment(NamedTuple):
-    """Elements [first, last) of one tensor."""
+    """Elements [first, last) of one run."""
 
-    tensor: TensorPlan
+    run: Run
     first: int
     last: int
 
@@ -51,38 +52,69 @@ def cut_tiles(shard: Shard, *, tile_size: int) -> Iterator[Tile]:
 
     Raises ValueError when the tile size cannot hold CUT elements.
     """
+    for stretch in _stretches(shard, tile_size):
+        yield stretch.tile
+        (segment, *_), size = stretch.tile.segments, stretch.tile.stop - stretch.tile.start
+        for number in range(1, stretch.tiles):
+            start, step = stretch.tile.start + number * size, number * (segment.last - segment.first)
+            yield Tile(start, start + size, (Segment(segment.run, segment.first + step, segment.last + step),))
+
+
+def count_requests(shard: Shard, *, tile_size: int) -> int:
+    """How many reads the tiles of a shard take, without making all of them."""
+    return sum(
+        stretch.tiles * sum(len(tile_reads(stretch.tile, model)) for model in range(len(stretch.tile.segments[0].run.sources)))
+        for stretch in _stretches(shard, tile_size)
+    )
+
+
+class _Stretch(NamedTuple):
+    """`tiles` tiles in a row that are alike; the first of them. More than one hold a single segment each."""
+
+    tile: Tile
+    tiles: int
+
+
+def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
     if tile_size < CUT * 8:
         raise ValueError(f"a tile of {tile_size} bytes cannot hold {CUT} elements")
     segments: list[Segment] = []
     filled: list[int] = []  # bytes so far in the output and of each model
     start = position = len(shard.header)
-    for tensor in shard.tensors:
-        widths = _widths(tensor)
+    for run in find_runs(shard):
+        widths = _widths(run)
         first = 0
-        while first < tensor.elements:
+        while first < run.elements:
             filled = filled or [0] * len(widths)
             room = min((tile_size - used) // width for used, width in zip(filled, widths, strict=True) if width)
-            last = tensor.elements if tensor.elements - first <= room else first + room // CUT * CUT
+            last = run.elements if run.elements - first <= room else first + room // CUT * CUT
             if last == first:
-                yield Tile(start, position, tuple(segments))
+                yield _Stretch(Tile(start, position, tuple(segments)), 1)
                 start, segments, filled = position, [], []
                 continue
-            segments.append(Segment(tensor, first, last))
-            filled = [used + (last - first) * width for used, width in zip(filled, widths, strict=True)]
             position += (last - first) * widths[0]
+            segments.append(Segment(run, first, last))
+            if len(segments) == 1 and last < run.elements:
+                alike = (run.elements - first - 1) // (last - first)
+                yield _Stretch(Tile(start, position, tuple(segments)), alike)
+                first += alike * (last - first)
+                start = position = start + alike * (position - start)
+                segments, filled = [], []
+                continue
+            filled = [used + (last - first) * width for used, width in zip(filled, widths, strict=True)]
             first = last
     if segments:
-        yield Tile(start, position, tuple(segments))
+        yield _Stretch(Tile(start, position, tuple(segments)), 1)
 
 
-def _widths(tensor: TensorPlan) -> list[int]:
+def _widths(run: Run) -> list[int]:
     """Bytes of an element in the output and in each model; 0 for a model that is not read."""
-    return [DTYPES[tensor.dtype].itemsize, *(DTYPES[source.dtype].itemsize if source else 0 for source in tensor.sources)]
+    return [DTYPES[run.dtype].itemsize, *(DTYPES[source.dtype].itemsize if source else 0 for source in run.sources)]
 
 
 def source_range(segment: Segment, model: int) -> Read | None:
     """The bytes of a segment in one model; None when the model is not read for it."""
-    source = segment.tensor.sources[model]
+    source = segment.run.sources[model]
     if source is None:
         return None
     width = DTYPES[source.dtype].itemsize

@@ -102,7 +102,7 @@ def test_a_written_header_reads_back_the_same(layout):
     assert int.from_bytes(first[:8], "little") == len(first) - 8
     expected, at = {}, len(first)
     for name, dtype, shape, nbytes in tensors:
-        expected[name] = (dtype, shape, at, at + nbytes)
+        expected[name] = (dtype, shape, 0, at, at + nbytes)
         at += nbytes
     assert header == expected
     assert [name for name in header if header[name].start < header[name].stop] == [name for name, *_, n in tensors if n]

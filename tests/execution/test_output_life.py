@@ -8,6 +8,7 @@ import torch
 
 from paramdelta_dist import api
 from paramdelta_dist.errors import IntegrityError, OutputOccupied, StorageError
+from paramdelta_dist.execution import making
 from paramdelta_dist.execution import shard as shards
 from paramdelta_dist.storage.local import LocalStore
 from tests import oracle
@@ -204,16 +205,16 @@ def test_receipts_and_commit_hold_the_digests_of_what_is_there(models, tmp_path)
 
 def test_a_merge_whose_output_was_taken_over_publishes_nothing_more(models, tmp_path, monkeypatch):
     """--overwrite gives the folder to another recipe while a shard of the first is being made: neither output is mixed."""
-    real, overtaken = shards.TileMaker.make, []
+    real, overtaken = making.TileMaker.make, []
 
     def overtake(self, fetched, out):
         if not overtaken:
             overtaken.append(True)
             overtaken.append(make(models, tmp_path / "out", weight=0.25, overwrite=True))
-        yield from real(self, fetched, out)
+        return real(self, fetched, out)
 
     make(models, tmp_path / "quiet", weight=0.25)
-    monkeypatch.setattr(shards.TileMaker, "make", overtake)
+    monkeypatch.setattr(making.TileMaker, "make", overtake)
     with pytest.raises(OutputOccupied, match="taken over by another merge"):
         make(models, tmp_path / "out", workers=1)
     assert overtaken[1].state == "merged"

@@ -12,7 +12,8 @@ from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import LENGTH_FIELD, parse_header
 from paramdelta_dist.planning import build_plan
-from paramdelta_dist.planning.tiles import MAX_GAP, WASTE, Read, coalesce, cut_tiles, source_range, tile_reads
+from paramdelta_dist.planning.runs import find_runs
+from paramdelta_dist.planning.tiles import MAX_GAP, WASTE, Read, coalesce, count_requests, cut_tiles, source_range, tile_reads
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import Identity
 
@@ -56,6 +57,16 @@ def plan_of(models, *, shard_size=1 << 20, dtype=None):
     return build_plan(recipe, models, {})
 
 
+def pieces(segment):
+    """(tensor, first, last) of the tensors that a segment of a run is made of."""
+    start = 0
+    for tensor in segment.run.tensors:
+        first, last = max(segment.first - start, 0), min(segment.last - start, tensor.elements)
+        if first < last:
+            yield tensor.name, first, last
+        start += tensor.elements
+
+
 @settings(max_examples=150, deadline=None)
 @given(model_sets(), st.integers(64, 60_000), st.integers(512, 40_000), st.sampled_from([None, "BF16", "F32"]))
 def test_every_output_byte_is_made_exactly_once_and_in_order(models, shard_size, tile_size, dtype):
@@ -66,9 +77,9 @@ def test_every_output_byte_is_made_exactly_once_and_in_order(models, shard_size,
         for tile in cut_tiles(shard, tile_size=tile_size):
             assert tile.start == position
             for segment in tile.segments:
-                width = DTYPES[segment.tensor.dtype].itemsize
-                assert segment.tensor.start + segment.first * width == position
-                assert segment.first < segment.last <= segment.tensor.elements
+                width = DTYPES[segment.run.dtype].itemsize
+                assert segment.run.start + segment.first * width == position
+                assert segment.first < segment.last <= segment.run.elements
                 position += (segment.last - segment.first) * width
             assert tile.stop == position
         assert position == shard.size
@@ -100,10 +111,16 @@ def test_reads_cover_the_exact_bytes_of_every_input(models, tile_size):
                     assert any(r.file == wanted.file and r.start <= wanted.start and wanted.stop <= r.stop for r in reads)
                     file = shard.inputs[wanted.file]
                     assert file.model == model
-                    held = models[url].tensors[segment.tensor.name]
-                    assert models[url].files[held.file] == file.file
-                    assert held.start <= wanted.start <= wanted.stop <= held.stop
-                    seen[url, segment.tensor.name] = seen.get((url, segment.tensor.name), 0) + wanted.stop - wanted.start
+                    position = wanted.start
+                    for name, first, last in pieces(segment):
+                        held = models[url].tensors[name]
+                        width = DTYPES[held.dtype].itemsize
+                        assert models[url].files[held.file] == file.file
+                        assert held.start + first * width == position
+                        position = held.start + last * width
+                        assert position <= held.stop
+                        seen[url, name] = seen.get((url, name), 0) + (last - first) * width
+                    assert position == wanted.stop
                 for read in reads:
                     assert read.stop <= shard.inputs[read.file].file.identity.size
     for url, model in models.items():
@@ -224,6 +241,38 @@ def test_planning_is_linear_in_tensors():
         tiles = list(cut_tiles(plan.shards[0], tile_size=1 << 18))
         assert len(tiles) == math.ceil(count * 128 / (1 << 18))
         assert sum(len(tile_reads(tile, model)) for tile in tiles for model in range(3)) == 3 * len(tiles)
+
+
+@settings(max_examples=100, deadline=None)
+@given(model_sets(), st.integers(64, 60_000), st.integers(512, 40_000))
+def test_requests_are_counted_as_the_tiles_make_them(models, shard_size, tile_size):
+    for shard in plan_of(models, shard_size=shard_size).shards:
+        made = sum(len(tile_reads(tile, model)) for tile in cut_tiles(shard, tile_size=tile_size) for model in range(3))
+        assert count_requests(shard, tile_size=tile_size) == made
+
+
+@settings(max_examples=100, deadline=None)
+@given(model_sets())
+def test_runs_hold_every_tensor_once_and_follow_on_everywhere(models):
+    for shard in plan_of(models).shards:
+        runs = list(find_runs(shard))
+        assert [tensor for run in runs for tensor in run.tensors] == [tensor for tensor in shard.tensors if tensor.elements]
+        for run in runs:
+            assert run.elements == sum(tensor.elements for tensor in run.tensors)
+            for one, two in pairwise(run.tensors):
+                assert (one.merged, one.dtype, one.start + one.nbytes) == (two.merged, two.dtype, two.start)
+                for a, b in zip(one.sources, two.sources, strict=True):
+                    assert (a.file, a.dtype, a.start + one.elements * DTYPES[a.dtype].itemsize) == (b.file, b.dtype, b.start)
+            for element in {0, run.elements - 1, run.elements // 2}:
+                tensor, place = run.tensor_at(element)
+                width = DTYPES[run.dtype].itemsize
+                assert tensor.start + place * width == run.start + element * width
+                assert place < tensor.elements
+
+
+def test_neighbours_in_all_models_are_one_run_whatever_their_number():
+    plan = plan_of(three({f"t{n}": ("BF16", (64,)) for n in range(5000)}))
+    assert len(list(find_runs(plan.shards[0]))) == 1
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,58 @@
+"""Runs: tensors that lie one behind the other everywhere and are treated alike, and so are one tensor to all that moves bytes.
+
+Models have many small tensors, and what a request, a call of the arithmetic or a step of the planner costs is paid once a
+run. Which tensors share one decides nothing about the bytes: it is how they are grouped, not what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.planning.plan import Shard, Source, TensorPlan
+
+
+class Run(NamedTuple):
+    """Tensors whose bytes follow one another in the output and in each model, none of them empty."""
+
+    tensors: tuple[TensorPlan, ...]
+    merged: bool
+    dtype: str
+    """Of the output."""
+    elements: int
+    start: int
+    """First byte in the output file."""
+    sources: tuple[Source | None, ...]
+    """Where the first tensor lies in each model; None for a model that is not read."""
+
+    def tensor_at(self, element: int) -> tuple[TensorPlan, int]:
+        """The tensor that holds an element of the run, and its position in it."""
+        for tensor in self.tensors:
+            if element < tensor.elements:
+                return tensor, element
+            element -= tensor.elements
+        raise IndexError(f"element {element} is beyond the run")
+
+
+def find_runs(shard: Shard) -> Iterator[Run]:
+    """The runs of a shard in the order of their bytes; every tensor that has elements is in exactly one."""
+    tensors: list[TensorPlan] = []
+    expected: tuple[object, ...] = ()
+    """What the next tensor must look like to follow the last."""
+    for tensor in shard.tensors:
+        if not tensor.elements:
+            continue
+        if tensors and expected != (tensor.merged, tensor.dtype, *tensor.sources):
+            yield _run(tensors)
+            tensors = []
+        tensors.append(tensor)
+        ends = [s and Source(s.file, s.start + tensor.elements * DTYPES[s.dtype].itemsize, s.dtype) for s in tensor.sources]
+        expected = (tensor.merged, tensor.dtype, *ends)
+    if tensors:
+        yield _run(tensors)
+
+
+def _run(tensors: list[TensorPlan]) -> Run:
+    first = tensors[0]
+    return Run(tuple(tensors), first.merged, first.dtype, sum(t.elements for t in tensors), first.start, first.sources)
