@@ -163,8 +163,8 @@ def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Planning makes millions of small records and no cycles: looking for cycles among them again and again would take
-    longer than the planning itself."""
+    """Planning makes millions of small records, importing torch a million objects, and neither makes cycles: looking for
+    them again and again takes longer than planning itself."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -244,8 +244,9 @@ def merge(
     held = claim(store, merge_plan, overwrite=overwrite)
     if held.committed is not None:
         return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
-    from paramdelta_dist.execution.publish import publish  # what computes comes last: a mistake shows without waiting for torch
-    from paramdelta_dist.execution.shard import run_shard
+    with _collector_paused():  # what computes comes last: a mistake shows without waiting for torch
+        from paramdelta_dist.execution.publish import publish
+        from paramdelta_dist.execution.shard import run_shard
 
     receipts = dict(held.receipts)
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]

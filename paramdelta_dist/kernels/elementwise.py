@@ -13,7 +13,7 @@ import torch
 
 
 def add_delta(acc: torch.Tensor, post: torch.Tensor, base: torch.Tensor, weight: float, scratch: Sequence[torch.Tensor]) -> None:
-    """acc[n] += weight · (post[n] − base[n]), in place, using three blocks of `scratch` in acc's dtype.
+    """acc[n] += weight · (post[n] − base[n]), in place, using the three blocks[n] of `scratch` in acc's dtype.
 
     The delta is taken negated and subtracted: an element that post-training left alone then leaves acc alone to the
     last bit, even where acc is −0.0. For weight 1, acc == base gives exactly post. In float64 those elements are
@@ -21,8 +21,7 @@ def add_delta(acc: torch.Tensor, post: torch.Tensor, base: torch.Tensor, weight:
     from the subtraction, which Dekker's Fast2Sum gives exactly where it matters, for |base| ≥ |post|; that loses
     nothing but the sign of a zero, so a block with a −0.0 in post selects as well.
     """
-    n = acc.numel()
-    x, y, z = (block[:n] for block in scratch)
+    x, y, z = scratch
     minuend, subtrahend = (base, post) if weight > 0 else (post, base)
     y.copy_(minuend)
     x.copy_(subtrahend)
@@ -41,13 +40,16 @@ def add_delta(acc: torch.Tensor, post: torch.Tensor, base: torch.Tensor, weight:
 
 def _has_negative_zero(values: torch.Tensor) -> bool:
     """Whether −0.0 is among 16-bit values[n]: its bits are the least 16-bit integer, so one cheap reduction tells."""
-    return bool(values.view(torch.int16).amin() == torch.iinfo(torch.int16).min)
+    return values.view(torch.int16).amin().item() == torch.iinfo(torch.int16).min
 
 
-def beyond(acc: torch.Tensor, limit: float) -> bool:
-    """Whether any element of acc[n] is NaN, infinite, or rounds to infinity in an output dtype with this `limit`."""
-    low, high = torch.aminmax(acc)
-    return not (low.item() > -limit and high.item() < limit)
+def surely_below(acc: torch.Tensor, limit: float) -> bool:
+    """Whether every element of acc[n] is a number that does not round to infinity in an output dtype with this `limit`.
+
+    False may also mean that elements are merely large. The sum of squares bounds them all, and is the cheapest reduction
+    that NaN and infinity do not get past.
+    """
+    return torch.dot(acc, acc).item() < min(limit * limit / 4, torch.finfo(acc.dtype).max)
 
 
 def overflow_limit(dtype: torch.dtype) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from paramdelta_dist.kernels.elementwise import beyond, overflow_limit
+from paramdelta_dist.kernels.elementwise import overflow_limit, surely_below
 
 BLOCK = 1 << 17
 """Elements of a block on a CPU: large enough to hide the interpreter, small enough to stay near the core."""
@@ -65,18 +65,20 @@ class Merger:
         All elements are written either way.
         """
         dtype = compute_dtype([out.dtype, base.dtype, *(tensor.dtype for pair in deltas for tensor in pair)])
-        acc_block, *scratch = self._scratch(dtype)
-        size, limit = acc_block.numel(), overflow_limit(out.dtype)
+        blocks = self._scratch(dtype)
+        size, limit = blocks[0].numel(), overflow_limit(out.dtype)
+        posts, olds = ([torch.split(tensor, size) for tensor in tensors] for tensors in zip(*deltas, strict=True)) if deltas else ((), ())
         count = first = 0
-        for start in range(0, out.numel(), size):
-            stop = min(start + size, out.numel())
-            acc = acc_block[: stop - start]
-            acc.copy_(base[start:stop])
-            self.function(acc, [(post[start:stop], old[start:stop]) for post, old in deltas], weights=self.weights, scratch=scratch)
-            out[start:stop].copy_(acc)
-            if beyond(acc, limit):
-                wrong = torch.nonzero(~torch.isfinite(out[start:stop]))
-                first = start + int(wrong[0]) if count == 0 else first
+        for number, (written, start) in enumerate(zip(torch.split(out, size), torch.split(base, size), strict=True)):
+            acc, *scratch = blocks if len(written) == size else [block[: len(written)] for block in blocks]
+            acc.copy_(start)
+            pairs = [(post[number], old[number]) for post, old in zip(posts, olds, strict=True)]
+            self.function(acc, pairs, weights=self.weights, scratch=scratch)
+            written.copy_(acc)
+            if not surely_below(acc, limit):
+                wrong = torch.nonzero(~torch.isfinite(written))
+                if len(wrong) and count == 0:
+                    first = number * size + int(wrong[0])
                 count += len(wrong)
         return count, first
 

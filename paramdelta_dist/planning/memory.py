@@ -9,7 +9,7 @@ from paramdelta_dist.methods import Method
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.planning.tiles import SLACK, WASTE
 from paramdelta_dist.sizes import format_memory
-from paramdelta_dist.storage import PARTS_IN_FLIGHT, part_size
+from paramdelta_dist.storage import PARTS_IN_FLIGHT, WRITE_MEMORY, part_size
 
 REMOTE_TILE = 16 << 20
 """Tile size where a request costs a round trip: what object stores serve well."""
@@ -79,7 +79,7 @@ def plan_memory(
     def projected(tile: int, in_flight: int) -> int:
         copies = REMOTE_COPIES if remote_inputs else 1
         buffers = in_flight * models * copies * (tile + tile // WASTE + SLACK)
-        output = OUTPUTS * threads * tile + (_parts(plan, tile) if remote_output else 0)
+        output = OUTPUTS * threads * tile + (_parts(plan, tile) if remote_output else WRITE_MEMORY)
         scratch = threads * (1 + method.scratch) * BLOCK_BYTES * 2 + 2 * header
         return reserved + workers * (buffers + output + scratch)
 

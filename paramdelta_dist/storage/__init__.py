@@ -1,5 +1,6 @@
 """Where bytes live: one interface, three engines. Nothing outside this folder names fsspec, obstore or botocore."""
 
+from paramdelta_dist.storage.blocks import WRITE_MEMORY
 from paramdelta_dist.storage.leftovers import Leftover, find_leftovers, remove_leftover
 from paramdelta_dist.storage.opening import open_store
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
@@ -9,6 +10,7 @@ from paramdelta_dist.storage.urls import inside, normalize, redact, scheme_of
 
 __all__ = [
     "PARTS_IN_FLIGHT",
+    "WRITE_MEMORY",
     "Buffer",
     "Identity",
     "Leftover",

@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from paramdelta_dist.errors import (
@@ -19,6 +19,7 @@ from paramdelta_dist.errors import (
     NotFound,
     StorageError,
 )
+from paramdelta_dist.storage.blocks import BlockWriter
 from paramdelta_dist.storage.store import Buffer, Identity, check_range
 
 PART_SUFFIX = ".part"
@@ -160,12 +161,13 @@ class LocalStore:
                     if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                         raise
         written = 0
-        for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
+        with closing(BlockWriter(file, size=size)) as writer:
+            for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
+                with _translated(self.url, name):
+                    writer.write(chunk)
+                written += len(chunk)
             with _translated(self.url, name):
-                rest = memoryview(chunk)
-                written += len(rest)
-                while len(rest):
-                    rest = rest[os.write(file, rest) :]
+                writer.finish()
         if written != size:
             raise IntegrityError(f"{self.url}/{name}: {size} bytes announced, {written} produced; nothing was published")
 

@@ -1,0 +1,88 @@
+"""Large local files go past the page cache, and hold the bytes they were given whatever came in between."""
+
+import errno
+import fcntl
+import os
+import random
+
+import pytest
+
+from paramdelta_dist.errors import StorageError
+from paramdelta_dist.storage import blocks
+from paramdelta_dist.storage.blocks import BLOCK, BUFFERS
+from paramdelta_dist.storage.local import LocalStore
+
+
+@pytest.fixture(autouse=True)
+def everything_is_large(monkeypatch):
+    monkeypatch.setattr(blocks, "LARGE", 0)
+
+
+def borrowed(data, sizes):
+    """The data in chunks of the given sizes, over and over, all in one buffer that is spoilt before its next use."""
+    buffer = bytearray(max(sizes))
+    position = number = 0
+    while position < len(data):
+        size = min(sizes[number % len(sizes)], len(data) - position)
+        buffer[:size] = data[position : position + size]
+        yield memoryview(buffer)[:size]
+        buffer[:] = bytes(len(buffer))
+        position, number = position + size, number + 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, BLOCK - 1, BLOCK, BLOCK + 1, (BUFFERS + 2) * BLOCK + 4321])
+def test_the_file_is_its_chunks_whatever_their_sizes(tmp_path, size):
+    data = random.Random(size).randbytes(size)
+    store = LocalStore(str(tmp_path))
+    for number, sizes in enumerate(([136, 1 << 20], [7 << 20], [BLOCK], [4097, 3, 999_999])):
+        identity = store.put(f"file{number}", borrowed(data, sizes), size=size)
+        assert identity.size == size
+        assert (tmp_path / f"file{number}").read_bytes() == data
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_blocks_are_written_past_the_page_cache(tmp_path, monkeypatch):
+    probe = os.open(tmp_path / "probe", os.O_WRONLY | os.O_CREAT)
+    try:
+        fcntl.fcntl(probe, fcntl.F_SETFL, fcntl.fcntl(probe, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError:
+        pytest.skip("the file system of the temporary folder has no direct writes")
+    finally:
+        os.close(probe)
+    real, direct = os.pwrite, []
+
+    def watched(file, data, offset):
+        direct.append(bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT))
+        return real(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", watched)
+    LocalStore(str(tmp_path)).put("file", [bytes(2 * BLOCK + 5)], size=2 * BLOCK + 5)
+    assert direct == [True, True, False]
+
+
+def test_a_disk_that_refuses_direct_writes_gets_others(tmp_path, monkeypatch):
+    real = os.pwrite
+
+    def picky(file, data, offset):
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", picky)
+    data = random.Random(0).randbytes(3 * BLOCK + 17)
+    LocalStore(str(tmp_path)).put("file", [data], size=len(data))
+    assert (tmp_path / "file").read_bytes() == data
+
+
+def test_a_write_that_fails_in_the_background_publishes_nothing(tmp_path, monkeypatch):
+    real = os.pwrite
+
+    def failing(file, data, offset):
+        if offset == BLOCK:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    with pytest.raises(StorageError, match="Input/output error"):
+        LocalStore(str(tmp_path)).put("file", [bytes(8 * BLOCK)], size=8 * BLOCK)
+    assert list(tmp_path.iterdir()) == []
