@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -56,23 +57,36 @@ class Merger:
         """Write the merge of base[n] and the (post[n], base[n]) pairs to out[n].
 
         Returns how many elements are not finite in `out`'s dtype and the position of the first (0 if there is none).
-        All elements are written either way.
+        All elements are written either way; every NaN is written as the positive quiet one without payload, because
+        its bits would otherwise be those of the instructions that happened to make it.
         """
         dtype = compute_dtype([out.dtype, base.dtype, *(tensor.dtype for pair in deltas for tensor in pair)])
-        acc_block, *scratch = self._scratch(dtype)
-        size, limit = acc_block.numel(), overflow_limit(out.dtype)
+        size, limit = self._scratch(dtype)[0].numel(), overflow_limit(out.dtype, dtype)
         count = first = 0
         for start in range(0, out.numel(), size):
-            stop = min(start + size, out.numel())
-            acc = acc_block[: stop - start]
-            acc.copy_(base[start:stop])
-            self.function(acc, [(post[start:stop], old[start:stop]) for post, old in deltas], weights=self.weights, scratch=scratch)
-            out[start:stop].copy_(acc)
-            if beyond(acc, limit):
-                wrong = torch.nonzero(~torch.isfinite(out[start:stop]))
-                first = start + int(wrong[0]) if count == 0 else first
+            run = slice(start, min(start + size, out.numel()))
+            pairs = [(post[run], old[run]) for post, old in deltas]
+            acc = self._block(dtype, base[run], pairs, shortcuts=True)
+            finite = not beyond(acc, limit)
+            if not finite:
+                acc = self._block(dtype, base[run], pairs, shortcuts=False)
+            out[run].copy_(acc)
+            if not finite:
+                out[run].masked_fill_(out[run].isnan(), math.nan)
+                wrong = torch.nonzero(~torch.isfinite(out[run]))
+                first = start + int(wrong[0]) if count == 0 and len(wrong) else first
                 count += len(wrong)
         return count, first
+
+    def _block(
+        self, dtype: torch.dtype, base: torch.Tensor, deltas: Sequence[tuple[torch.Tensor, torch.Tensor]], *, shortcuts: bool
+    ) -> torch.Tensor:
+        """The method's result for one block, in the compute dtype and in memory that the next block overwrites."""
+        block, *scratch = self._scratch(dtype)
+        acc = block[: base.numel()]
+        acc.copy_(base)
+        self.function(acc, deltas, weights=self.weights, scratch=scratch, shortcuts=shortcuts)
+        return acc
 
     def _scratch(self, dtype: torch.dtype) -> list[torch.Tensor]:
         if dtype not in self._blocks:
