@@ -13,8 +13,10 @@ from paramdelta_dist.kernels.elementwise import beyond, overflow_limit
 
 BLOCK = 1 << 17
 """Elements of a block on a CPU: large enough to hide the interpreter, small enough to stay near the core."""
-DEVICE_BLOCK = 1 << 24
-"""Elements of a block on a GPU."""
+DEVICE_BLOCK = 1 << 22
+"""Elements of a block on a GPU: copies long enough to hide what starting one costs."""
+DEVICE_PADDING = 1 << 11
+"""On a GPU a block has room for a multiple of this many elements, what one program of the fused kernel computes."""
 
 # Stores hand out read-only memory; nothing here writes to an input, so torch need not warn that it could.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")

@@ -32,6 +32,9 @@ class Method:
     `shortcuts` it may go ways that are right only for a block whose results are all finite, as long as what is not
     finite without them is not with them either: the block is then computed again without."""
 
+    fused: bool = False
+    """Whether kernels/fused.py, which adds weighted deltas, computes this function to the same bytes on a GPU."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         from paramdelta_dist.methods import find_method
 

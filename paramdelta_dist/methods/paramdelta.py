@@ -37,4 +37,5 @@ PARAMDELTA = Method(
     scope=Scope.ELEMENT,
     scratch=3,
     function=paramdelta,
+    fused=True,
 )
