@@ -7,6 +7,7 @@ block is copied into or out of pinned memory while the other is on the device.
 
 from __future__ import annotations
 
+import logging
 import mmap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,8 @@ import torch
 from paramdelta_dist.errors import EngineError
 from paramdelta_dist.kernels.merging import DEVICE_BLOCK, DEVICE_PADDING, BlockFunction, Merger
 from paramdelta_dist.sizes import format_memory
+
+log = logging.getLogger(__name__)
 
 
 def pin(buffer: mmap.mmap | memoryview) -> None:
@@ -46,13 +49,16 @@ class DeviceMerger:
     def __init__(
         self, function: BlockFunction, weights: Sequence[float], scratch_blocks: int, device: torch.device, *, fused: bool = False
     ) -> None:
-        """With `fused`, which the method's card says, kernels/fused.py stands in for `function` where Triton can be imported."""
+        """With `fused`, which the method's card says, kernels/fused.py stands in for `function` where it is seen to work."""
         self.block = DEVICE_BLOCK
         """Elements that go up at a time."""
         self.weights = tuple(weights)
-        self._kernel = _fused_kernel() if fused else None
         self._lanes = [_Lane(device, Merger(function, weights, scratch_blocks, device)) for _ in range(2)]
         self._magnitudes: dict[torch.dtype, torch.Tensor] = {}
+        self._kernel = _fused_kernel() if fused else None
+        if self._kernel is not None and (fault := self._fault(Merger(function, weights, scratch_blocks, torch.device("cpu")))):
+            log.warning("computing on the GPU in plain torch, because the fused kernel does not work here: %s", fault)
+            self._kernel = None
 
     def merge(
         self,
@@ -89,6 +95,27 @@ class DeviceMerger:
             for lane in self._lanes:
                 lane.drain()  # after an error too: nothing may still use the caller's memory
         return count, first
+
+    def _fault(self, reference: Merger) -> str:
+        """What is wrong with the fused kernel on this machine; empty if it gives the CPU's bytes on numbers of every kind.
+
+        Triton needs a C compiler and Python's headers, and no test has seen every GPU, driver and version of it.
+        """
+        generator = torch.Generator().manual_seed(0)
+        tensors = []
+        for _ in range(1 + 2 * len(self.weights)):
+            tensors.append(torch.randint(-(1 << 15), 1 << 15, (DEVICE_PADDING + 1,), generator=generator, dtype=torch.int16))
+            tensors[-1] = tensors[-1].view(torch.bfloat16)
+            tensors[-1][::2] = torch.randn(len(tensors[-1][::2]), generator=generator)
+            tensors[-1][::3] = tensors[0][::3]
+        base, deltas = tensors[0], list(zip(tensors[1::2], tensors[2::2], strict=True))
+        out, expected = torch.empty_like(base), torch.empty_like(base)
+        try:
+            counted = self.merge(out, base, deltas)
+        except Exception as error:  # whatever goes wrong in a compiler
+            return f"{type(error).__name__}: {error}"
+        same = counted == reference.merge(expected, base, deltas) and torch.equal(out.view(torch.int16), expected.view(torch.int16))
+        return "" if same else "its results are not the CPU's"
 
     def _start(self, lane: _Lane, out: torch.Tensor, inputs: list[torch.Tensor], pairs: tuple[tuple[int, int], ...]) -> None:
         n = out.numel()

@@ -111,7 +111,9 @@ def compare(case: Case, merger: DeviceMerger, method: Method = PARAMDELTA) -> No
 
 
 def make_merger(weights: list[float], device: str, *, fused: bool, method: Method = PARAMDELTA) -> DeviceMerger:
-    return DeviceMerger(method.function, weights, method.scratch, torch.device(device), fused=fused)
+    merger = DeviceMerger(method.function, weights, method.scratch, torch.device(device), fused=fused)
+    assert fused == (merger._kernel is not None), "the fused kernel is not used"
+    return merger
 
 
 def compare_all(device: str, *, fused: bool, seeds: range) -> None:

@@ -7,14 +7,18 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from paramdelta_dist.kernels import device as devices
 from paramdelta_dist.kernels import merging
-from paramdelta_dist.kernels.device import pin, unpin
+from paramdelta_dist.kernels.device import DeviceMerger, pin, unpin
+from paramdelta_dist.kernels.merging import Merger
+from paramdelta_dist.methods.paramdelta import PARAMDELTA
 from tests.kernels.device_cases import Case, compare, compare_all, make_case, make_merger
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +37,7 @@ def test_blocks_slots_and_lanes_change_nothing():
 @needs_triton
 def test_the_fused_kernel_gives_the_bytes_of_the_cpu_when_interpreted():
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.kernels.device_cases", "0", "250"],
+        [sys.executable, "-W", "ignore", "-m", "tests.kernels.device_cases", "0", "150"],
         env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
@@ -118,7 +122,39 @@ def test_without_triton_the_same_comes_from_plain_blocks(monkeypatch):
     monkeypatch.delitem(sys.modules, "paramdelta_dist.kernels.fused", raising=False)
     monkeypatch.delattr("paramdelta_dist.kernels.fused", raising=False)
     one = make_case(3)
-    compare(one, make_merger(one.weights, "cpu", fused=True))
+    compare(one, DeviceMerger(PARAMDELTA.function, one.weights, PARAMDELTA.scratch, torch.device("cpu"), fused=True))
+
+
+@pytest.mark.parametrize("fault", ["it raises", "it gives other bytes", "it counts wrong"])
+def test_a_fused_kernel_that_does_not_work_is_not_used(monkeypatch, caplog, fault):
+    def kernel(arena, pitch, n, what, weights, tally):
+        if fault == "it raises":
+            raise OSError("no compiler")
+        if fault == "it counts wrong":
+            exact.merge(*views_of(arena, pitch, n, what))
+
+    exact = Merger(PARAMDELTA.function, (1.0,), PARAMDELTA.scratch, torch.device("cpu"))
+    monkeypatch.setattr("paramdelta_dist.kernels.fused", SimpleNamespace(Sum=FakeSum, add_deltas=kernel), raising=False)
+    one = make_case(3)
+    merger = DeviceMerger(PARAMDELTA.function, [1.0], PARAMDELTA.scratch, torch.device("cpu"), fused=True)
+    assert "does not work here: " + ("OSError: no compiler" if fault == "it raises" else "its results are not the CPU's") in caplog.text
+    compare(Case(one.out_dtype, one.base, one.deltas[:1], [1.0]), merger)
+
+
+@dataclass(frozen=True)
+class FakeSum:
+    dtypes: tuple[torch.dtype, ...]
+    deltas: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...]
+    compute = F32
+
+    def magnitudes(self, device):
+        return torch.tensor(self.weights, device=device)
+
+
+def views_of(arena, pitch, n, what):
+    views = [arena[slot * pitch :][: n * dtype.itemsize].view(dtype) for slot, dtype in enumerate(what.dtypes)]
+    return views[-1], views[0], [(views[post], views[old]) for post, old in what.deltas]
 
 
 def test_memory_named_twice_goes_up_once(monkeypatch):
@@ -139,7 +175,7 @@ def test_nothing_is_merged_from_nothing():
 @needs_cuda
 @pytest.mark.parametrize("fused", [pytest.param(True, marks=needs_triton), False])
 def test_a_gpu_gives_the_bytes_of_the_cpu(fused):
-    compare_all("cuda", fused=fused, seeds=range(600))
+    compare_all("cuda", fused=fused, seeds=range(80 if fused else 600))  # a fused case takes a second to compile
 
 
 @needs_cuda
@@ -154,7 +190,7 @@ def test_pinned_memory_is_used_as_it_is_and_can_be_let_go():
     for tensor in (base, post, old):
         tensor.copy_(torch.randn(size // 2))
     one = Case(BF16, base.clone(), [(post.clone(), old.clone())], [1.0])
-    merger = make_merger(one.weights, "cuda", fused=True)
+    merger = make_merger(one.weights, "cuda", fused=False)
     merger.merge(out, base, [(post, old)])
     assert not any(lane._staging for lane in merger._lanes)
     expected = out.clone()
@@ -171,7 +207,7 @@ def test_threads_with_a_merger_each_do_not_disturb_one_another():
 
     def work(first):
         try:
-            compare_all("cuda", fused=True, seeds=range(first, first + 100))
+            compare_all("cuda", fused=True, seeds=range(first, first + 15))
         except AssertionError as error:
             failures.append(error)
 
