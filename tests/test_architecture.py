@@ -36,6 +36,7 @@ ROOMS = {
     "aiohttp": ("storage/",),
     "google": ("storage/",),
     "torch": ("kernels/", "methods/", "execution/making.py", "execution/machine.py", "demo.py"),
+    "triton": ("kernels/fused.py",),
     "safetensors": ("demo.py",),
     "typer": ("cli.py",),
     "rich": ("rendering.py", "demo.py"),

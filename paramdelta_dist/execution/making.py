@@ -10,6 +10,7 @@ import torch
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.errors import CheckpointError, NonFinite
 from paramdelta_dist.execution.reader import FetchedTile
+from paramdelta_dist.kernels.device import DeviceMerger
 from paramdelta_dist.kernels.merging import Merger, view
 from paramdelta_dist.methods import Method
 from paramdelta_dist.planning.plan import Term
@@ -42,7 +43,12 @@ class TileMaker:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._merger = Merger(job.method.function, [t.weight for t in job.terms], job.method.scratch, torch.device(job.device))
+        method, weights, device = job.method, [term.weight for term in job.terms], torch.device(job.device)
+        self._merger: Merger | DeviceMerger = (
+            Merger(method.function, weights, method.scratch, device)
+            if job.device == "cpu"
+            else DeviceMerger(method.function, weights, method.scratch, device, fused=method.fused)
+        )
 
     def make(self, fetched: FetchedTile, out: memoryview) -> int:
         """Fill `out` with the tile. Returns how many elements are NaN or infinite, where the recipe lets them through.

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from paramdelta_dist.execution.buffers import BufferPool
 from paramdelta_dist.execution.making import Job, TileMaker
-from paramdelta_dist.execution.reader import Fetching, TileReader
+from paramdelta_dist.execution.reader import Fetching, TileReader, buffer_size
 from paramdelta_dist.kernels.merging import one_thread
 from paramdelta_dist.planning.memory import LOCAL_READERS, OUTPUTS, REQUESTS_IN_FLIGHT
 from paramdelta_dist.planning.plan import Shard
@@ -34,7 +35,7 @@ class MadeTile(NamedTuple):
 class TilePipeline:
     """Makes tiles of one shard, in threads of its own."""
 
-    def __init__(self, job: Job, reader: TileReader, makers: ThreadPoolExecutor) -> None:
+    def __init__(self, job: Job, reader: TileReader, outputs: BufferPool, makers: ThreadPoolExecutor) -> None:
         self.reader = reader
         self.nonfinite = 0
         """Elements let through that are NaN or infinite."""
@@ -42,7 +43,7 @@ class TilePipeline:
         self._makers: SimpleQueue[TileMaker] = SimpleQueue()
         for _ in range(job.threads):
             self._makers.put(TileMaker(job))
-        self._outputs: list[mmap.mmap] = []
+        self._outputs = outputs
 
     def make(self, tiles: Iterable[Tile]) -> Iterator[MadeTile]:
         """The tiles with their bytes, in order. What a read or the arithmetic raises comes out at its tile."""
@@ -54,14 +55,14 @@ class TilePipeline:
                 while len(fetching) + len(making) < self._job.tiles_in_flight and (tile := next(upcoming, None)) is not None:
                     fetching.append(self.reader.start(tile))
                 while fetching and len(making) < OUTPUTS * self._job.threads:
-                    output = self._outputs.pop() if self._outputs else mmap.mmap(-1, self._job.tile_size)
+                    output = self._outputs.take()
                     making.append((fetching[0].tile, output, self._threads.submit(self._make, fetching.popleft(), output)))
                 if not making:
                     return
                 tile, output, made = making.popleft()
                 self.nonfinite += made.result()
                 yield MadeTile(tile, memoryview(output)[: tile.stop - tile.start])
-                self._outputs.append(output)
+                self._outputs.give_back(output)
         finally:
             for unwanted in fetching:
                 unwanted.cancel()
@@ -82,11 +83,15 @@ def tile_pipeline(job: Job, shard: Shard) -> Iterator[TilePipeline]:
     """A pipeline for the tiles of a shard. Its threads are gone when it is left."""
     stores = [open_store(url, job.storage) for url in job.models]
     requests = REQUESTS_IN_FLIGHT if any(store.remote for store in stores) else LOCAL_READERS
+    pinned = job.device == "cuda"
+    inputs, outputs = BufferPool(buffer_size(job.tile_size), pinned=pinned), BufferPool(job.tile_size, pinned=pinned)
     makers = ThreadPoolExecutor(job.threads, thread_name_prefix="make", initializer=one_thread)
     readers = ThreadPoolExecutor(requests, thread_name_prefix="read")
     try:
-        yield TilePipeline(job, TileReader(shard, stores, job.tile_size, readers), makers)
+        yield TilePipeline(job, TileReader(shard, stores, inputs, readers), outputs, makers)
     finally:
         readers.shutdown(wait=False, cancel_futures=True)  # first: makers may wait for reads
         makers.shutdown(cancel_futures=True)
         readers.shutdown()
+        inputs.close()
+        outputs.close()

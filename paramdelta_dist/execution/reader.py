@@ -7,14 +7,20 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from paramdelta_dist.execution.buffers import BufferPool
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import SLACK, WASTE, Read, Segment, Tile, source_range, tile_reads
 from paramdelta_dist.storage import Store
 
 ALIGNMENT = 64
 """Where a piece starts in a buffer: on a cache line, and so aligned for every dtype."""
+
+
+def buffer_size(tile_size: int) -> int:
+    """Bytes of what a tile needs of one model: its own, the gaps between them, and the alignment of each piece."""
+    return tile_size + tile_size // WASTE + SLACK
 
 
 @dataclass
@@ -60,18 +66,17 @@ class Fetching:
 
 @dataclass
 class TileReader:
-    """Reads tiles of one shard. Buffers are made once and reused, as many as there are tiles under way at a time; stores
-    that bring their own memory leave them untouched (and unbacked)."""
+    """Reads tiles of one shard, into reused buffers where a store reads into its callers' memory."""
 
     shard: Shard
     stores: Sequence[Store]
     """One for each model."""
-    tile_size: int
+    buffers: BufferPool
+    """Of `buffer_size` bytes each."""
     pool: ThreadPoolExecutor
     """Its threads are the requests under way."""
     bytes_read: int = 0
     requests: int = 0
-    _free: list[mmap.mmap] = field(default_factory=list)
 
     def start(self, tile: Tile) -> Fetching:
         """Ask for what a tile needs. It owns its buffers until it is released."""
@@ -80,7 +85,7 @@ class TileReader:
             reads = tile_reads(tile, model)
             room = None
             if not self.stores[model].remote:
-                fetching.buffers.append(self._buffer())
+                fetching.buffers.append(self.buffers.take())
                 room = memoryview(fetching.buffers[-1])
             futures = []
             for read in reads:
@@ -99,14 +104,8 @@ class TileReader:
         """Take back the memory of a tile, all of whose reads have ended. No view of it may be used from here on."""
         for of_model in fetching.futures:
             of_model.clear()  # a store's own memory goes with the last view of it
-        self._free += fetching.buffers
-
-    def _buffer(self) -> mmap.mmap:
-        """Memory for what a tile needs of one model: its bytes, the gaps between them, and the alignment of each piece."""
-        try:
-            return self._free.pop()
-        except IndexError:
-            return mmap.mmap(-1, self.tile_size + self.tile_size // WASTE + SLACK)
+        for buffer in fetching.buffers:
+            self.buffers.give_back(buffer)
 
     def _read(self, model: int, read: Read, into: memoryview | None) -> memoryview:
         file = self.shard.inputs[read.file].file

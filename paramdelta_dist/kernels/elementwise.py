@@ -12,14 +12,18 @@ from collections.abc import Sequence
 import torch
 
 
-def add_delta(acc: torch.Tensor, post: torch.Tensor, base: torch.Tensor, weight: float, scratch: Sequence[torch.Tensor]) -> None:
+def add_delta(
+    acc: torch.Tensor, post: torch.Tensor, base: torch.Tensor, weight: float, scratch: Sequence[torch.Tensor], *, shortcuts: bool
+) -> None:
     """acc[n] += weight · (post[n] − base[n]), in place, using the three blocks[n] of `scratch` in acc's dtype.
 
     The delta is taken negated and subtracted: an element that post-training left alone then leaves acc alone to the
-    last bit, even where acc is −0.0. For weight 1, acc == base gives exactly post. In float64 those elements are
-    selected. In float32, which serves 16-bit tensors alone, it is enough (and faster) to carry along what rounding took
-    from the subtraction, which Dekker's Fast2Sum gives exactly where it matters, for |base| ≥ |post|; that loses
-    nothing but the sign of a zero, so a block with a −0.0 in post selects as well.
+    last bit, even where acc is −0.0. For weight 1, acc = base, to the sign of a zero, gives exactly post: those elements
+    are selected. In float32, which serves 16-bit tensors alone, the others carry along what rounding took from the
+    subtraction. Where acc = base that gives post too (Dekker's Fast2Sum for |base| ≥ |post|, Sterbenz's lemma otherwise),
+    unless post is −0.0, or the subtraction overflows or meets what is not finite and so gives NaN. Therefore, with
+    `shortcuts`, selecting is left out (which is faster) in a block without −0.0 in post, and the caller takes NaN among
+    the results as the sign to compute the block again without. So no element depends on what else is in its block.
     """
     x, y, z = scratch
     minuend, subtrahend = (base, post) if weight > 0 else (post, base)
@@ -29,13 +33,19 @@ def add_delta(acc: torch.Tensor, post: torch.Tensor, base: torch.Tensor, weight:
         acc.sub_(y.sub_(x).mul_(abs(weight)))
         return
     wide = acc.dtype == torch.float64
-    unchanged = torch.eq(acc, y) if wide or _has_negative_zero(post) else None
+    unchanged = _identical(acc, y) if wide or not shortcuts or _has_negative_zero(post) else None
     torch.sub(y, x, out=z)
     acc.sub_(z)
     if not wide:
         acc.sub_(y.sub_(z).sub_(x))
     if unchanged is not None:
         torch.where(unchanged, x, acc, out=acc)
+
+
+def _identical(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """Where one[n] and two[n] are the same number: zeros of the same sign, and never a NaN, whose bits mean nothing."""
+    bits = torch.int64 if one.dtype == torch.float64 else torch.int32
+    return torch.eq(one, two).logical_and_(torch.eq(one.view(bits), two.view(bits)))
 
 
 def _has_negative_zero(values: torch.Tensor) -> bool:
@@ -52,9 +62,16 @@ def surely_below(acc: torch.Tensor, limit: float) -> bool:
     return torch.dot(acc, acc).item() < min(limit * limit / 4, torch.finfo(acc.dtype).max)
 
 
-def overflow_limit(dtype: torch.dtype) -> float:
-    """The least magnitude that rounds to infinity in `dtype`, as a float64; infinity for float64 itself."""
+def overflow_limit(dtype: torch.dtype, compute: torch.dtype) -> float:
+    """The least magnitude in `compute` that rounds to infinity in `dtype`; infinity where `dtype` is float64.
+
+    torch takes float64 to 16 bits by way of float32, which rounds what is just below the limit up to it.
+    """
     if dtype == torch.float64:
-        return float("inf")
+        return math.inf
     info = torch.finfo(dtype)
-    return info.max + info.eps / 2 * math.ldexp(1, math.frexp(info.max)[1] - 1)
+    exponent = math.frexp(info.max)[1]
+    limit = info.max + info.eps / 2 * math.ldexp(1, exponent - 1)
+    if dtype.itemsize == 2 and compute == torch.float64:
+        limit -= math.ldexp(1, exponent - 25)
+    return limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,10 @@ from paramdelta_dist.kernels.elementwise import overflow_limit, surely_below
 
 BLOCK = 1 << 17
 """Elements of a block on a CPU: large enough to hide the interpreter, small enough to stay near the core."""
-DEVICE_BLOCK = 1 << 24
-"""Elements of a block on a GPU."""
+DEVICE_BLOCK = 1 << 22
+"""Elements of a block on a GPU: copies long enough to hide what starting one costs."""
+DEVICE_PADDING = 1 << 11
+"""On a GPU a block has room for a multiple of this many elements, what one program of the fused kernel computes."""
 
 # Stores hand out read-only memory; nothing here writes to an input, so torch need not warn that it could.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -62,25 +65,38 @@ class Merger:
         """Write the merge of base[n] and the (post[n], base[n]) pairs to out[n].
 
         Returns how many elements are not finite in `out`'s dtype and the position of the first (0 if there is none).
-        All elements are written either way.
+        All elements are written either way; every NaN is written as the positive quiet one without payload, because
+        its bits would otherwise be those of the instructions that happened to make it.
         """
         dtype = compute_dtype([out.dtype, base.dtype, *(tensor.dtype for pair in deltas for tensor in pair)])
-        blocks = self._scratch(dtype)
-        size, limit = blocks[0].numel(), overflow_limit(out.dtype)
+        size, limit = self._scratch(dtype)[0].numel(), overflow_limit(out.dtype, dtype)
         posts, olds = ([torch.split(tensor, size) for tensor in tensors] for tensors in zip(*deltas, strict=True)) if deltas else ((), ())
         count = first = 0
         for number, (written, start) in enumerate(zip(torch.split(out, size), torch.split(base, size), strict=True)):
-            acc, *scratch = blocks if len(written) == size else [block[: len(written)] for block in blocks]
-            acc.copy_(start)
             pairs = [(post[number], old[number]) for post, old in zip(posts, olds, strict=True)]
-            self.function(acc, pairs, weights=self.weights, scratch=scratch)
+            acc = self._block(dtype, start, pairs, shortcuts=True)
+            unusual = not surely_below(acc, limit)
+            if unusual:
+                acc = self._block(dtype, start, pairs, shortcuts=False)
             written.copy_(acc)
-            if not surely_below(acc, limit):
+            if unusual:
+                written.masked_fill_(written.isnan(), math.nan)
                 wrong = torch.nonzero(~torch.isfinite(written))
-                if len(wrong) and count == 0:
-                    first = number * size + int(wrong[0])
+                first = number * size + int(wrong[0]) if count == 0 and len(wrong) else first
                 count += len(wrong)
         return count, first
+
+    def _block(
+        self, dtype: torch.dtype, base: torch.Tensor, deltas: Sequence[tuple[torch.Tensor, torch.Tensor]], *, shortcuts: bool
+    ) -> torch.Tensor:
+        """The method's result for one block, in the compute dtype and in memory that the next block overwrites."""
+        blocks = self._scratch(dtype)
+        if base.numel() < blocks[0].numel():
+            blocks = [block[: base.numel()] for block in blocks]
+        acc, *scratch = blocks
+        acc.copy_(base)
+        self.function(acc, deltas, weights=self.weights, scratch=scratch, shortcuts=shortcuts)
+        return acc
 
     def _scratch(self, dtype: torch.dtype) -> list[torch.Tensor]:
         if dtype not in self._blocks:

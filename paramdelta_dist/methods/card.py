@@ -27,8 +27,13 @@ class Method:
     scratch: int
     """Buffers of one block in the compute dtype that the function needs besides the accumulator."""
     function: Callable[..., None]
-    """`function(acc, deltas, *, weights, scratch)`: change `acc` (a block of the base in the compute dtype) in place,
-    given a (post, base) pair of blocks in their stored dtypes for each delta. Must not keep any of them."""
+    """`function(acc, deltas, *, weights, scratch, shortcuts)`: change `acc` (a block of the base in the compute dtype) in
+    place, given a (post, base) pair of blocks in their stored dtypes for each delta. Must not keep any of them. With
+    `shortcuts` it may go ways that are right only for a block whose results are all finite, as long as what is not
+    finite without them is not with them either: the block is then computed again without."""
+
+    fused: bool = False
+    """Whether kernels/fused.py, which adds weighted deltas, computes this function to the same bytes on a GPU."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         from paramdelta_dist.methods import find_method

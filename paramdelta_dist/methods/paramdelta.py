@@ -17,6 +17,7 @@ def paramdelta(
     *,
     weights: Sequence[float],
     scratch: Sequence[torch.Tensor],
+    shortcuts: bool,
 ) -> None:
     """acc += Σ αᵢ (postᵢ − baseᵢ), in the order given, element by element.
 
@@ -25,7 +26,7 @@ def paramdelta(
     from paramdelta_dist.kernels.elementwise import add_delta
 
     for (post, base), weight in zip(deltas, weights, strict=True):
-        add_delta(acc, post, base, weight, scratch)
+        add_delta(acc, post, base, weight, scratch, shortcuts=shortcuts)
 
 
 PARAMDELTA = Method(
@@ -36,4 +37,5 @@ PARAMDELTA = Method(
     scope=Scope.ELEMENT,
     scratch=3,
     function=paramdelta,
+    fused=True,
 )
