@@ -19,7 +19,7 @@ from paramdelta_dist.execution.machine import available_cores, cuda_available, d
 from paramdelta_dist.execution.output import claim, committed_meanwhile, output_status, require_shards
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
-from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY
+from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
 from paramdelta_dist.planning.tiles import count_requests
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
 from paramdelta_dist.storage import (
@@ -186,6 +186,8 @@ def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: in
     storage = recipe.storage_config
     budget = memory or (default_memory() if engine == "local" else RAY_WORKER_MEMORY)
     count = 1 if engine == "ray" else workers or available_cores()
+    known = [len(shard.tensors) * len(merge_plan.models) * TENSOR_RECORD for shard in merge_plan.shards]
+    reserved = RESERVED + (RESERVED_BY_RAY + max(known) if engine == "ray" else sum(known))
     while True:
         shards = min(-(-count // THREADS_A_SHARD), len(merge_plan.shards))
         try:
@@ -197,7 +199,7 @@ def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: in
                 threads=min(count // shards, MOST_THREADS_A_SHARD),
                 remote_inputs=any(open_store(url, storage).remote for url in merge_plan.models),
                 remote_output=open_store(recipe.output, storage).remote,
-                reserved=RESERVED + (RESERVED_BY_RAY if engine == "ray" else 0),
+                reserved=reserved,
             )
         except OverBudget:
             if workers is not None or count == 1:

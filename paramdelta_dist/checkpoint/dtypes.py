@@ -73,3 +73,6 @@ DTYPES: dict[str, DType] = {
         DType("C64", 64, Kind.COMPLEX, "complex64"),
     )
 }
+
+ITEMSIZES = {dtype.name: dtype.bits // 8 for dtype in DTYPES.values() if dtype.bits % 8 == 0}
+"""Bytes of one element, of the dtypes whose elements have whole bytes."""

@@ -28,17 +28,14 @@ def parse_index(text: bytes, *, where: str) -> dict[str, str]:
     weight_map: Any = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{where}: weight_map is missing or empty")
-    checked: set[str] = set()
-    for tensor, file in weight_map.items():
-        if not isinstance(file, str) or not file:
-            raise CheckpointError(f"{where}: weight_map of {shown(tensor)} is not a file name")
-        if file in checked:
-            continue
+    wrong = next((tensor for tensor, file in weight_map.items() if not isinstance(file, str) or not file), None)
+    if wrong is not None:
+        raise CheckpointError(f"{where}: weight_map of {shown(wrong)} is not a file name")
+    for file in dict.fromkeys(weight_map.values()):
         if _UNSAFE.search(file):
             raise CheckpointError(f"{where}: weight_map names {shown(file)}, which is not a plain path inside the folder")
         if not file.endswith(".safetensors"):
             raise CheckpointError(f"{where}: weight_map names {shown(file)}, which is not a safetensors file")
-        checked.add(file)
     return weight_map
 
 

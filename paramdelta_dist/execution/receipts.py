@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 from paramdelta_dist.execution.documents import parse_document, render_document
 from paramdelta_dist.storage import Identity
@@ -44,7 +44,7 @@ class Receipt:
         return Identity(self.size, self.tag)
 
     def to_json(self) -> bytes:
-        return render_document(asdict(self))
+        return render_document({field.name: getattr(self, field.name) for field in fields(self)})
 
 
 def receipt_name(file: str) -> str:
@@ -53,8 +53,8 @@ def receipt_name(file: str) -> str:
 
 def parse_receipt(data: bytes) -> Receipt | None:
     """The receipt in `data`; None when it is not one of ours, which is as good as none."""
-    fields = parse_document(data)
+    document = parse_document(data)
     try:
-        return Receipt(**fields) if fields is not None else None
+        return Receipt(**document) if document is not None else None
     except TypeError:  # of another version
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,8 +179,9 @@ def _account(models: Sequence[Checkpoint]) -> dict[str, bool]:
     base, problems, merged = models[0], [], {}
     seen: dict[tuple[str | None, ...], bool | str] = {}
     """What is to be done with tensors that have these dtypes in the models, or why nothing can be."""
+    tables = [model.tensors for model in models]
     for name in base.tensors:
-        dtypes = tuple([held.dtype if (held := model.tensors.get(name)) is not None else None for model in models])
+        dtypes = tuple([table[name].dtype if name in table else None for table in tables])
         if (found := seen.get(dtypes)) is None:
             found = seen[dtypes] = _treatment({DTYPES[dtype].kind for dtype in dtypes if dtype is not None})
         if isinstance(found, str):
@@ -212,18 +214,19 @@ def _output(name: str, tensor: Tensor, dtype: str | None) -> OutputTensor:
 def _shard(layout: ShardLayout, models: Sequence[Checkpoint], kinds: Mapping[str, bool]) -> Shard:
     inputs: dict[tuple[int, int], int] = {}
     """Position in the shard's inputs, by model and position among its files."""
+    tables = [model.tensors for model in models]
     plans, offset = [], len(layout.header)
     for tensor in layout.tensors:
         derived = not kinds[tensor.name] and is_derived_buffer(tensor.name)
         sources: list[Source | None] = []
-        for position, model in enumerate(models):
-            held = model.tensors.get(tensor.name)
+        for position, table in enumerate(tables):
+            held = table.get(tensor.name)
             if held is None or (position and derived):  # follows from the config, which is the base's
                 sources.append(None)
                 continue
             file = inputs.setdefault((position, held.file), len(inputs))
             sources.append(Source(file, held.start, held.dtype))
-        elements = models[0].tensors[tensor.name].parameters
+        elements = math.prod(tensor.shape)
         plans.append(TensorPlan(tensor.name, kinds[tensor.name], tensor.dtype, elements, offset, tensor.nbytes, tuple(sources)))
         offset += tensor.nbytes
     files = tuple(InputFile(position, models[position].files[file]) for position, file in inputs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
 from paramdelta_dist.planning.plan import Shard, Source, TensorPlan
 
 
@@ -38,19 +38,28 @@ class Run(NamedTuple):
 def find_runs(shard: Shard) -> Iterator[Run]:
     """The runs of a shard in the order of their bytes; every tensor that has elements is in exactly one."""
     tensors: list[TensorPlan] = []
-    expected: tuple[object, ...] = ()
-    """What the next tensor must look like to follow the last."""
     for tensor in shard.tensors:
         if not tensor.elements:
             continue
-        if tensors and expected != (tensor.merged, tensor.dtype, *tensor.sources):
+        if tensors and not _follows(tensors[-1], tensor):
             yield _run(tensors)
             tensors = []
         tensors.append(tensor)
-        ends = [s and Source(s.file, s.start + tensor.elements * DTYPES[s.dtype].itemsize, s.dtype) for s in tensor.sources]
-        expected = (tensor.merged, tensor.dtype, *ends)
     if tensors:
         yield _run(tensors)
+
+
+def _follows(last: TensorPlan, tensor: TensorPlan) -> bool:
+    """Whether a tensor, which comes next in the output, comes next in every model too and is treated as `last` is."""
+    if last.dtype != tensor.dtype or last.merged != tensor.merged:
+        return False
+    for one, other in zip(last.sources, tensor.sources, strict=True):
+        if one is None or other is None:
+            if one is not other:
+                return False
+        elif one.file != other.file or one.dtype != other.dtype or other.start - one.start != last.elements * ITEMSIZES[one.dtype]:
+            return False
+    return True
 
 
 def _run(tensors: list[TensorPlan]) -> Run:

@@ -48,7 +48,7 @@ class BlockWriter:
         rest = memoryview(chunk)
         while len(rest):
             taken = min(len(rest), BLOCK - self._filled)
-            self._buffer[self._filled : self._filled + taken] = rest[:taken]
+            _copy(self._buffer, self._filled, rest[:taken])
             self._filled += taken
             rest = rest[taken:]
             if self._filled == BLOCK:
@@ -93,6 +93,16 @@ class BlockWriter:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
+
+
+def _copy(buffer: mmap.mmap, start: int, data: memoryview) -> None:
+    """Put `data` into `buffer`; while much is copied, other threads run, which a slice assignment does not let them."""
+    if len(data) < 1 << 16:
+        buffer[start : start + len(data)] = data
+        return
+    import numpy as np
+
+    np.copyto(np.frombuffer(buffer, np.uint8, len(data), start), np.frombuffer(data, np.uint8))
 
 
 def _write_all(file: int, data: memoryview, offset: int) -> None:
