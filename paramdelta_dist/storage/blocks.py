@@ -48,7 +48,7 @@ class BlockWriter:
         rest = memoryview(chunk)
         while len(rest):
             taken = min(len(rest), BLOCK - self._filled)
-            _copy(self._buffer, self._filled, rest[:taken])
+            copy_into(self._buffer, self._filled, rest[:taken])
             self._filled += taken
             rest = rest[taken:]
             if self._filled == BLOCK:
@@ -95,7 +95,7 @@ class BlockWriter:
                 raise
 
 
-def _copy(buffer: mmap.mmap, start: int, data: memoryview) -> None:
+def copy_into(buffer: mmap.mmap, start: int, data: memoryview) -> None:
     """Put `data` into `buffer`; while much is copied, other threads run, which a slice assignment does not let them."""
     if len(data) < 1 << 16:
         buffer[start : start + len(data)] = data
