@@ -125,10 +125,16 @@ def in_turn(runs: Mapping[str, Callable[[], Figures]], *, rounds: int = ROUNDS) 
     measured: dict[str, list[Figures]] = {name: [] for name in runs}
     for number in range(rounds):
         for name, each in runs.items():
-            print(f"  round {number + 1} of {rounds}: {name} …", end="\r", file=sys.stderr, flush=True)
+            progress(f"round {number + 1} of {rounds}: {name}")
             measured[name].append(each())
-            print(" " * 100, end="\r", file=sys.stderr)
+    progress("")
     return measured
+
+
+def progress(text: str) -> None:
+    """Show on a terminal what is under way, in one line that the next one replaces."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K  {text}", end="\r", file=sys.stderr, flush=True)
 
 
 def medians(measured: Mapping[str, Sequence[Figures]]) -> dict[str, Figures]:

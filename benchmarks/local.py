@@ -16,6 +16,8 @@ from benchmarks.harness import Figures
 
 LAYERS = 16
 MIB = 1 << 20
+START = "import torch"
+"""What ours and mergekit's begin with, alone."""
 SIMPLE_FLOOR = (1, 4 * MIB, "plain")
 """Threads, block size and way of writing that come to mind first."""
 FLOORS = [*itertools.product((1, 2), (MIB // 4, MIB, 4 * MIB, 8 * MIB), ("plain", "preallocated", "direct"))]
@@ -76,7 +78,7 @@ def measure() -> dict[str, Any]:
             "mergekit bfloat16": mergekit_run("bfloat16", "--async-write"),
             "floor, simple": floor(SIMPLE_FLOOR),
             **{f"floor, {_name(way)}": floor(way) for way in sorted(best)},
-            "import torch": alone(work / "nothing", lambda: harness.run([sys.executable, "-c", "import torch"])),
+            START: alone(work / "nothing", lambda: harness.run([sys.executable, "-c", "import torch"])),
         }
         measured = harness.in_turn(runs)
         differing = subprocess.run(
@@ -115,14 +117,12 @@ def show(document: dict[str, Any]) -> None:
     moved = what["bytes_read"] + what["bytes_written"]
     ours = document["medians"]["ours"]["wall"]
     rows = [
-        (name, each["wall"], each["cpu"], moved / each["wall"] / 1e9, each["peak"] / 1e6, each["wall"] / ours)
+        (name, each["wall"], each["cpu"], "" if name == START else moved / each["wall"] / 1e9, each["peak"] / 1e6, each["wall"] / ours)
         for name, each in document["medians"].items()
     ]
     harness.table(("", "wall s", "cpu s", "GB/s", "peak MB", "of ours"), rows)
-    print(
-        f"  medians of {harness.ROUNDS} in turn, whole processes; {moved / 1e9:.2f} GB moved, inputs in the page cache, sync before each run"
-    )
-    print("  mergekit's memory includes the input files it maps; `import torch` is what every merge here starts with")
+    print(f"  medians of {harness.ROUNDS} in turn, whole processes; {moved / 1e9:.2f} GB moved; inputs in the page cache, a sync before")
+    print("  mergekit's memory includes the input files that it maps")
     compared = document["elements_differing_from_mergekit_float32"]
     print(f"  ours and mergekit float32 differ in {compared['differing']:,} of {compared['elements']:,} elements")
 
