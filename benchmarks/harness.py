@@ -78,6 +78,8 @@ def run(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None) 
             os.close(handle)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
+            if usage.ru_maxrss << 10 > high_water(os.getpid()):  # then it is not what was inherited from this process
+                peak = max(peak, usage.ru_maxrss << 10)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
