@@ -1,6 +1,7 @@
 """Moving objects with obstore alone, as little as can be said: what a merge on S3 is compared with.
 
     python -m benchmarks.objects copy      REQUESTS s3://BUCKET/TO s3://BUCKET/FIRST s3://BUCKET/OTHER …
+    python -m benchmarks.objects read      REQUESTS s3://BUCKET/KEY …
     python -m benchmarks.objects download  REQUESTS FILE s3://BUCKET/KEY
     python -m benchmarks.objects upload    REQUESTS FILE s3://BUCKET/KEY
 
@@ -57,6 +58,11 @@ def copy(requests: int, to: str, *urls: str) -> None:
     obstore.put(store, key, first, chunk_size=PART, max_concurrency=UPLOADS)
 
 
+def read(requests: int, *urls: str) -> None:
+    for _ in pieces(list(urls), requests):
+        pass
+
+
 def download(requests: int, path: str, url: str) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for _, start, data in pieces([url], requests):
@@ -70,4 +76,4 @@ def upload(requests: int, path: str, url: str) -> None:
 
 
 if __name__ == "__main__":
-    {"copy": copy, "download": download, "upload": upload}[sys.argv[1]](int(sys.argv[2]), *sys.argv[3:])
+    {"copy": copy, "read": read, "download": download, "upload": upload}[sys.argv[1]](int(sys.argv[2]), *sys.argv[3:])
