@@ -24,7 +24,8 @@ def main(names: list[str]) -> int:
         return 2
     if len(names) != 1:
         commands = [[sys.executable, "-m", "benchmarks", name] for name in names or BENCHMARKS]
-        return int(any([subprocess.run(command, cwd=harness.REPOSITORY, check=False).returncode for command in commands]))
+        codes = [subprocess.run(command, cwd=harness.REPOSITORY, check=False).returncode for command in commands]
+        return int(any(codes))
     [name] = names
     module = importlib.import_module(BENCHMARKS[name])
     print(f"{name}: {(module.__doc__ or '').partition(chr(10))[0]}", flush=True)

@@ -25,8 +25,8 @@ from typing import Any
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 3
-LOOK_SECONDS = 0.02
-"""Between two looks at the memory of a process; the high-water mark keeps what happened in between."""
+LOOK_MILLISECONDS = 20
+"""Between two looks at the memory of a process, at most; the high-water mark keeps what happened in between."""
 
 Figures = dict[str, float]
 
@@ -72,7 +72,9 @@ def run(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None) 
             ended = select.poll()
             handle = os.pidfd_open(process.pid)
             ended.register(handle, select.POLLIN)
-            while not ended.poll(LOOK_SECONDS * 1000):
+            pause = 1
+            while not ended.poll(pause):
+                pause = min(2 * pause, LOOK_MILLISECONDS)
                 peak = max(peak, sum(high_water(pid) for pid in tree(process.pid)))
             wall = time.monotonic() - began
             os.close(handle)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ def _operations(dtype: torch.dtype) -> dict[str, Any]:
     merger, tiles = _merger(1), _tiles(dtype, 1, TILE, WORKING_SET)
     for tile in tiles:
         _merge(merger, tile)
-    with torch.autograd.profiler.profile(use_kineto=False) as profile:
+    with _silenced(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         began = time.perf_counter()
         for tile in tiles:
             _merge(merger, tile)
@@ -146,3 +147,16 @@ def _operations(dtype: torch.dtype) -> dict[str, Any]:
     spent = {event.key.removeprefix("aten::"): event.self_cpu_time_total / 1e6 / seconds for event in profile.key_averages()}
     largest = {name: round(share, 3) for name, share in sorted(spent.items(), key=lambda item: -item[1]) if share >= 0.02}
     return {"dtype": str(dtype).removeprefix("torch."), "shares": {**largest, "(other)": round(max(0.0, 1 - sum(largest.values())), 3)}}
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Without what native code writes to standard error: some profilers announce themselves there."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
