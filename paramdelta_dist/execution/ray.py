@@ -37,7 +37,7 @@ CONNECT_SECONDS = 10.0
 """How long a cluster's address may take to answer; Ray itself would try for minutes and then end the process."""
 POLL_SECONDS = 0.5
 """How often a worker is asked for its progress,"""
-POLLS_PER_SECOND = 100.0
+POLLS_PER_SECOND = 200.0
 """and how often all of them together at most."""
 EMBEDDED_OBJECT_STORE = 100 << 20
 """Bytes of an embedded Ray's object store: no weights pass through it."""

@@ -35,16 +35,18 @@ AHEAD = 2
 """Units a worker is given at most: one being made, one waiting so that the next starts at once."""
 LATE = 2.0
 """How many times the typical time an attempt takes that is late."""
-JUDGED_AFTER = 0.75
+JUDGED_AFTER = 0.5
 """Part of the typical time after which progress tells how long an attempt will take."""
 JUDGED_FROM = 0.05
 """Part of a unit that must be done for its progress to tell anything."""
 HUNG = 3.0
 """How many times the expected time an attempt may take before it is taken to hang, whatever its progress was."""
-LEAST_SECONDS = 1.0
+LEAST_SECONDS = 0.5
 """Age of an attempt below which nothing is done about it."""
 LOOK_SECONDS = 0.25
 """How often stragglers are looked for."""
+COPIES = 2
+"""How many copies of a unit there may be at a time besides the first attempt; the second if the first copy is late too."""
 STOP_SECONDS = 15.0
 """What an attempt gets to abandon its upload before its worker is ended."""
 KNOWN_UNITS = 2
@@ -271,23 +273,29 @@ class Schedule:
         return self._left(here.attempts[0], now) + (self._pace(here) - self._pace(worker)) * attempt.task.weight
 
     def _late(self, now: float) -> list[tuple[float, Attempt]]:
-        """Attempts that take too long and may be helped, with the seconds they are expected to take still; the longest first."""
+        """The last attempt of each unit whose attempts all take too long, with the seconds the unit will take still; the longest first."""
         found = []
         for worker in self.workers if self._typical else ():
-            attempt = worker.attempts[0] if worker.attempts else None
-            if attempt is None or attempt.stopped is not None or len(attempt.task.attempts) > 1:
-                continue
-            age, typical = now - attempt.began, self._typical * attempt.task.weight
-            if age >= max(LEAST_SECONDS, JUDGED_AFTER * typical) and attempt.seconds(now, typical) >= LATE * typical:
-                found.append((self._left(attempt, now), attempt))
+            last = worker.attempts[0] if worker.attempts else None
+            if last is not None and last.task.attempts[-1] is last and all(self._is_late(each, now) for each in last.task.attempts):
+                found.append((min(self._left(each, now) for each in last.task.attempts), last))
         return sorted(found, key=lambda pair: pair[0], reverse=True)
+
+    def _is_late(self, attempt: Attempt, now: float) -> bool:
+        age, typical = now - attempt.began, self._typical * attempt.task.weight
+        judged = attempt.stopped is None and age >= max(LEAST_SECONDS, JUDGED_AFTER * typical)
+        return judged and attempt.seconds(now, typical) >= LATE * typical
 
     def _left(self, attempt: Attempt, now: float) -> float:
         """Seconds an attempt is expected to take still."""
         return max(attempt.seconds(now, self._typical * attempt.task.weight) - (now - attempt.began), 0.0)
 
     def _restart(self, now: float) -> None:
-        slower = [attempt for _, attempt in self._late(now) if not attempt.task.restarted and self._worth_restarting(attempt, now)]
+        slower = [
+            attempt
+            for _, attempt in self._late(now)
+            if len(attempt.task.attempts) == 1 and not attempt.task.restarted and self._worth_restarting(attempt, now)
+        ]
         for attempt in slower if len(slower) <= max(1, len(self.workers) // 8) else ():
             attempt.task.restarted = True
             self.restarts += 1
@@ -303,9 +311,9 @@ class Schedule:
     def _copy(self, now: float) -> None:
         idle = self._idle()
         for left, attempt in self._late(now) if idle else ():
-            home = attempt.worker.node
-            worker = min(idle, key=lambda w: (self._pace(w) > LATE * self._typical, w.node == home, self._pace(w)))
-            if left > self._pace(worker) * attempt.task.weight:
+            homes = [each.worker.node for each in attempt.task.attempts]
+            worker = min(idle, key=lambda w: (self._pace(w) > LATE * self._typical, w.node in homes, self._pace(w)))
+            if len(homes) <= COPIES and left > self._pace(worker) * attempt.task.weight:
                 idle.remove(worker)
                 self.copies += 1
                 self._start(attempt.task, worker, now)
