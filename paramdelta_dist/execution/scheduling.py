@@ -233,7 +233,7 @@ class Schedule:
                 self._copy(now)
             self._kill(now)
         orders, self._orders = self._orders, []
-        return orders
+        return [(order, attempt) for order, attempt in orders if attempt in attempt.worker.attempts]  # not those that ended meanwhile
 
     def _fill(self, now: float) -> None:
         """Give every idle worker a unit, and a second one while there are enough for all."""
