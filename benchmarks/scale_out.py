@@ -3,7 +3,8 @@
 Each worker has a store of its own with a fixed bandwidth and latency, so a shard takes `latency + size / bandwidth`. There are
 1,000 shards, and they are so short that a quiet run takes RUN_SECONDS at any number of workers. The trouble:
 
-- slow: 5 % of the attempts at shards take 4 times as long, drawn by shard and attempt: a disk or a connection that is bad this once.
+- slow: 5 % of the attempts at shards take 4 times as long, drawn by shard and attempt: a disk or a connection that is bad this
+  once. Of the first attempts it is exactly 5 %.
 - dying: 2 % of the workers, at least one, end their process in the middle of a shard, at a time spread over the run.
 - both of these.
 - slow workers: 2 % of the workers, at least one, take 4 times as long for everything.
@@ -82,8 +83,7 @@ def run_simulated(
     place = _place(board)
     slow, dies = False, None
     if job.scenario in ("slow", "both"):
-        attempt = _taken(board, shard.file)
-        slow = random.Random(f"{shard.file} {attempt}").random() < SLOW_ATTEMPTS
+        slow = _is_slow(job, shard, attempt=_taken(board, shard.file))
     if job.scenario in ("dying", "both"):
         dies = _deaths(job).get(place)
     if job.scenario == "slow workers":
@@ -99,6 +99,12 @@ def run_simulated(
             os._exit(1)
         advance(shard.size // STEPS)
     return shard.file, _rss(os.getpid())
+
+
+def _is_slow(job: SimulatedJob, shard: SimulatedShard, *, attempt: int) -> bool:
+    if attempt > 0:
+        return random.Random(f"{shard.file} {attempt}").random() < SLOW_ATTEMPTS
+    return int(shard.file[-4:]) in random.Random(job.shards).sample(range(job.shards), round(job.shards * SLOW_ATTEMPTS))
 
 
 def _troubled(workers: int) -> int:
@@ -226,18 +232,29 @@ def measure(workers: Sequence[int] = WORKERS, scenarios: Sequence[str] = SCENARI
     return {"runs": runs}
 
 
+COLUMNS = (
+    ("workers", "workers", 1, "7.0f"),
+    ("shards", "shards", 1, "7.0f"),
+    ("shard s", "shard_seconds", 1, "8.2f"),
+    ("start s", "start_seconds", 1, "8.1f"),
+    ("run s", "seconds", 1, "7.1f"),
+    ("efficiency", "efficiency", 1, "11.3f"),
+    ("retries", "retries", 1, "8.0f"),
+    ("restarts", "restarts", 1, "9.0f"),
+    ("copies", "copies", 1, "7.0f"),
+    ("driver cpu s", "driver_cpu_seconds", 1, "13.2f"),
+    ("driver MiB", "driver_rss", 1 << 20, "11.0f"),
+    ("grown", "driver_rss_growth", 1 << 20, "6.1f"),
+    ("worker MiB", "worker_rss", 1 << 20, "11.0f"),
+)
+"""Heading, key of a run, divisor, format."""
+
+
 def show(runs: Sequence[dict[str, Any]], *, head: bool = True) -> None:
     if head:
-        print(
-            "workers scenario     shards  shard s  start s    run s  efficiency  retries restarts copies   driver cpu s  MiB (grown)  worker MiB"
-        )
+        print(f"{'scenario':12}" + "".join(title.rjust(int(form.partition(".")[0])) for title, _, _, form in COLUMNS))
     for run in runs:
-        print(
-            f"{run['workers']:7} {run['scenario']:12} {run['shards']:6} {run['shard_seconds']:8.3f} {run['start_seconds']:8.1f} {run['seconds']:8.1f} "
-            f"{run['efficiency']:11.3f} {run['retries']:8} {run['restarts']:8} {run['copies']:6} {run['driver_cpu_seconds']:14.2f} "
-            f"{run['driver_rss'] / 2**20:6.0f} {run['driver_rss_growth'] / 2**20:5.1f} {run['worker_rss'] / 2**20:11.0f}",
-            flush=True,
-        )
+        print(f"{run['scenario']:12}" + "".join(format(run[key] / unit, form) for _, key, unit, form in COLUMNS), flush=True)
 
 
 def main() -> None:

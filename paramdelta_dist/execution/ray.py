@@ -51,8 +51,7 @@ class ShardWorker:
         self._function, self._job = function, job
         self._stop = threading.Event()
         self._begins = threading.Lock()
-        self._ticket = 0
-        self._bytes = 0
+        self._ticket, self._began, self._bytes = 0, 0.0, 0
         self._unwanted: set[int] = set()
 
     @ray.method(concurrency_group="control")
@@ -61,10 +60,10 @@ class ShardWorker:
         return str(ray.get_runtime_context().get_node_id())
 
     @ray.method(concurrency_group="control")
-    def progress(self) -> tuple[int, int]:
-        """The ticket that was begun last, and the bytes of it that are done."""
+    def progress(self) -> tuple[int, int, float]:
+        """The ticket that was begun last, the bytes of it that are done, and in how many seconds."""
         with self._begins:
-            return self._ticket, self._bytes
+            return self._ticket, self._bytes, time.monotonic() - self._began
 
     @ray.method(concurrency_group="control")
     def withdraw(self, ticket: int) -> bool:
@@ -86,7 +85,7 @@ class ShardWorker:
     def run(self, ticket: int, unit: Unit) -> Any:
         """The result, or the error of ours that prevented it; a bug raises."""
         with self._begins:
-            self._ticket, self._bytes = ticket, 0
+            self._ticket, self._began, self._bytes = ticket, time.monotonic(), 0
 
         def advance(size: int) -> None:
             self._bytes += size
@@ -192,7 +191,7 @@ class _Crew:
         self._failed_starts = 0
         self._schedule.joined(slot)
 
-    def _progressed(self, slot: _Slot, answer: tuple[int, int]) -> None:
+    def _progressed(self, slot: _Slot, answer: tuple[int, int, float]) -> None:
         slot.asking = False
         self._schedule.progressed(slot, *answer, now=time.monotonic())
 

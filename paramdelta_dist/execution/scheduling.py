@@ -106,21 +106,27 @@ class Attempt:
     began: float
     """When it was given to the worker, or came first there."""
     done: int = 0
-    reported: float = 0.0
-    """When `done` bytes were reported."""
+    worked: float = 0.0
+    """Seconds in which the worker has done `done` bytes."""
+    reported: float | None = None
+    """When it said so."""
     withdrawing: bool = False
     stopped: float | None = None
     """When it was told to stop."""
     killed: bool = False
 
-    def seconds(self, now: float, expected: float) -> float:
-        """How long it will have taken, as far as can be told, if it was expected to take `expected` seconds."""
-        age = now - self.began
+    def age(self, now: float) -> float:
+        """Seconds it has been worked at: as the worker counts them, since what it is given may take time to arrive."""
+        return now - self.began if self.reported is None else self.worked + now - self.reported
+
+    def left(self, now: float, expected: float) -> float:
+        """Seconds it will take still, as far as can be told, if it was expected to take `expected` in all."""
+        age = self.age(now)
         if age > HUNG * expected:
             return float("inf")
         if self.done < JUDGED_FROM * self.task.weight:
-            return float("inf") if age > LATE * expected else age
-        return max((self.reported - self.began) * self.task.weight / self.done, age)
+            return float("inf") if age > LATE * expected else max(expected - age, 0.0)
+        return max(self.worked * self.task.weight / self.done - age, 0.0)
 
 
 class Schedule:
@@ -170,11 +176,12 @@ class Schedule:
             log.warning("a worker was lost (%s); %s starts again", reason, task.unit.file)
         self._again(task)
 
-    def progressed(self, worker: Worker, ticket: int, done: int, now: float) -> None:
-        """A worker has done `done` bytes of the attempt with this ticket."""
-        if worker.attempts and worker.attempts[0].ticket == ticket:
-            worker.attempts[0].done, worker.attempts[0].reported = done, now
-            self._show(worker.attempts[0].task)
+    def progressed(self, worker: Worker, ticket: int, done: int, worked: float, now: float) -> None:
+        """A worker has done `done` bytes of the attempt with this ticket, in `worked` seconds."""
+        head = worker.attempts[0] if worker.attempts else None
+        if head is not None and head.ticket == ticket:
+            head.done, head.worked, head.reported = done, worked, now
+            self._show(head.task)
 
     def withdrawn(self, attempt: Attempt) -> None:
         """An attempt was taken back before it began."""
@@ -282,13 +289,13 @@ class Schedule:
         return sorted(found, key=lambda pair: pair[0], reverse=True)
 
     def _is_late(self, attempt: Attempt, now: float) -> bool:
-        age, typical = now - attempt.began, self._typical * attempt.task.weight
+        age, typical = attempt.age(now), self._typical * attempt.task.weight
         judged = attempt.stopped is None and age >= max(LEAST_SECONDS, JUDGED_AFTER * typical)
-        return judged and attempt.seconds(now, typical) >= LATE * typical
+        return judged and age + attempt.left(now, typical) >= LATE * typical
 
     def _left(self, attempt: Attempt, now: float) -> float:
         """Seconds an attempt is expected to take still."""
-        return max(attempt.seconds(now, self._typical * attempt.task.weight) - (now - attempt.began), 0.0)
+        return attempt.left(now, self._typical * attempt.task.weight)
 
     def _restart(self, now: float) -> None:
         slower = [
@@ -299,14 +306,13 @@ class Schedule:
         for attempt in slower if len(slower) <= max(1, len(self.workers) // 8) else ():
             attempt.task.restarted = True
             self.restarts += 1
-            elapsed = now - attempt.began
-            attempt.worker.paces.append(elapsed / attempt.done if attempt.done else HUNG * self._typical)
+            attempt.worker.paces.append(attempt.worked / attempt.done if attempt.done else HUNG * self._typical)
             self._stop(attempt, now)
             log.info("%s takes too long on one worker; it starts again", attempt.task.unit.file)
 
     def _worth_restarting(self, attempt: Attempt, now: float) -> bool:
         own = max(self._pace(attempt.worker), self._typical) * attempt.task.weight
-        return attempt.seconds(now, own) - (now - attempt.began) > LATE * own
+        return attempt.left(now, own) > LATE * own
 
     def _copy(self, now: float) -> None:
         idle = self._idle()

@@ -113,7 +113,7 @@ class Simulation:
         if worker in self.begun:
             attempt, began, duration = self.begun[worker]
             steps = int((self.now - began) / duration / STEP)
-            self.schedule.progressed(worker, attempt.ticket, int(steps * STEP * attempt.task.unit.size), self.now)
+            self.schedule.progressed(worker, attempt.ticket, int(steps * STEP * attempt.task.unit.size), self.now - began, self.now)
         self.at(self.now + self.poll, self.ask, worker)
 
     def lose(self, worker):
@@ -317,7 +317,7 @@ def test_when_one_of_two_attempts_ends_badly_the_other_goes_on():
 
 def test_when_both_attempts_end_badly_the_unit_starts_again():
     hand = ByHand()
-    hand.schedule.progressed(hand.copy.worker, hand.copy.ticket, 500, 105.0)
+    hand.schedule.progressed(hand.copy.worker, hand.copy.ticket, 500, 5.0, 105.0)
     assert hand.bytes == 2500
     hand.schedule.lost(hand.original.worker, "gone")
     hand.schedule.failed(hand.copy, TransientStorageError("throttled"), 106.0)
