@@ -13,7 +13,7 @@ Efficiency is the work of a quiet run, shared evenly among the workers, over the
 result. Whole shards cannot be shared quite evenly: 1,000 on 64 workers take 16 rounds where 15.6 would do, so 0.977 is the most.
 Nor can trouble be undone: 5 % at a quarter of the speed is 15 % more work, unless the slow attempts are given up. In trouble a
 shard takes TROUBLED_SHARD_SECONDS at least, since nothing is done about an attempt in its first half second; so that a run does
-not take TROUBLED_RUN_SECONDS then, there are fewer at 1 and 4 workers.
+not take TROUBLED_RUN_SECONDS then, there are fewer at 1, 4 and 16 workers.
 
 Every run has a process and a cluster of its own. Ray's own processes share the cores with the simulated workers.
 
@@ -42,8 +42,8 @@ SHARDS = 1000
 RUN_SECONDS = 30.0
 SHARD_SECONDS = 0.06
 """An actor's call costs a millisecond or two, which shards of gigabytes do not notice: the least time of one."""
-TROUBLED_SHARD_SECONDS = 0.6
-TROUBLED_RUN_SECONDS = 40.0
+TROUBLED_SHARD_SECONDS = 1.0
+TROUBLED_RUN_SECONDS = 45.0
 LATENCY = 0.1
 """Of the time of a shard, before its first byte."""
 SLOWDOWN = 4.0

@@ -165,14 +165,14 @@ class Schedule:
         head = worker.attempts[0]
         task = head.task
         self._leave(head, 0.0)
-        if not task.finished and not head.killed:
-            task.failures += 1
+        if not task.finished:
+            task.failures += not head.killed
             if task.failures >= ATTEMPTS:
                 raise EngineError(
                     f"{task.unit.file}: {task.failures} workers were lost while at it, the last: {reason}. If they ran out of "
                     "memory, allow more (--memory) or fewer workers; run again to go on with what is done"
                 )
-            self.retries += not task.attempts
+            self.retries += 1
             log.warning("a worker was lost (%s); %s starts again", reason, task.unit.file)
         self._again(task)
 
@@ -216,9 +216,9 @@ class Schedule:
         task.failures += 1
         if not error.retryable or task.failures >= ATTEMPTS:
             raise error
+        self.retries += 1
         self._show(task)
         if not task.attempts:
-            self.retries += 1
             log.warning("%s failed (%s); attempt %d follows", task.unit.file, error, task.failures + 1)
             self._later.append((now + 2.0**task.failures, task))
 
