@@ -26,7 +26,8 @@ R = TypeVar("R")
 
 Function = Callable[..., R]
 """`function(job, unit, *, advance, cancelled) -> result`, importable by name: it travels to workers. `advance(bytes)`
-reports what is done of the unit, `cancelled()` is asked often. Running it twice does no harm."""
+reports what is done of the unit, `cancelled()` is asked often, and once it says so the function ends soon, best with Interrupted.
+Running it twice does no harm, at the same time neither."""
 
 
 class Executor(Protocol):
@@ -35,13 +36,13 @@ class Executor(Protocol):
     workers: int
     """How many units run at a time."""
     retries: int
-    """Units that had to be started again, so far."""
+    """Attempts at units that failed or were lost and were made up for, in runs that have ended."""
     bytes_read_again: int
     """Input bytes of attempts that failed, as far as they are known: those of a lost worker are not."""
 
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
-        """Results as units finish. `advance` is told bytes as they are done, and taken back (negative) when a unit
-        starts again.
+        """Results as units finish, when nothing works on the unit any more. `advance` is told bytes as they are done, and
+        taken back (negative) when a unit starts again.
 
         An exception of a unit stops the others, leaves finished ones in place, and comes out; so does closing the
         iterator.

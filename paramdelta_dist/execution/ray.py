@@ -1,7 +1,8 @@
 """The Ray executor: long-lived actors, one a slot, and a driver that owns every retry. The only module that names ray.
 
-Shards and receipts are all that travels; weights go from storage to worker to storage. A lost worker or node costs the
-shards it was making and nothing else: they are queued again, and a shard's bytes do not depend on who makes it.
+Units and results are all that travels; weights go from storage to worker to storage. A lost worker or node costs the
+unit it was making and nothing else: it is queued again, and a file's bytes do not depend on who makes it. Who does what
+and when is decided by the schedule; here it is carried out.
 """
 
 from __future__ import annotations
@@ -12,92 +13,218 @@ import signal
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent import futures
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 
-from paramdelta_dist.errors import EngineError, ParamDeltaError
+from paramdelta_dist.errors import EngineError, Interrupted, ParamDeltaError
 from paramdelta_dist.execution.executor import Function, J, R, U, Unit
+from paramdelta_dist.execution.scheduling import LOOK_SECONDS, STOP_SECONDS, Attempt, Order, Schedule, Worker
 from paramdelta_dist.storage.retry import ATTEMPTS
 
 log = logging.getLogger(__name__)
 
-SHARDS_PER_WORKER = 2
-"""Shards in flight per actor: one being made, one waiting so that the next starts at once."""
 START_TIMEOUT_SECONDS = 900.0
 """How long the driver waits while it has no worker at all; a cluster may have to start machines first."""
 CONNECT_SECONDS = 10.0
 """How long a cluster's address may take to answer; Ray itself would try for minutes and then end the process."""
 POLL_SECONDS = 0.5
-STOP_SECONDS = 15.0
-"""What actors get to abandon their uploads before they are ended."""
+"""How often a worker is asked for its progress,"""
+POLLS_PER_SECOND = 200.0
+"""and how often all of them together at most."""
 EMBEDDED_OBJECT_STORE = 100 << 20
 """Bytes of an embedded Ray's object store: no weights pass through it."""
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class ShardWorker:
-    """Does units of one job, one at a time, on the machine Ray placed it on."""
+    """Does units of one job, one at a time, on the machine Ray placed it on. Their tickets rise."""
 
     def __init__(self, function: Function[Any], job: Any) -> None:
         self._function, self._job = function, job
         self._stop = threading.Event()
-        self._bytes = 0
+        self._begins = threading.Lock()
+        self._ticket, self._began, self._bytes = 0, 0.0, 0
+        self._unwanted: set[int] = set()
 
     @ray.method(concurrency_group="control")
     def ready(self) -> str:
+        """The node it is on."""
         return str(ray.get_runtime_context().get_node_id())
 
     @ray.method(concurrency_group="control")
-    def progress(self) -> int:
-        """Output bytes made so far, those of abandoned attempts taken back."""
-        return self._bytes
+    def progress(self) -> tuple[int, int, float]:
+        """The ticket that was begun last, the bytes of it that are done, and in how many seconds."""
+        with self._begins:
+            return self._ticket, self._bytes, time.monotonic() - self._began
+
+    @ray.method(concurrency_group="control")
+    def withdraw(self, ticket: int) -> bool:
+        """Whether a unit has not begun, and now never will."""
+        with self._begins:
+            waits = ticket > self._ticket
+            if waits:
+                self._unwanted.add(ticket)
+            return waits
+
+    @ray.method(concurrency_group="control")
+    def cancel(self, ticket: int) -> None:
+        self._unwanted.add(ticket)
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
         self._stop.set()
 
-    def run(self, unit: Unit) -> Any:
+    def run(self, ticket: int, unit: Unit) -> Any:
         """The result, or the error of ours that prevented it; a bug raises."""
-        before = self._bytes
+        with self._begins:
+            self._ticket, self._began, self._bytes = ticket, time.monotonic(), 0
 
         def advance(size: int) -> None:
             self._bytes += size
 
+        def cancelled() -> bool:
+            return self._stop.is_set() or ticket in self._unwanted
+
         try:
-            return self._function(self._job, unit, advance=advance, cancelled=self._stop.is_set)
+            if cancelled():
+                raise Interrupted("stopped")
+            return self._function(self._job, unit, advance=advance, cancelled=cancelled)
         except ParamDeltaError as error:
-            self._bytes = before
             return error
+        finally:
+            self._unwanted.discard(ticket)
 
 
-@dataclass
-class _Slot:
-    """A worker as the driver sees it."""
+@dataclass(eq=False)
+class _Slot(Worker):
+    """A worker as the driver sees it: for the schedule, once it runs, and the actor behind it."""
 
-    actor: Any
-    ready: Any
-    """Reference that resolves when the actor runs; None once it has."""
-    units: dict[Any, Unit] = field(default_factory=dict)
-    """What it is doing, by result reference."""
-    question: Any = None
-    """Reference of an unanswered question for progress."""
+    actor: Any = None
+    ready: bool = False
+    lost: bool = False
+    asking: bool = False
+    """Whether a question for its progress is unanswered."""
     asked: float = 0.0
     """When it was asked last, on the monotonic clock."""
-    shown: int = 0
-    """Bytes that the observer has been told of."""
-    finished: int = 0
-    """Bytes of finished units."""
 
-    def show(self, total: int, advance: Callable[[int], None]) -> None:
-        """Tell the observer that this worker stands at `total` bytes, which is never less than what is finished."""
-        total = max(total, self.finished)
-        advance(total - self.shown)
-        self.shown = total
+
+class _Crew:
+    """The actors of one run. What they answer comes as events, each of which is handled by whoever asked."""
+
+    def __init__(self, schedule: Schedule, start: Callable[[], Any], count: int) -> None:
+        self.slots: list[_Slot] = []
+        self._schedule, self._start_actor = schedule, start
+        self._events: SimpleQueue[tuple[_Slot, Callable[[Any], None], futures.Future[Any]]] = SimpleQueue()
+        self._running: dict[Attempt, futures.Future[Any]] = {}
+        self._failed_starts = 0
+        for _ in range(count):
+            self._start()
+
+    def carry_out(self, order: Order, attempt: Attempt) -> None:
+        slot = attempt.worker
+        assert isinstance(slot, _Slot)
+        match order:
+            case Order.START:
+                reference = slot.actor.run.remote(attempt.ticket, attempt.task.unit)
+                self._running[attempt] = self._expect(slot, reference, partial(self._ended, attempt))
+            case Order.WITHDRAW:
+                self._expect(slot, slot.actor.withdraw.remote(attempt.ticket), partial(self._withdrawn, attempt))
+            case Order.CANCEL:
+                slot.actor.cancel.remote(attempt.ticket)
+            case Order.KILL:
+                ray.kill(slot.actor)
+
+    def ask_progress(self) -> None:
+        now = time.monotonic()
+        interval = max(POLL_SECONDS, len(self.slots) / POLLS_PER_SECOND)
+        for slot in self.slots:
+            if slot.attempts and not slot.asking and now - slot.asked >= interval:
+                slot.asked, slot.asking = now, True
+                self._expect(slot, slot.actor.progress.remote(), partial(self._progressed, slot))
+
+    def handle_events(self, timeout: float) -> None:
+        """Handle what has come, waiting up to `timeout` seconds for the first."""
+        for slot, handle, future in self._arrived(timeout):
+            try:
+                answer = future.result()
+            except RayTaskError:  # a bug
+                raise
+            except RayError as error:
+                self._lose(slot, error)
+            else:
+                handle(answer)
+
+    def end(self) -> None:
+        """Let workers abandon what they are making, then end them."""
+        for slot in self.slots:
+            slot.actor.stop.remote()
+        futures.wait(self._running.values(), timeout=STOP_SECONDS)
+        for slot in self.slots:
+            ray.kill(slot.actor)
+
+    def _start(self) -> None:
+        slot = _Slot(actor=self._start_actor())
+        self.slots.append(slot)
+        self._expect(slot, slot.actor.ready.remote(), partial(self._came, slot))
+
+    def _expect(self, slot: _Slot, reference: Any, handle: Callable[[Any], None]) -> futures.Future[Any]:
+        future: futures.Future[Any] = reference.future()
+        future.add_done_callback(lambda done: self._events.put((slot, handle, done)))
+        return future
+
+    def _arrived(self, timeout: float) -> Iterator[tuple[_Slot, Callable[[Any], None], futures.Future[Any]]]:
+        with suppress(Empty):
+            yield self._events.get(timeout=timeout)
+            for _ in range(self._events.qsize()):
+                yield self._events.get_nowait()
+
+    def _came(self, slot: _Slot, node: str) -> None:
+        slot.node, slot.ready = node, True
+        self._failed_starts = 0
+        self._schedule.joined(slot)
+
+    def _progressed(self, slot: _Slot, answer: tuple[int, int, float]) -> None:
+        slot.asking = False
+        self._schedule.progressed(slot, *answer, now=time.monotonic())
+
+    def _withdrawn(self, attempt: Attempt, taken_back: bool) -> None:
+        if taken_back:
+            self._running.pop(attempt, None)
+            self._schedule.withdrawn(attempt)
+
+    def _ended(self, attempt: Attempt, result: Any) -> None:
+        self._running.pop(attempt, None)
+        if isinstance(result, ParamDeltaError):
+            self._schedule.failed(attempt, result, time.monotonic())
+        else:
+            self._schedule.finished(attempt, result, time.monotonic())
+
+    def _lose(self, slot: _Slot, error: RayError) -> None:
+        if slot.lost:
+            return
+        slot.lost = True
+        self.slots.remove(slot)
+        ray.kill(slot.actor)  # it may only be out of reach
+        for attempt in slot.attempts:
+            self._running.pop(attempt, None)
+        if not slot.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= ATTEMPTS:
+                raise EngineError(f"workers end before they start ({str(error)[:1500]})") from error
+        try:
+            self._schedule.lost(slot, str(error).partition("\n")[0])
+        except EngineError as told:
+            raise told from error
+        if self._schedule.unfinished > len(self.slots):
+            self._start()
 
 
 class RayExecutor:
@@ -111,6 +238,10 @@ class RayExecutor:
             _connect(workers)
         self.workers = workers or max(1, int(_resources(ray.cluster_resources).get("CPU", 1)))
         self.retries = 0
+        self.copies = 0
+        """Units that were made twice at a time, because one attempt was late."""
+        self.restarts = 0
+        """Units that were taken from a worker, because the attempt was late."""
         self.bytes_read_again = 0
 
     def close(self) -> None:
@@ -119,92 +250,33 @@ class RayExecutor:
             ray.shutdown()
 
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
-        queue: deque[Unit] = deque(units)
-        later: list[tuple[float, Unit]] = []
-        attempts = {unit.file: 0 for unit in units}
-        slots = [self._start(function, job) for _ in range(min(self.workers, len(units)))]
-        finished, last_seen_alive = 0, time.monotonic()
+        schedule = Schedule(units, advance)
+        crew = _Crew(schedule, partial(self._start, function, job), min(self.workers, len(units)))
+        last_seen_alive = time.monotonic()
         try:
-            while finished < len(units):
-                now = time.monotonic()
-                queue += [unit for due, unit in later if due <= now]
-                later = [(due, unit) for due, unit in later if due > now]
-                self._assign(slots, queue)
-                for slot, reference in _resolved(slots):
-                    try:
-                        result = ray.get(reference)
-                    except RayActorError as error:
-                        if slot in slots:
-                            slots.remove(slot)
-                            slot.show(0, advance)
-                            self._requeue_lost(slot, queue, attempts, error)
-                            slots.append(self._start(function, job))
-                        continue
-                    if reference == slot.ready:
-                        slot.ready = None
-                    elif reference == slot.question:
-                        slot.question = None
-                        slot.show(result, advance)
-                    else:
-                        unit = slot.units.pop(reference)
-                        if isinstance(result, ParamDeltaError):
-                            slot.show(0, advance)
-                            later.append((self._next_attempt(unit, attempts, result), unit))
-                        else:
-                            finished += 1
-                            slot.finished += unit.size
-                            slot.show(max(slot.shown, slot.finished), advance)
-                            yield result
-                _ask_progress(slots)
-                if any(slot.ready is None for slot in slots):
+            while schedule.unfinished:
+                for order, attempt in schedule.orders(time.monotonic()):
+                    crew.carry_out(order, attempt)
+                crew.ask_progress()
+                crew.handle_events(LOOK_SECONDS)
+                while schedule.results:
+                    yield schedule.results.popleft()
+                if any(slot.ready for slot in crew.slots):
                     last_seen_alive = time.monotonic()
                 elif time.monotonic() - last_seen_alive > START_TIMEOUT_SECONDS:
                     raise EngineError(self._no_workers())
         finally:
-            _stop(slots)
+            self.retries += schedule.retries
+            self.copies += schedule.copies
+            self.restarts += schedule.restarts
+            self.bytes_read_again += schedule.bytes_read_again
+            crew.end()
 
-    def _start(self, function: Function[Any], job: Any) -> _Slot:
+    def _start(self, function: Function[Any], job: Any) -> Any:
         options: dict[str, Any] = {"num_cpus": 1, "memory": self._memory, "scheduling_strategy": "SPREAD"}
         if self._gpus:
             options["num_gpus"] = self._gpus
-        actor = ShardWorker.options(**options).remote(function, job)  # type: ignore[attr-defined]
-        return _Slot(actor, actor.ready.remote())
-
-    def _assign(self, slots: list[_Slot], queue: deque[Unit]) -> None:
-        """Give every running worker something to do, and a second unit while there are enough for all."""
-        for depth in range(1, SHARDS_PER_WORKER + 1):
-            for slot in slots:
-                spare = depth == 1 or len(queue) > len(slots)
-                if queue and spare and slot.ready is None and len(slot.units) < depth:
-                    unit = queue.popleft()
-                    slot.units[slot.actor.run.remote(unit)] = unit
-
-    def _next_attempt(self, unit: Unit, attempts: dict[str, int], error: ParamDeltaError) -> float:
-        """When a failed unit may start again, on the monotonic clock; raises the error when it must not."""
-        self.bytes_read_again += error.bytes_read
-        attempts[unit.file] += 1
-        if not error.retryable or attempts[unit.file] >= ATTEMPTS:
-            raise error
-        self.retries += 1
-        log.warning("%s failed (%s); attempt %d follows", unit.file, error, attempts[unit.file] + 1)
-        return time.monotonic() + 2.0 ** attempts[unit.file]
-
-    def _requeue_lost(self, slot: _Slot, queue: deque[Unit], attempts: dict[str, int], error: RayError) -> None:
-        reason = str(error).partition("\n")[0]
-        if slot.ready is not None:
-            attempts[""] = attempts.get("", 0) + 1
-            if attempts[""] >= ATTEMPTS:
-                raise EngineError(f"workers end before they start ({str(error)[:1500]})") from error
-        for unit in slot.units.values():
-            attempts[unit.file] += 1
-            self.retries += 1
-            if attempts[unit.file] >= ATTEMPTS:
-                raise EngineError(
-                    f"{unit.file}: {attempts[unit.file]} workers were lost while at it, the last: {reason}. If they ran out of "
-                    "memory, allow more (--memory) or fewer workers; run again to go on with what is done"
-                ) from error
-            queue.appendleft(unit)
-        log.warning("a worker was lost (%s); its %d shards start again", reason, len(slot.units))
+        return ShardWorker.options(**options).remote(function, job)  # type: ignore[attr-defined]
 
     def _no_workers(self) -> str:
         have = _resources(ray.available_resources)
@@ -217,34 +289,6 @@ class RayExecutor:
 
 def _resources(ask: Callable[[], dict[str, float]]) -> dict[str, float]:
     return ask()
-
-
-def _resolved(slots: list[_Slot]) -> list[tuple[_Slot, Any]]:
-    """Answers of workers that are there, waiting a moment for the first."""
-    owners = {reference: slot for slot in slots for reference in (*slot.units, slot.ready, slot.question) if reference is not None}
-    for timeout, count in ((0, len(owners)), (POLL_SECONDS, 1)):
-        ready, _ = ray.wait(list(owners), num_returns=count, timeout=timeout, fetch_local=False)
-        if ready:
-            break
-    return [(owners[reference], reference) for reference in ready]
-
-
-def _ask_progress(slots: list[_Slot]) -> None:
-    for slot in slots:
-        if slot.ready is None and slot.question is None and time.monotonic() - slot.asked >= POLL_SECONDS:
-            slot.asked = time.monotonic()
-            slot.question = slot.actor.progress.remote()
-
-
-def _stop(slots: list[_Slot]) -> None:
-    """Let workers abandon what they are making, then end them."""
-    busy = [reference for slot in slots for reference in slot.units]
-    for slot in slots:
-        slot.actor.stop.remote()
-    if busy:
-        ray.wait(busy, num_returns=len(busy), timeout=STOP_SECONDS, fetch_local=False)
-    for slot in slots:
-        ray.kill(slot.actor)
 
 
 def _connect(workers: int | None) -> None:

@@ -113,8 +113,8 @@ def assert_one_worker_was_lost(chaos, report):
     assert chaos.struck
     assert report["shards"] == {"made": SHARDS, "kept": 0}
     assert report["bytes_read"] == SHARDS * SHARD_READS
-    assert 1 <= report["retries"] <= 2, "the shard that was being made, and the one that waited behind it"
     assert len(chaos.started) == SHARDS + 1, "one was being made"
+    assert report["retries"] <= 1, "it was begun again when the loss was noticed, or before as a late one"
 
 
 @pytest.fixture(scope="module")
