@@ -11,7 +11,7 @@ import torch
 
 from paramdelta_dist.kernels.elementwise import overflow_limit, surely_below
 
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 """Elements of a block on a CPU: large enough to hide the interpreter, small enough to stay near the core."""
 DEVICE_BLOCK = 1 << 22
 """Elements of a block on a GPU: copies long enough to hide what starting one costs."""

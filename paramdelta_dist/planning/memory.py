@@ -27,7 +27,7 @@ LOCAL_READERS = 2
 OUTPUTS = 2
 """Output buffers for each thread that makes tiles: one being filled, one being written."""
 
-BLOCK_BYTES = (1 << 17) * 8
+BLOCK_BYTES = (1 << 18) * 8
 """One scratch block of the kernel at its widest; a test holds it to the kernel's own constant."""
 
 RESERVED = 384 << 20
