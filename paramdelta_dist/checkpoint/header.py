@@ -18,8 +18,8 @@ from paramdelta_dist.errors import CheckpointError
 MAX_HEADER = 100_000_000
 """Longest header the format allows, in bytes."""
 LENGTH_FIELD = 8
-ALIGNMENT = 8
-"""Where tensor data may start, in the files we write; any start is read."""
+ALIGNMENT = 4096
+"""Where tensor data starts in the files we write: on a page, so that it can be written and mapped as it lies; any start is read."""
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200

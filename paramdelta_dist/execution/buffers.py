@@ -13,9 +13,17 @@ class BufferPool:
         self._size, self._pinned = size, pinned
         self._made: list[mmap.mmap] = []
         self._free: list[mmap.mmap] = []
+        self._lent: list[tuple[mmap.mmap, memoryview]] = []
 
     def take(self) -> mmap.mmap:
         """A buffer, with whatever is in it. Raises EngineError where it cannot be pinned."""
+        for buffer, view in self._lent[:]:
+            try:
+                view.release()
+            except BufferError:  # somebody holds it: a write that is under way
+                continue
+            self._lent.remove((buffer, view))
+            self._free.append(buffer)
         try:
             return self._free.pop()
         except IndexError:
@@ -30,6 +38,10 @@ class BufferPool:
     def give_back(self, buffer: mmap.mmap) -> None:
         """Let `buffer` be taken again; nobody uses a view of it any more."""
         self._free.append(buffer)
+
+    def give_back_when_released(self, buffer: mmap.mmap, view: memoryview) -> None:
+        """Let `buffer` be taken again once nobody holds a buffer of `view`, a view of it that was handed out."""
+        self._lent.append((buffer, view))
 
     def close(self) -> None:
         """Unlock what was locked. Nothing uses the buffers any more."""

@@ -29,7 +29,7 @@ class MadeTile(NamedTuple):
 
     tile: Tile
     data: memoryview
-    """Valid until the next tile is asked for."""
+    """Valid until the next tile is asked for, and longer as long as a buffer of it is held."""
 
 
 class TilePipeline:
@@ -61,8 +61,9 @@ class TilePipeline:
                     return
                 tile, output, made = making.popleft()
                 self.nonfinite += made.result()
-                yield MadeTile(tile, memoryview(output)[: tile.stop - tile.start])
-                self._outputs.give_back(output)
+                finished = MadeTile(tile, memoryview(output)[: tile.stop - tile.start])
+                yield finished
+                self._outputs.give_back_when_released(output, finished.data)
         finally:
             for unwanted in fetching:
                 unwanted.cancel()

@@ -21,7 +21,7 @@ from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import Identity, redact
 
-FORMAT = 1
+FORMAT = 2
 """Version of what a plan's bytes mean; part of the fingerprint, raised when the output of an equal recipe changes."""
 
 

@@ -12,24 +12,28 @@ import mmap
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from pickle import PickleBuffer  # a hold on memory that keeps its owner from letting go
 
 from paramdelta_dist.storage.store import Buffer
 
 BLOCK = 4 << 20
-"""Bytes of one write; a multiple of every disk's own block size."""
+"""Bytes of one write from a buffer of ours; a multiple of every disk's own block size."""
+ALIGNMENT = 4096
+"""What direct writes want of places in memory and on disk, and of lengths."""
 WRITES_IN_FLIGHT = 2
-BUFFERS = WRITES_IN_FLIGHT + 2
-"""Blocks under way, one that waits so that the disk never does, and the one being filled."""
-WRITE_MEMORY = BUFFERS * BLOCK
-"""Bytes that writing one file takes."""
+WAITING = WRITES_IN_FLIGHT + 1
+"""Blocks given to the disk before one of them must be done: one more than it works at, so that it never waits."""
 LARGE = 64 << 20
 """Bytes of a file from which it is written past the page cache."""
+WRITE_MEMORY = (WAITING + 1) * BLOCK
+"""Bytes that writing one file takes, or keeps of its producer."""
 
 
 class BlockWriter:
     """Writes an empty file in order from chunks of any size and alignment.
 
-    Where the file system or its disk refuses direct writes, the same writes go through the page cache.
+    Chunks that direct writes can take as they are, in memory and in the file, are written from where they lie; others by
+    way of aligned buffers. Where the file system or its disk refuses direct writes, the same writes go through the page cache.
     """
 
     def __init__(self, file: int, *, size: int) -> None:
@@ -37,32 +41,40 @@ class BlockWriter:
         self._file = file
         self._direct = size >= LARGE
         self._pool = ThreadPoolExecutor(WRITES_IN_FLIGHT, thread_name_prefix="write")
-        self._writing: deque[tuple[mmap.mmap, Future[None]]] = deque()
-        self._buffer = mmap.mmap(-1, BLOCK)
+        self._writing: deque[tuple[mmap.mmap | PickleBuffer, Future[None]]] = deque()
+        """The writes under way, with the buffer of ours or the hold on a chunk that each can do without when it is done."""
+        self._free: list[mmap.mmap] = []
+        self._buffer: mmap.mmap | None = None
         self._filled = self._offset = 0
         if self._direct:
             self._bypass_cache(True)
 
     def write(self, chunk: Buffer) -> None:
-        """Take the next bytes; they may be reused on return. Raises OSError, also of an earlier write."""
+        """Take the next bytes, as `Store.put` may. Raises OSError, also of an earlier write."""
+        if self._direct and self._filled % ALIGNMENT == 0 and _is_aligned(chunk):
+            self._flush()
+            held = PickleBuffer(chunk)
+            self._start(held.raw(), held)
+            return
         rest = memoryview(chunk)
         while len(rest):
+            if self._buffer is None:
+                self._buffer = self._free.pop() if self._free else mmap.mmap(-1, BLOCK)
             taken = min(len(rest), BLOCK - self._filled)
             copy_into(self._buffer, self._filled, rest[:taken])
             self._filled += taken
             rest = rest[taken:]
             if self._filled == BLOCK:
-                self._writing.append((self._buffer, self._pool.submit(self._write_block, self._buffer, self._offset)))
-                self._offset, self._filled = self._offset + BLOCK, 0
-                self._buffer = self._written() if len(self._writing) == BUFFERS - 1 else mmap.mmap(-1, BLOCK)
+                self._flush()
 
     def finish(self) -> None:
         """Write what is left; a large file is on the disk then. Raises OSError."""
         while self._writing:
-            self._written()
+            self._settle()
         if self._direct:
             self._bypass_cache(False)  # the end of a file is rarely aligned
-        _write_all(self._file, memoryview(self._buffer)[: self._filled], self._offset)
+        if self._buffer is not None:
+            _write_all(self._file, memoryview(self._buffer)[: self._filled], self._offset)
         if self._direct:
             os.fdatasync(self._file)
 
@@ -70,20 +82,35 @@ class BlockWriter:
         """Let go of the threads, whether or not the file is finished."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _written(self) -> mmap.mmap:
-        """The buffer that was given to the disk first, once it is written."""
+    def _flush(self) -> None:
+        """Start writing what the buffer holds, a multiple of the alignment."""
+        if self._buffer is not None:
+            self._start(memoryview(self._buffer)[: self._filled], self._buffer)
+            self._buffer, self._filled = None, 0
+
+    def _start(self, data: memoryview, buffer: mmap.mmap | PickleBuffer) -> None:
+        self._writing.append((buffer, self._pool.submit(self._write_block, data, self._offset)))
+        self._offset += len(data)
+        if len(self._writing) == WAITING:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the write that was started first."""
         buffer, done = self._writing.popleft()
         done.result()
-        return buffer
+        if isinstance(buffer, PickleBuffer):
+            buffer.release()
+        else:
+            self._free.append(buffer)
 
-    def _write_block(self, buffer: mmap.mmap, offset: int) -> None:
+    def _write_block(self, data: memoryview, offset: int) -> None:
         try:
-            _write_all(self._file, memoryview(buffer), offset)
+            _write_all(self._file, data, offset)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self._bypass_cache(False)
-            _write_all(self._file, memoryview(buffer), offset)
+            _write_all(self._file, data, offset)
 
     def _bypass_cache(self, bypass: bool) -> None:
         direct = getattr(os, "O_DIRECT", 0)
@@ -103,6 +130,14 @@ def copy_into(buffer: mmap.mmap, start: int, data: memoryview) -> None:
     import numpy as np
 
     np.copyto(np.frombuffer(buffer, np.uint8, len(data), start), np.frombuffer(data, np.uint8))
+
+
+def _is_aligned(chunk: Buffer) -> bool:
+    if len(chunk) == 0 or len(chunk) % ALIGNMENT:
+        return False
+    import numpy as np
+
+    return int(np.frombuffer(chunk, np.uint8).__array_interface__["data"][0]) % ALIGNMENT == 0
 
 
 def _write_all(file: int, data: memoryview, offset: int) -> None:

@@ -197,7 +197,7 @@ class FsspecStore:
             written = 0
             for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
                 with self._translated(name):
-                    file.write(bytes(chunk))
+                    file.write(chunk)  # copies
                 written += len(chunk)
             if written != size:
                 raise IntegrityError(f"{self.url}/{name}: {size} bytes announced, {written} produced; nothing was published")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -37,7 +36,6 @@ from paramdelta_dist.errors import (
     UsageError,
 )
 from paramdelta_dist.storage import aws, retry
-from paramdelta_dist.storage.blocks import copy_into
 from paramdelta_dist.storage.retry import persisting
 from paramdelta_dist.storage.settings import StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_range
@@ -179,7 +177,7 @@ class ObstoreStore:
         return persisting(get, what=f"reading {self.url}/{name}")
 
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
-        source = _Kept(chunks)
+        source = _Counted(chunks)
         try:
             obstore.put(
                 self._uploader,
@@ -213,44 +211,25 @@ class ObstoreStore:
         persisting(remove, what=f"deleting {self.url}/{name}")
 
 
-class _Kept:
-    """Copies of chunks: obstore holds on to what it is given while the parts are under way, and ours are borrowed."""
+class _Counted:
+    """Chunks on their way to obstore, which holds a buffer of each until its part is sent."""
 
     def __init__(self, chunks: Iterable[Buffer]) -> None:
         self._chunks = chunks
-        self._lent: list[tuple[mmap.mmap, memoryview]] = []
         self.error: BaseException | None = None
         """What the producer raised, to tell it from what obstore raises."""
 
-    def pieces(self, *, size: int, where: str) -> Iterator[memoryview]:
+    def pieces(self, *, size: int, where: str) -> Iterator[Buffer]:
         sent = 0
         try:
             for chunk in self._chunks:
                 sent += len(chunk)
-                yield self._copy(chunk)
+                yield chunk
         except BaseException as error:
             self.error = error
             raise
         if sent != size:
             raise IntegrityError(f"{where}: {size} bytes announced, {sent} produced; nothing was published")
-
-    def _copy(self, chunk: Buffer) -> memoryview:
-        """The chunk in memory that obstore has let go of, or in fresh memory where there is none of that size."""
-        data = memoryview(chunk)
-        for number, (buffer, view) in enumerate(self._lent):
-            if len(buffer) < len(data):
-                continue
-            try:
-                view.release()
-            except BufferError:  # part of a request that is under way
-                continue
-            del self._lent[number]
-            break
-        else:
-            buffer = mmap.mmap(-1, max(1, len(data)))
-        copy_into(buffer, 0, data)
-        self._lent.append((buffer, memoryview(buffer)[: len(data)]))
-        return self._lent[-1][1]
 
 
 def _identity(meta: Any) -> Identity:

@@ -59,8 +59,10 @@ class Store(Protocol):
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
         """Write `size` bytes from `chunks` so that `name` appears whole or not at all, replacing what was there.
 
-        A chunk is borrowed: its memory may be reused as soon as the next one is asked for. An exception in `chunks`
-        leaves nothing behind and comes out unchanged. Raises IntegrityError when the chunks are not `size` bytes.
+        A chunk is borrowed: its memory may be reused as soon as the next one is asked for and `chunk.release()` goes
+        through. A store that needs it longer holds a buffer of the very chunk (as pickle.PickleBuffer does and a slice
+        does not). An exception in `chunks` leaves nothing behind and comes out unchanged. Raises IntegrityError when the
+        chunks are not `size` bytes.
         `chunks` may wait for other threads that use stores, but not use one itself: obstore asks it inside its own event loop.
         """
         ...

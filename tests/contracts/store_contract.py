@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -47,13 +48,17 @@ def content(size: int, seed: int = 0) -> bytes:
 
 
 def borrowed(data: bytes, step: int) -> Iterator[memoryview]:
-    """`data` in pieces of one buffer that is overwritten as soon as the next piece is asked for."""
-    buffer = bytearray(step)
+    """`data` in pieces whose memory is overwritten when the next one is asked for, or as soon after as nobody holds them."""
+    held: list[tuple[bytearray, memoryview]] = []
     for start in range(0, len(data), step):
-        piece = data[start : start + step]
-        buffer[: len(piece)] = piece
-        yield memoryview(buffer)[: len(piece)]
-        buffer[:] = bytes([MARK]) * step
+        piece = memoryview(bytearray(data[start : start + step]))
+        yield piece
+        held.append((piece.obj, piece))
+        for buffer, view in held[:]:
+            with suppress(BufferError):
+                view.release()
+                held.remove((buffer, view))
+                buffer[:] = bytes([MARK]) * len(buffer)
 
 
 def failing(data: bytes, step: int, error: BaseException) -> Iterator[memoryview]:

@@ -2,14 +2,16 @@
 
 import errno
 import fcntl
+import mmap
 import os
 import random
+from contextlib import suppress
 
 import pytest
 
 from paramdelta_dist.errors import StorageError
 from paramdelta_dist.storage import blocks
-from paramdelta_dist.storage.blocks import BLOCK, BUFFERS
+from paramdelta_dist.storage.blocks import BLOCK, WAITING
 from paramdelta_dist.storage.local import LocalStore
 
 
@@ -19,26 +21,34 @@ def everything_is_large(monkeypatch):
 
 
 def borrowed(data, sizes):
-    """The data in chunks of the given sizes, over and over, all in one buffer that is spoilt before its next use."""
-    buffer = bytearray(max(sizes))
+    """The data in chunks of the given sizes, over and over, each in pages that are spoilt as soon as nobody holds them."""
+    held = []
     position = number = 0
     while position < len(data):
         size = min(sizes[number % len(sizes)], len(data) - position)
-        buffer[:size] = data[position : position + size]
-        yield memoryview(buffer)[:size]
-        buffer[:] = bytes(len(buffer))
+        buffer = mmap.mmap(-1, size)
+        buffer[:] = data[position : position + size]
+        view = memoryview(buffer)
+        yield view
+        held.append((buffer, view))
+        for buffer, view in held[:]:
+            with suppress(BufferError):
+                view.release()
+                held.remove((buffer, view))
+                buffer[:] = bytes(len(buffer))
+        assert len(held) <= WAITING
         position, number = position + size, number + 1
 
 
-@pytest.mark.parametrize("size", [0, 1, 4095, BLOCK - 1, BLOCK, BLOCK + 1, (BUFFERS + 2) * BLOCK + 4321])
+@pytest.mark.parametrize("size", [0, 1, 4095, BLOCK - 1, BLOCK, BLOCK + 1, (WAITING + 3) * BLOCK + 4321])
 def test_the_file_is_its_chunks_whatever_their_sizes(tmp_path, size):
     data = random.Random(size).randbytes(size)
     store = LocalStore(str(tmp_path))
-    for number, sizes in enumerate(([136, 1 << 20], [7 << 20], [BLOCK], [4097, 3, 999_999])):
+    for number, sizes in enumerate(([136, 1 << 20], [8192, 1 << 20], [7 << 20], [BLOCK], [4097, 3, 999_999], [4096, BLOCK, 5000])):
         identity = store.put(f"file{number}", borrowed(data, sizes), size=size)
         assert identity.size == size
         assert (tmp_path / f"file{number}").read_bytes() == data
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_blocks_are_written_past_the_page_cache(tmp_path, monkeypatch):
@@ -58,6 +68,16 @@ def test_blocks_are_written_past_the_page_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pwrite", watched)
     LocalStore(str(tmp_path)).put("file", [bytes(2 * BLOCK + 5)], size=2 * BLOCK + 5)
     assert direct == [True, True, False]
+
+
+def test_chunks_that_lie_right_are_written_from_where_they_lie(tmp_path, monkeypatch):
+    copied = []
+    real = blocks.copy_into
+    monkeypatch.setattr(blocks, "copy_into", lambda buffer, start, data: (copied.append(len(data)), real(buffer, start, data)))
+    data = random.Random(1).randbytes(4096 + 3 * BLOCK + 100)
+    LocalStore(str(tmp_path)).put("file", borrowed(data, [4096, BLOCK, BLOCK, BLOCK, 100]), size=len(data))
+    assert (tmp_path / "file").read_bytes() == data
+    assert copied == [100]
 
 
 def test_a_disk_that_refuses_direct_writes_gets_others(tmp_path, monkeypatch):
