@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import harness
+
 ROUNDS = 5
 KERNEL_BYTES = 2 << 30
 """What the inputs and the output of one launch hold together: far more than any cache."""
@@ -21,19 +23,18 @@ RUNS = 48
 """Merges of one measurement of the pipeline, shared out among the threads."""
 
 
-def main() -> None:
-    measured = measure()
-    if "skipped" in measured:
-        print(f"gpu: skipped, {measured['skipped']}")
+def show(document: dict[str, Any]) -> None:
+    if "skipped" in document:
+        print(f"  skipped: {document['skipped']}")
         return
-    print(f"{measured['device']}, medians of {ROUNDS}; GB/s count bytes read and bytes written")
-    print(f"{'kernel':24}{'fused':>9}{'copy':>9}{'ratio':>7}{'torch':>9}")
-    for name, row in measured["kernel"].items():
-        fused, ratio = (f"{row['fused']:.0f}", f"{row['fused'] / row['copy']:.2f}") if row["fused"] else ("-", "-")
-        print(f"{name:24}{fused:>9}{row['copy']:9.0f}{ratio:>7}{row['torch']:9.0f}")
-    print(f"{'host - device - host':24}{'GB/s':>9}{'link':>9}{'ratio':>7}")
-    for name, row in measured["pipeline"].items():
-        print(f"{name:24}{row['merge']:9.1f}{row['link']:9.1f}{row['merge'] / row['link']:7.2f}")
+    rows = [
+        (name, *([row["fused"], row["fused"] / row["copy"]] if row["fused"] else ["", ""]), row["copy"], row["torch"])
+        for name, row in document["kernel"].items()
+    ]
+    harness.table((f"{document['device']}: kernel", "fused GB/s", "of copy", "copy GB/s", "torch GB/s"), rows)
+    rows = [(name, row["merge"], row["merge"] / row["link"], row["link"]) for name, row in document["pipeline"].items()]
+    harness.table(("host, device, host", "GB/s", "of link", "link GB/s"), rows)
+    print(f"  medians of {ROUNDS} in turn; GB of bytes read and bytes written")
 
 
 def measure() -> dict[str, Any]:
@@ -53,7 +54,17 @@ def measure() -> dict[str, Any]:
         for pinned in (True, False)
         for threads, row in measure_pipeline(pinned=pinned).items()
     }
-    return {"device": torch.cuda.get_device_name(), "rounds": ROUNDS, "kernel": kernel, "pipeline": pipeline}
+    fused = [row["fused"] / row["copy"] for row in kernel.values() if row["fused"]]
+    return {
+        "device": torch.cuda.get_device_name(),
+        "rounds": ROUNDS,
+        "kernel": kernel,
+        "pipeline": pipeline,
+        "targets": [
+            harness.target("of a device copy, the slowest fused kernel", min(fused, default=0.0), at_least=0.9),
+            harness.target("of the link, the best pipeline", max(row["merge"] / row["link"] for row in pipeline.values()), at_least=0.85),
+        ],
+    }
 
 
 def in_turn(functions: dict[str, Callable[[], float]]) -> dict[str, float]:
@@ -170,7 +181,3 @@ def measure_pipeline(*, pinned: bool) -> dict[int, dict[str, float]]:
         for buffer in every:
             unpin(buffer)
     return {threads: {"merge": rates[str(threads)], "link": rates["link"]} for threads in (1, 2, 3, 4)}
-
-
-if __name__ == "__main__":
-    main()

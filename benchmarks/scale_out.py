@@ -35,6 +35,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import harness
+
 WORKERS = (1, 4, 16, 64)
 SCENARIOS = ("quiet", "slow", "dying")
 """By default; `both` and `slow workers` are there to be asked for."""
@@ -228,33 +230,41 @@ def measure(workers: Sequence[int] = WORKERS, scenarios: Sequence[str] = SCENARI
             command = [sys.executable, "-m", "benchmarks.scale_out", "--one", "--workers", str(count), "--scenarios", scenario]
             done = subprocess.run([*command, "--seconds", str(seconds)], stdout=subprocess.PIPE, text=True, check=True)
             runs.append(json.loads(done.stdout.splitlines()[-1]))  # what comes before is Ray, telling of dead workers
-            show(runs[-1:], head=len(runs) == 1)
-    return {"runs": runs}
+            harness.progress(f"{scenario}, {count} workers: {runs[-1]['efficiency']:.3f}")
+    return {
+        "runs": runs,
+        "targets": [
+            harness.target(
+                f"efficiency, {run['scenario']}, {run['workers']} workers",
+                run["efficiency"],
+                at_least=0.95 if run["scenario"] == "quiet" else 0.85,
+            )
+            for run in runs
+        ],
+    }
 
 
 COLUMNS = (
-    ("workers", "workers", 1, "7.0f"),
-    ("shards", "shards", 1, "7.0f"),
-    ("shard s", "shard_seconds", 1, "8.2f"),
-    ("start s", "start_seconds", 1, "8.1f"),
-    ("run s", "seconds", 1, "7.1f"),
-    ("efficiency", "efficiency", 1, "11.3f"),
-    ("retries", "retries", 1, "8.0f"),
-    ("restarts", "restarts", 1, "9.0f"),
-    ("copies", "copies", 1, "7.0f"),
-    ("driver cpu s", "driver_cpu_seconds", 1, "13.2f"),
-    ("driver MiB", "driver_rss", 1 << 20, "11.0f"),
-    ("grown", "driver_rss_growth", 1 << 20, "6.1f"),
-    ("worker MiB", "worker_rss", 1 << 20, "11.0f"),
+    ("workers", "workers", 1, ".0f"),
+    ("shards", "shards", 1, ".0f"),
+    ("shard s", "shard_seconds", 1, ".2f"),
+    ("start s", "start_seconds", 1, ".1f"),
+    ("run s", "seconds", 1, ".1f"),
+    ("efficiency", "efficiency", 1, ".3f"),
+    ("retries", "retries", 1, ".0f"),
+    ("restarts", "restarts", 1, ".0f"),
+    ("copies", "copies", 1, ".0f"),
+    ("driver cpu s", "driver_cpu_seconds", 1, ".2f"),
+    ("driver MiB", "driver_rss", 1 << 20, ".0f"),
+    ("grown", "driver_rss_growth", 1 << 20, ".1f"),
+    ("worker MiB", "worker_rss", 1 << 20, ".0f"),
 )
 """Heading, key of a run, divisor, format."""
 
 
-def show(runs: Sequence[dict[str, Any]], *, head: bool = True) -> None:
-    if head:
-        print(f"{'scenario':12}" + "".join(title.rjust(int(form.partition(".")[0])) for title, _, _, form in COLUMNS))
-    for run in runs:
-        print(f"{run['scenario']:12}" + "".join(format(run[key] / unit, form) for _, key, unit, form in COLUMNS), flush=True)
+def show(document: dict[str, Any]) -> None:
+    rows = [[run["scenario"], *(format(run[key] / unit, form) for _, key, unit, form in COLUMNS)] for run in document["runs"]]
+    harness.table(["scenario", *(title for title, _, _, _ in COLUMNS)], rows)
 
 
 def main() -> None:
@@ -270,7 +280,7 @@ def main() -> None:
 
         print(json.dumps(scale_out.run_one(workers[0], scenarios[0], arguments.seconds)))
     else:
-        measure(workers, scenarios, arguments.seconds)
+        show(measure(workers, scenarios, arguments.seconds))
 
 
 def _cpu_seconds() -> float:

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks import harness
 from benchmarks.checkpoints import MODELS
 from benchmarks.slow_server import BUCKET
+from paramdelta_dist.planning.memory import REQUESTS_IN_FLIGHT
 from tests.servers import free_ports
 
 LATENCY, SPEED = 0.03, 90e6
@@ -108,15 +109,14 @@ def _figures(taken: dict[str, float], done: harness.Finished, latency: float, sp
 def _settings(work: Path, env: dict[str, str]) -> dict[int, tuple[int, str]]:
     """Workers and memory by how many reads of full size they keep under way, as the plan says."""
     found: dict[int, tuple[int, str]] = {}
-    for workers in (1, 2):
-        for mib in range(512, 2049, 128):
-            command = [*_package("plan", work), "--workers", str(workers), "--memory", f"{mib}MiB"]
-            try:
-                memory = json.loads(harness.run(command, env=env).stdout)["memory"]
-            except RuntimeError:  # too little
-                continue
-            if memory["tile_size"] == 16 << 20:
-                found.setdefault(memory["tiles_in_flight"] * len(MODELS) * memory["workers"], (workers, f"{mib}MiB"))
+    for workers, mib in ((1, 700), (1, 900), (1, 4096), (3, 4096)):
+        command = [*_package("plan", work), "--workers", str(workers), "--memory", f"{mib}MiB"]
+        try:
+            memory = json.loads(harness.run(command, env=env).stdout)["memory"]
+        except RuntimeError:  # too little
+            continue
+        reads = min(REQUESTS_IN_FLIGHT, memory["tiles_in_flight"] * len(MODELS)) * memory["workers"]
+        found.setdefault(reads, (workers, f"{mib}MiB"))
     return dict(sorted(found.items()))
 
 
