@@ -204,3 +204,16 @@ def test_a_tensor_larger_than_every_buffer_is_merged_in_pieces(tmp_path):
     )
     out = merged(tmp_path, new, post, old, memory=448 << 20, workers=1)
     oracle.assert_within_one_rounding(oracle.load(out), oracle.merge(oracle.load(new), [(oracle.load(post), oracle.load(old), 1.0)]))
+
+
+def test_tiles_go_to_the_disk_from_where_they_were_made(tmp_path, monkeypatch):
+    from paramdelta_dist.storage import blocks
+
+    copied, real = [], blocks.copy_into
+    monkeypatch.setattr(blocks, "LARGE", 1 << 20)
+    monkeypatch.setattr(blocks, "copy_into", lambda buffer, start, data: (copied.append(len(data)), real(buffer, start, data)))
+    tensors = {"w": torch.randn(5_000_000).bfloat16(), "b": torch.randn(3).bfloat16()}
+    new, post, old = (save_model(tmp_path / name, tensors) for name in ("new", "post", "old"))
+    out = merged(tmp_path, new, post, old)
+    assert torch.equal(oracle.load(out)["w"], tensors["w"])
+    assert sum(copied) < 4 << 20  # of 10 MB: the end, which is not aligned, and small files

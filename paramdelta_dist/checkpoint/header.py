@@ -190,5 +190,5 @@ def render_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> b
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
+    text += b" " * (-(LENGTH_FIELD + len(text)) % ALIGNMENT)
     return len(text).to_bytes(LENGTH_FIELD, "little") + text

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
-from paramdelta_dist.checkpoint.header import header_length, parse_header, render_header
+from paramdelta_dist.checkpoint.header import ALIGNMENT, header_length, parse_header, render_header
 from paramdelta_dist.checkpoint.index import parse_index
 from paramdelta_dist.errors import CheckpointError
 from tests.handmade import entry, one_tensor, weight_file
@@ -98,7 +98,7 @@ def test_a_written_header_reads_back_the_same(layout):
     size = len(first) + sum(tensor[3] for tensor in tensors)
     header, metadata = parse_header(first[8:], file_size=size, where="file")
     assert metadata == {"format": "pt"}
-    assert len(first) % 8 == 0
+    assert len(first) % ALIGNMENT == 0
     assert int.from_bytes(first[:8], "little") == len(first) - 8
     expected, at = {}, len(first)
     for name, dtype, shape, nbytes in tensors:

@@ -219,7 +219,7 @@ def test_a_merge_whose_output_was_taken_over_publishes_nothing_more(models, tmp_
         make(models, tmp_path / "out", workers=1)
     assert overtaken[1].state == "merged"
     assert weights(tmp_path / "out") == weights(tmp_path / "quiet")
-    assert api.verify(str(tmp_path / "out"), deep=True)["ok"]
+    assert api.verify(str(tmp_path / "out"), deep=True)["problems"] == []
 
 
 def test_shards_that_change_under_a_running_merge_are_not_committed(models, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
 from paramdelta_dist.checkpoint.dtypes import DTYPES
-from paramdelta_dist.checkpoint.header import LENGTH_FIELD, parse_header
+from paramdelta_dist.checkpoint.header import ALIGNMENT, LENGTH_FIELD, parse_header
 from paramdelta_dist.planning import build_plan
 from paramdelta_dist.planning.runs import find_runs
 from paramdelta_dist.planning.tiles import MAX_GAP, WASTE, Read, coalesce, count_requests, cut_tiles, source_range, tile_reads
@@ -136,7 +136,7 @@ def test_headers_are_valid_aligned_and_within_the_shard_size(models, shard_size)
     for shard in plan.shards:
         tensors, metadata = parse_header(shard.header[LENGTH_FIELD:], file_size=shard.size, where=shard.file)
         assert metadata == {"format": "pt"}
-        assert len(shard.header) % 8 == 0
+        assert len(shard.header) % ALIGNMENT == 0
         for planned in shard.tensors:
             info = tensors[planned.name]
             assert (info.start, info.stop, info.dtype) == (planned.start, planned.start + planned.nbytes, planned.dtype)
