@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -31,13 +31,17 @@ FEW = 12
 
 @contextmanager
 def progress() -> Iterator[Observer]:
-    """A bar where stderr is a terminal, JSON lines elsewhere."""
-    if not sys.stderr.isatty():
-        yield ProgressLines()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield ProgressBar(bar)
+    """A bar where stderr is a terminal, JSON lines elsewhere.
+
+    Whatever else prints meanwhile (Ray tells of dead workers on stdout) goes to stderr: stdout is for the result alone.
+    """
+    with redirect_stdout(sys.stderr):
+        if not sys.stderr.isatty():
+            yield ProgressLines()
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            yield ProgressBar(bar)
 
 
 class ProgressBar:

@@ -223,3 +223,14 @@ print(sorted({{"torch", "ray", "transformers", "safetensors"}} & set(sys.modules
         [sys.executable, "-c", code], cwd=here, env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True, text=True, check=False
     )
     assert done.stderr.endswith("[]\n"), done.stderr
+
+
+def test_what_others_print_during_a_merge_does_not_get_into_the_result(capsys):
+    from paramdelta_dist import rendering
+
+    with rendering.progress():
+        print("(raylet) A worker died")
+    print("{}")
+    captured = capsys.readouterr()
+    assert captured.out == "{}\n"
+    assert "A worker died" in captured.err

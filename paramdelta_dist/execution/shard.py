@@ -78,5 +78,7 @@ def _chunks(
         digests.update(made.data)
         yield made.data
         advance(len(made.data))
+    if cancelled():  # another attempt may have been faster
+        raise Interrupted("stopped")
     # in a thread of the reader's: obstore runs this generator where no other request can be made
     pipeline.reader.pool.submit(require_claim, output, job.fingerprint).result()
