@@ -66,7 +66,7 @@ class Fetching:
 
 @dataclass
 class TileReader:
-    """Reads tiles of one shard into reused buffers. Stores that bring their own memory leave them untouched (and unbacked)."""
+    """Reads tiles of one shard, into reused buffers where a store reads into its callers' memory."""
 
     shard: Shard
     stores: Sequence[Store]
@@ -83,12 +83,15 @@ class TileReader:
         fetching = Fetching(tile, [], [], [])
         for model in range(len(self.stores)):
             reads = tile_reads(tile, model)
-            fetching.buffers.append(self.buffers.take())
-            room, futures = memoryview(fetching.buffers[-1]), []
+            room = None
+            if not self.stores[model].remote:
+                fetching.buffers.append(self.buffers.take())
+                room = memoryview(fetching.buffers[-1])
+            futures = []
             for read in reads:
                 size = read.stop - read.start
                 into = None
-                if size <= len(room):
+                if room is not None and size <= len(room):
                     into, room = room[:size], room[-(-size // ALIGNMENT) * ALIGNMENT :]
                 futures.append(self.pool.submit(self._read, model, read, into))
                 self.bytes_read += size

@@ -122,7 +122,7 @@ class BlockWriter:
                 raise
 
 
-def copy_into(buffer: mmap.mmap | memoryview, start: int, data: memoryview) -> None:
+def copy_into(buffer: mmap.mmap, start: int, data: memoryview) -> None:
     """Put `data` into `buffer`; while much is copied, other threads run, which a slice assignment does not let them."""
     if len(data) < 1 << 16:
         buffer[start : start + len(data)] = data

@@ -161,7 +161,7 @@ class FsspecStore:
         def get() -> bytes:
             with self._translated(name):
                 data = self._pinned(name, start, stop, identity)
-            check_length(f"{self.url}/{name}", start, stop, len(data))
+            check_length(f"{self.url}/{name}", start, stop, data)
             return data
 
         return memoryview(persisting(get, what=f"reading {self.url}/{name}"))

@@ -36,7 +36,6 @@ from paramdelta_dist.errors import (
     UsageError,
 )
 from paramdelta_dist.storage import aws, retry
-from paramdelta_dist.storage.blocks import copy_into
 from paramdelta_dist.storage.retry import persisting
 from paramdelta_dist.storage.settings import StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_range
@@ -49,9 +48,6 @@ _S3_ENDPOINT = "aws_endpoint_url_s3"
 _TOKEN_RETRIES = 6
 """For gs and az, whose metadata service obstore asks for tokens: it fails for moments while a machine starts."""
 _UNTIL_TIME_IS_UP = 1000
-
-CHUNK = 1 << 20
-"""Bytes of a body that are taken from obstore at a time, where the caller has memory for it."""
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -164,9 +160,8 @@ class ObstoreStore:
                 result = obstore.get(self._store, name, options=options)
                 if _identity(result.meta) != identity:
                     raise InputChanged(f"{self.url}/{name} changed since the plan was made; run again to plan with the new version")
-                data = memoryview(result.bytes()) if into is None else into[: stop - start]
-                length = len(data) if into is None else _receive(result, data)
-            check_length(f"{self.url}/{name}", start, stop, length)
+                data = memoryview(result.bytes())
+            check_length(f"{self.url}/{name}", start, stop, data)
             return data
 
         return persisting(get, what=f"reading {self.url}/{name}")
@@ -214,19 +209,6 @@ class ObstoreStore:
                 obstore.delete(self._store, name)
 
         persisting(remove, what=f"deleting {self.url}/{name}")
-
-
-def _receive(result: Any, into: memoryview) -> int:
-    """Put the body of a reply into `into` as it comes in; returns its length, of which no more is there than fits.
-
-    Fresh memory for each body would cost more than this copy: the system clears every page of it.
-    """
-    length = 0
-    for chunk in result.stream(min_chunk_size=CHUNK):
-        data = memoryview(chunk)[: max(0, len(into) - length)]
-        copy_into(into, length, data)
-        length += len(chunk)
-    return length
 
 
 class _Counted:

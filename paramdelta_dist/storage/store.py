@@ -89,7 +89,7 @@ class ShortRead(IntegrityError, TransientStorageError):
     """A reply that is complete but not what was asked for: worth another try, and a matter of integrity if that fails too."""
 
 
-def check_length(where: str, start: int, stop: int, length: int) -> None:
-    """Raises ShortRead unless as many bytes came as the range has that was asked for."""
-    if length != stop - start:
-        raise ShortRead(f"{where}: bytes [{start}, {stop}) asked for, {length} bytes came")
+def check_length(where: str, start: int, stop: int, data: Buffer) -> None:
+    """Raises ShortRead unless `data` is as long as the range that was asked for."""
+    if len(data) != stop - start:
+        raise ShortRead(f"{where}: bytes [{start}, {stop}) asked for, {len(data)} bytes came")
