@@ -11,7 +11,7 @@ from paramdelta_dist.planning.tiles import SLACK, WASTE
 from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import PARTS_IN_FLIGHT, WRITE_MEMORY, part_size
 
-REMOTE_TILE = 28 << 20
+REMOTE_TILE = 31 << 20
 """Tile size where a request costs a round trip: at 30 ms and 90 MB/s, which is S3, a connection then carries bytes for 92 %
 of the time. The C library hands blocks of 32 MiB and more back to the system at once and asks for them anew."""
 COMFORTABLE_TILE = REMOTE_TILE // 2
