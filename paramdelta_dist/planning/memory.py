@@ -11,11 +11,9 @@ from paramdelta_dist.planning.tiles import SLACK, WASTE
 from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import PARTS_IN_FLIGHT, WRITE_MEMORY, part_size
 
-REMOTE_TILE = 31 << 20
-"""Tile size where a request costs a round trip: at 30 ms and 90 MB/s, which is S3, a connection then carries bytes for 92 %
-of the time. The C library hands blocks of 32 MiB and more back to the system at once and asks for them anew."""
-COMFORTABLE_TILE = REMOTE_TILE // 2
-"""Tile size below which it is better to have fewer requests under way."""
+REMOTE_TILE = 16 << 20
+"""Tile size where a request costs a round trip: what object stores serve well. Larger ones use a connection better, but
+clearing fresh memory for them costs more than that gains."""
 LOCAL_TILE = 4 << 20
 """Tile size on local disks, where small pieces stay in the processor's caches."""
 SMALLEST_TILE = 256 << 10
@@ -90,9 +88,7 @@ def plan_memory(
 
     in_flight = wanted
     while projected(tile, in_flight) > budget:
-        if tile > COMFORTABLE_TILE:
-            tile //= 2
-        elif in_flight > 2:
+        if in_flight > 2:
             in_flight -= 1
         elif tile > SMALLEST_TILE:
             tile //= 2
