@@ -283,6 +283,8 @@ def merge(
         "peak_memory": max([receipt.peak_memory for receipt in made] + [peak_memory() if engine == "local" else 0]),
         "projected_memory": sizing.projected,
         "retries": executor.retries,
+        "copies": executor.copies,
+        "restarts": executor.restarts,
         "bytes_read_again": executor.bytes_read_again + held.bytes_read,
         "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
         "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),

@@ -37,6 +37,10 @@ class Executor(Protocol):
     """How many units run at a time."""
     retries: int
     """Attempts at units that failed or were lost and were made up for, in runs that have ended."""
+    copies: int
+    """Units that were made twice at a time, because one attempt was late."""
+    restarts: int
+    """Units that were taken from a worker, because the attempt was late."""
     bytes_read_again: int
     """Input bytes of attempts that failed, as far as they are known: those of a lost worker are not."""
 

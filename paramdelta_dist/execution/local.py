@@ -16,7 +16,7 @@ class LocalExecutor:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self.retries = 0
+        self.retries = self.copies = self.restarts = 0
         self.bytes_read_again = 0
 
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:

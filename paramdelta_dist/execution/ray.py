@@ -237,11 +237,7 @@ class RayExecutor:
         if self._owned:
             _connect(workers)
         self.workers = workers or max(1, int(_resources(ray.cluster_resources).get("CPU", 1)))
-        self.retries = 0
-        self.copies = 0
-        """Units that were made twice at a time, because one attempt was late."""
-        self.restarts = 0
-        """Units that were taken from a worker, because the attempt was late."""
+        self.retries = self.copies = self.restarts = 0
         self.bytes_read_again = 0
 
     def close(self) -> None:
