@@ -298,12 +298,12 @@ class Schedule:
         return attempt.left(now, self._typical * attempt.task.weight)
 
     def _restart(self, now: float) -> None:
-        slower = [
-            attempt
-            for _, attempt in self._late(now)
-            if len(attempt.task.attempts) == 1 and not attempt.task.restarted and self._worth_restarting(attempt, now)
-        ]
-        for attempt in slower if len(slower) <= max(1, len(self.workers) // 8) else ():
+        late = [attempt for _, attempt in self._late(now)]
+        if len(late) > max(1, len(self.workers) // 8):
+            return
+        for attempt in late:
+            if len(attempt.task.attempts) > 1 or attempt.task.restarted or not self._worth_restarting(attempt, now):
+                continue
             attempt.task.restarted = True
             self.restarts += 1
             attempt.worker.paces.append(attempt.worked / attempt.done if attempt.done else HUNG * self._typical)
