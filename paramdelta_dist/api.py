@@ -14,9 +14,26 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
-from paramdelta_dist.errors import InputChanged, InputError, NotFound, OverBudget, UsageError
+from paramdelta_dist.errors import (
+    CredentialsError,
+    InputChanged,
+    InputError,
+    IntegrityError,
+    NotFound,
+    OutputOccupied,
+    OverBudget,
+    StorageError,
+    UsageError,
+)
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
-from paramdelta_dist.execution.output import claim, committed_meanwhile, output_status, require_shards
+from paramdelta_dist.execution.output import claim, committed_meanwhile, look, output_status, require_shards
+from paramdelta_dist.jobs import connect, watching
+from paramdelta_dist.jobs.naming import parse_job_id
+from paramdelta_dist.jobs.parcel import check_ship
+from paramdelta_dist.jobs.reading import Listener, Silent
+from paramdelta_dist.jobs.submitting import Submission
+from paramdelta_dist.jobs.submitting import submit as submit_job
+from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
@@ -239,6 +256,7 @@ def merge(
     """
     began = time.monotonic()
     observer = observer or _Silent()
+    require_submitters_version()
     merge_plan, _ = plan(recipe)
     where = _device(device, engine)
     sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory)
@@ -291,6 +309,102 @@ def merge(
     }
     publish(store, merge_plan, require_shards(store, receipts), report)
     return MergeResult(redact(recipe.output), "merged", merge_plan.fingerprint, report)
+
+
+def submit(
+    recipe: Recipe,
+    *,
+    address: str | None = None,
+    ship: str = "image",
+    check: bool = True,
+    wait: bool = True,
+    workers: int | None = None,
+    memory: int | None = None,
+    device: Device = "auto",
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Run a merge as a job on a Ray cluster, and with `wait` follow it to its end.
+
+    The same merge into the same output is the same job: one that runs is joined, one that failed or was stopped is followed
+    by its next attempt, and what is done already is not submitted. With `check` the plan is made here first, unless the
+    inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `ship` as in `parcel.pack`.
+
+    Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
+    `exit_code` when it is over, and the merge's `result` or the `error`. Raises what a wrong recipe or plan raises,
+    EngineError when the cluster cannot be reached or is lost, Interrupted on Ctrl-C, which leaves the job running.
+    """
+    listener = listener or Silent()
+    check_ship(ship)
+    fingerprint, begun = None, False
+    if check:
+        try:
+            merge_plan, _ = plan(recipe)
+            plan_workers(merge_plan, engine="ray", workers=workers, memory=memory)
+            fingerprint, begun = merge_plan.fingerprint, False
+            found = _look(merge_plan, overwrite)
+        except (CredentialsError, StorageError) as error:
+            listener.note(f"not everything can be checked from here, so the cluster will: {error}")
+        else:
+            if found == "finished" and not overwrite and merge_plan.recipe.output == recipe.output:
+                return {"state": "nothing to do", "job": None, "exit_code": 0, "output": redact(recipe.output), "fingerprint": fingerprint}
+            begun = found == "begun"
+    local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
+    if local:
+        listener.note(f"{local[0]} is a local path: every node of the cluster must see the same files there")
+    options = [f"--workers={workers}"] if workers else []
+    options += [f"--memory={memory}"] if memory else []
+    options += [f"--device={device}"] if device != "auto" else []
+    cluster = connect(address)
+    made = submit_job(cluster, Submission(recipe, fingerprint, tuple(options), overwrite=overwrite, begun=begun, ship=ship))
+    for note in made.notes:
+        listener.note(note)
+    listener.note(f"job {made.name} {'runs already' if made.joined else 'submitted'} on {redact(cluster.url)}")
+    document = watching.watch(cluster, str(made.name), listener) if wait else watching.look(cluster, str(made.name))
+    return {**document, "joined": made.joined, "fingerprint": fingerprint}
+
+
+def _look(merge_plan: MergePlan, overwrite: bool) -> str:
+    store = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config)
+    try:
+        return look(store, merge_plan)
+    except (OutputOccupied, IntegrityError):
+        if overwrite:
+            return "free"
+        raise
+
+
+def list_jobs(address: str | None = None) -> list[dict[str, Any]]:
+    """The merges that were submitted to a cluster, the latest first."""
+    return sorted(
+        (watching.describe(job) for job in connect(address).jobs() if parse_job_id(job.id)), key=lambda job: job["began"] or 0, reverse=True
+    )
+
+
+def logs(job_id: str, *, address: str | None = None) -> str:
+    """What a job has written so far. Raises NotFound where the cluster knows no such job."""
+    return connect(address).log(_job_id(job_id))
+
+
+def follow(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
+    """Follow a job to its end; returns and raises what `submit` does."""
+    return watching.watch(connect(address), _job_id(job_id), listener or Silent())
+
+
+def stop(job_id: str, *, wait: bool = False, address: str | None = None) -> dict[str, Any]:
+    """Stop a job, which leaves what is finished for the next attempt; with `wait` return when it has ended."""
+    return watching.stop(connect(address), _job_id(job_id), wait=wait)
+
+
+def job_status(job_id: str, *, address: str | None = None) -> dict[str, Any]:
+    """How far a job has come, or how it ended: bytes, shards, rate, workers, retries, seconds left."""
+    return watching.look(connect(address), _job_id(job_id))
+
+
+def _job_id(text: str) -> str:
+    if parse_job_id(text) is None:
+        raise UsageError(f"{text!r} is not the id of a job of ours, such as pdd-0123456789ab-1; `paramdelta-dist jobs` lists them")
+    return text
 
 
 def status(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:

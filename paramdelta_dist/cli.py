@@ -54,6 +54,13 @@ WorkersOption = Annotated[int | None, typer.Option(min=1, help="Shards made at a
 MemoryOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most memory of this process, or of each Ray worker: 2GiB. Default: half of the machine.")
 ]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Dashboard of the cluster: http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine."
+    ),
+]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: pdd-0123456789ab-1.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")]
 
 
@@ -151,12 +158,103 @@ def inspect(url: Annotated[str, typer.Argument(help="Model folder, local or at a
 
 
 @app.command()
-def status(output: Annotated[str, typer.Argument(help="Output folder, local or at a URL.")], as_json: JsonOption = False) -> None:
-    """Tell what is in an output folder and how far a merge into it has come."""
+def submit(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML), local or at a URL.")],
+    address: AddressOption = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end, or return as soon as it is submitted.")] = True,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Make the plan here first, or leave that to the cluster.")] = True,
+    ship: Annotated[
+        str,
+        typer.Option(
+            metavar="image|package|wheel|FILE.whl",
+            help="The code that runs: what the cluster has, what runs here, or a wheel (built from this checkout, or a file).",
+        ),
+    ] = "image",
+    workers: WorkersOption = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of each worker: 2GiB.")] = None,
+    device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a merge as a job on a Ray cluster. Submitting it again joins the job, goes on after a failure, or finds it done."""
     with _reporting(as_json):
         from paramdelta_dist import api, rendering
 
-        _show(api.status(output), rendering.status_lines, as_json)
+        with rendering.job_view(sys.stderr) as view:
+            document = api.submit(
+                api.load_recipe(recipe),
+                address=address,
+                ship=ship,
+                check=check,
+                wait=wait,
+                workers=workers,
+                memory=_bytes(memory, "--memory"),
+                device=device.value,
+                overwrite=overwrite,
+                listener=view,
+            )
+        _show(document, rendering.job_end if wait else rendering.job_id, as_json)
+        raise typer.Exit(document.get("exit_code") or 0)
+
+
+@app.command()
+def jobs(address: AddressOption = None, as_json: JsonOption = False) -> None:
+    """List the merges that were submitted to a cluster."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        _show({"jobs": api.list_jobs(address)}, rendering.job_table, as_json)
+
+
+@app.command()
+def logs(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends, and exit as it does.")] = False,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what a job has written."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        if not follow:
+            _show({"job": job, "log": api.logs(job, address=address)}, rendering.job_log, as_json)
+            return
+        with rendering.job_view(sys.stderr if as_json else sys.stdout) as view:
+            document = api.follow(job, address=address, listener=view)
+        _show(document, rendering.job_end, as_json)
+        raise typer.Exit(document["exit_code"])
+
+
+@app.command()
+def stop(
+    job: JobArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it has ended.")] = False,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop a job. What is finished is kept: submitting again goes on from there."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        _show(api.stop(job, wait=wait, address=address), rendering.job_stopped, as_json)
+
+
+@app.command()
+def status(
+    what: Annotated[str, typer.Argument(metavar="OUTPUT|JOB", help="Output folder, local or at a URL, or the id of a job.")],
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what is in an output folder and how far a merge into it, or a job, has come."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+        from paramdelta_dist.jobs.naming import parse_job_id
+
+        if parse_job_id(what):
+            _show(api.job_status(what, address=address), rendering.job_lines, as_json)
+        else:
+            _show(api.status(what), rendering.status_lines, as_json)
 
 
 @app.command()
