@@ -349,13 +349,13 @@ def submit(
             if found == "finished" and not overwrite and merge_plan.recipe.output == recipe.output:
                 return {"state": "nothing to do", "job": None, "exit_code": 0, "output": redact(recipe.output), "fingerprint": fingerprint}
             begun = found == "begun"
-    local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
-    if local:
-        listener.note(f"{local[0]} is a local path: every node of the cluster must see the same files there")
     options = [f"--workers={workers}"] if workers else []
     options += [f"--memory={memory}"] if memory else []
     options += [f"--device={device}"] if device != "auto" else []
     cluster = connect(address)
+    local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
+    if local:
+        listener.note(f"{local[0]} is a local path: every node of the cluster must see the same files there")
     made = submit_job(cluster, Submission(recipe, fingerprint, tuple(options), overwrite=overwrite, begun=begun, ship=ship))
     for note in made.notes:
         listener.note(note)

@@ -218,7 +218,8 @@ def logs(
         from paramdelta_dist import api, rendering
 
         if not follow:
-            _show({"job": job, "log": api.logs(job, address=address)}, rendering.job_log, as_json)
+            log = api.logs(job, address=address)
+            _print_json({"job": job, "log": log}) if as_json else print(_printable(log, keep="\n\t"), end="")
             return
         with rendering.job_view(sys.stderr if as_json else sys.stdout) as view:
             document = api.follow(job, address=address, listener=view)

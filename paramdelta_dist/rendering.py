@@ -288,10 +288,6 @@ def job_end(document: dict[str, Any]) -> None:
         print(f"job {document['job']} {document['state']}")
 
 
-def job_log(document: dict[str, Any]) -> None:
-    print(document["log"], end="")
-
-
 def job_stopped(document: dict[str, Any]) -> None:
     if not document["told_to_stop"]:
         print(f"job {document['job']} was over already: {document['state']}")

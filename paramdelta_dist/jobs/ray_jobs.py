@@ -63,17 +63,21 @@ class RayCluster:
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.hint = f" --address {redact(str(address.text))}" if address.source == "--address" else ""
+        self._client = self._connect(address)
+        self.url = self._client.get_address()
+
+    @staticmethod
+    def _connect(address: Address) -> _Client:
+        deadline = time.monotonic() + CONNECT_SECONDS
         with _without_variables():
-            deadline = time.monotonic() + CONNECT_SECONDS
             while True:
                 try:
-                    self.url = _dashboard(address)
-                    with _told(self.url):
-                        self._client = _Client(self.url, headers=_headers(), verify=_certificates())
-                    return
+                    url = _dashboard(address)
+                    with _told(url):
+                        return _Client(url, headers=_headers(), verify=_certificates())
                 except Unreachable as error:
-                    if time.monotonic() > deadline:
-                        raise EngineError(_nobody(address)) from error
+                    if address.text is None or time.monotonic() > deadline:
+                        raise EngineError(_nobody(address, error)) from error
                     time.sleep(0.5)
 
     def submit(self, job_id: str, command: str, *, folder: Path, environment: Mapping[str, str], metadata: Mapping[str, str]) -> None:
@@ -191,9 +195,13 @@ def _is_http(url: str) -> bool:
         return False
 
 
-def _nobody(address: Address) -> str:
-    if address.text is None:
+def _nobody(address: Address, error: Unreachable) -> str:
+    if address.text is None and isinstance(error.__cause__, ConnectionError):
         return "no Ray cluster runs on this machine: name one with --address http://HEAD:8265, or start one with `ray start --head`"
+    if address.text is None:
+        return (
+            f"the Ray cluster on this machine has no dashboard that answers, and jobs go through it; name another with --address ({error})"
+        )
     return (
         f"no Ray dashboard answers at {address}: start the cluster, forward the port (kubectl port-forward, ssh -L), or correct the "
         "address; it is the dashboard's, http://HEAD:8265 where nothing else was chosen"
@@ -223,6 +231,8 @@ def _told(url: str, job_id: str | None = None) -> Iterator[None]:
         found = _STATUS.search(str(error))
         if found is None and "WebSocket" in str(error):
             raise Unreachable(f"the cluster at {shown} broke the connection off") from error
+        if found is None and "returned 404" in str(error):
+            raise _refused(shown, None, 404, "") from error
         if found is None:
             raise UsageError(f"what answers at {shown} cannot run jobs: {str(error).partition(chr(10))[0]}") from error
         raise _refused(shown, job_id, int(found[1]), found[2]) from error
