@@ -26,7 +26,7 @@ LEVELS = (
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 ROOMS = {
-    "ray": ("execution/ray.py",),
+    "ray": ("execution/ray",),
     "pydantic": ("recipe.py",),
     "fsspec": ("storage/",),
     "s3fs": ("storage/",),
