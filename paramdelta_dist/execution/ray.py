@@ -28,7 +28,7 @@ from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import EngineError, ParamDeltaError, UsageError
 from paramdelta_dist.execution.executor import Function, J, R, U
 from paramdelta_dist.execution.metering import RETRIES
-from paramdelta_dist.execution.ray_cluster import Share, diagnose, join, leaving_nodes, node_is_gone
+from paramdelta_dist.execution.ray_cluster import Share, diagnose, join, leaving_nodes
 from paramdelta_dist.execution.ray_metrics import Publisher
 from paramdelta_dist.execution.ray_worker import Progress, ShardActor
 from paramdelta_dist.execution.scheduling import LOOK_SECONDS, STOP_SECONDS, Attempt, Order, Schedule, Worker
@@ -208,10 +208,10 @@ class _Crew:
         starting = slot in self.waiting
         self._dismiss(slot)  # it may only be out of reach
         reason = str(error).strip().splitlines()
-        with_node = (isinstance(error, RayActorError) and error.preempted) or (bool(slot.node) and node_is_gone(slot.node))
+        with_node = (isinstance(error, RayActorError) and error.preempted) or "node has died" in str(error)
         if starting:
             self._require_package(error)
-            self._failed_starts += 1
+            self._failed_starts += not with_node  # those that wait for room wait on some node
             if self._failed_starts >= ATTEMPTS:
                 raise EngineError(f"workers end before they start ({str(error)[:1500]})") from error
             return

@@ -116,11 +116,6 @@ def leaving_nodes() -> dict[str, float]:
     return {node: deadline / 1000 + ahead if deadline else float("inf") for node, deadline in draining.items()}
 
 
-def node_is_gone(node: str) -> bool:
-    """Whether a node that was there has left the cluster."""
-    return not any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
-
-
 def diagnose(share: Share, seconds: float) -> str:
     """Why no worker could be had in so many seconds, as far as the cluster tells."""
     free = ray._private.state.available_resources_per_node()
