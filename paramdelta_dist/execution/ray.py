@@ -276,10 +276,11 @@ class RayExecutor:
                 if crew.working:
                     last_seen_alive, warned = now, False
                 elif now - last_seen_alive > self._patience:
-                    raise EngineError(diagnose(self._share, self._patience))
+                    told = f"no worker could be started in {format_seconds(self._patience)}. {diagnose(self._share)}"
+                    raise EngineError(f"{told}. Then run again: what is done is kept")
                 elif not warned and now - last_seen_alive > WARN_SECONDS:
                     warned = True
-                    log.warning("still waiting, %s at most: %s", format_seconds(self._patience), diagnose(self._share, WARN_SECONDS))
+                    log.warning("no worker yet; waiting for %s in all. %s", format_seconds(self._patience), diagnose(self._share))
         finally:
             self.workers, self.nodes = max(self.workers, crew.largest), max(self.nodes, len(schedule.nodes))
             self.lost += crew.lost

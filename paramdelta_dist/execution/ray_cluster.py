@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 
 from paramdelta_dist.errors import EngineError, UsageError
 from paramdelta_dist.execution.machine import available_cores
-from paramdelta_dist.sizes import format_memory, format_seconds
+from paramdelta_dist.sizes import format_memory
 
 CONNECT_SECONDS = 10.0
 """How long a cluster's address may take to answer; Ray itself would try for minutes and then end the process."""
@@ -59,10 +59,9 @@ class Node:
         return [name for name, amount in share.resources.items() if self.total.get(name, 0) < amount]
 
     def __str__(self) -> str:
-        amounts = "; ".join(
-            f"{_amount(name, self.free.get(name, 0))} of {_amount(name, self.total.get(name, 0))} free" for name in ("CPU", "GPU", "memory")
-        )
-        return f"{self.address}: {amounts}{'; about to go' if self.leaving else ''}"
+        free = {name: self.free.get(name, 0) for name, amount in self.total.items() if amount and name in ("CPU", "GPU", "memory")}
+        whole = _amounts({name: self.total[name] for name in free})
+        return f"{self.address}: {whole}; free: {_amounts(free)}{'; about to go' if self.leaving else ''}"
 
 
 def join(workers: int | None) -> int | None:
@@ -116,8 +115,8 @@ def leaving_nodes() -> dict[str, float]:
     return {node: deadline / 1000 + ahead if deadline else float("inf") for node, deadline in draining.items()}
 
 
-def diagnose(share: Share, seconds: float) -> str:
-    """Why no worker could be had in so many seconds, as far as the cluster tells."""
+def diagnose(share: Share) -> str:
+    """Why no worker can be had, as far as the cluster tells."""
     free = ray._private.state.available_resources_per_node()
     leaving = leaving_nodes()
     nodes = [
@@ -125,19 +124,19 @@ def diagnose(share: Share, seconds: float) -> str:
         for each in ray.nodes()
         if each["Alive"]
     ]
-    return explain(share, seconds, nodes, _demand())
+    return explain(share, nodes, _demand())
 
 
-def explain(share: Share, seconds: float, nodes: Sequence[Node], demand: Sequence[tuple[Mapping[str, float], int]]) -> str:
-    """What was asked for, what the cluster has, what else waits for it, and what can be done."""
-    lines = [f"no worker could be started in {format_seconds(seconds)}. A worker needs {share}; the cluster has:"]
+def explain(share: Share, nodes: Sequence[Node], demand: Sequence[tuple[Mapping[str, float], int]]) -> str:
+    """What was asked for, what the cluster has, what waits for room there, and what can be done."""
+    lines = [f"A worker needs {share}; the cluster has:"]
     lines += [f"  {node}" for node in nodes[:FEW]]
     if len(nodes) > FEW:
         lines.append(f"  and {len(nodes) - FEW} more nodes")
     if demand:
         waiting = ", ".join(f"{count} × ({_amounts(resources)})" for resources, count in demand[:FEW])
         lines.append(f"Waiting for resources there: {waiting}")
-    return "\n".join([*lines, f"{_remedy(share, nodes)}, and run again: what is done is kept"])
+    return "\n".join([*lines, _remedy(share, nodes)])
 
 
 def _remedy(share: Share, nodes: Sequence[Node]) -> str:
@@ -168,7 +167,7 @@ def _demand() -> list[tuple[Mapping[str, float], int]]:
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
-    texts = [_amount(name, amount) for name, amount in resources.items()]
+    texts = [_amount(name, resources[name]) for name in sorted(resources)]
     return ", ".join(texts[:-1]) + (" and " if len(texts) > 1 else "") + texts[-1] if texts else "nothing"
 
 
