@@ -247,12 +247,14 @@ def merge(
     memory: int | None = None,
     device: Device = "auto",
     overwrite: bool = False,
+    patience: float | None = None,
     observer: Observer | None = None,
 ) -> MergeResult:
     """Make the output of a recipe, or go on where an earlier run of it stopped, or find it done.
 
-    `memory` bounds, in bytes, this process (local) or each worker (ray). Raises ParamDeltaErrors only; whatever is
-    raised, the output is either untouched, unfinished and ready to go on, or complete.
+    `memory` bounds, in bytes, this process (local) or each worker (ray). `patience` is how many seconds to wait while a
+    cluster gives no worker at all; the default is a quarter of an hour, in which it can start machines. Raises
+    ParamDeltaErrors only; whatever is raised, the output is either untouched, unfinished and ready to go on, or complete.
     """
     began = time.monotonic()
     observer = observer or _Silent()
@@ -272,7 +274,7 @@ def merge(
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
     job = _job(merge_plan, sizing, where)
     made: list[Receipt] = []
-    with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device) as executor:
+    with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device, patience) as executor:
         observer.started(
             "merging",
             merge_plan.bytes_to_write,
@@ -292,6 +294,7 @@ def merge(
         "version": __version__,
         "device": job.device,
         "workers": min(executor.workers, max(1, len(missing))) * job.threads,
+        "nodes": executor.nodes,
         "shards": {"made": len(made), "kept": len(receipts) - len(made)},
         "bytes_read": sum(receipt.bytes_read for receipt in made),
         "bytes_written": sum(receipt.bytes_written for receipt in made),
@@ -303,6 +306,8 @@ def merge(
         "retries": executor.retries,
         "copies": executor.copies,
         "restarts": executor.restarts,
+        "retry_causes": dict(executor.causes),
+        "workers_lost": executor.lost,
         "bytes_read_again": executor.bytes_read_again + held.bytes_read,
         "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
         "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
@@ -511,8 +516,10 @@ def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:
 
 
 @contextmanager
-def _executor(engine: Engine, workers: int | None, threads: int, memory: int, device: str) -> Iterator[Executor]:
-    """`threads` workers here, or `workers` (None: as many as the cluster has cores for) of `memory` bytes on Ray."""
+def _executor(
+    engine: Engine, workers: int | None, threads: int, memory: int, device: str, patience: float | None = None
+) -> Iterator[Executor]:
+    """`threads` workers here, or `workers` (None: as many as the cluster gives) of `memory` bytes on Ray."""
     if engine == "local":
         from paramdelta_dist.execution.local import LocalExecutor
 
@@ -520,7 +527,7 @@ def _executor(engine: Engine, workers: int | None, threads: int, memory: int, de
         return
     from paramdelta_dist.execution.ray import RayExecutor
 
-    executor = RayExecutor(workers, memory=memory, gpus=1 if device == "cuda" else 0)
+    executor = RayExecutor(workers, memory=memory, gpus=1 if device == "cuda" else 0, patience=patience)
     try:
         yield executor
     finally:

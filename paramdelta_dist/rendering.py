@@ -159,11 +159,14 @@ def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> 
         f"  {format_size(document['bytes_read'])} read, {format_size(document['bytes_written'])} written in "
         f"{format_seconds(document['seconds'])}: {format_size(moved / max(document['seconds'], 1e-9))}/s"
     )
+    nodes = f" on {_plural(document['nodes'], 'node')}" if document["engine"] == "ray" else ""
     console.print(
-        f"  {_plural(document['shards']['made'], 'shard')} made{kept} by {_plural(document['workers'], 'worker')}; "
+        f"  {_plural(document['shards']['made'], 'shard')} made{kept} by {_plural(document['workers'], 'worker')}{nodes}; "
         f"peak memory of a process {format_memory(document['peak_memory'])}"
     )
     console.print(f"  {document['tensors']['merged']} tensors merged, {document['tensors']['copied']} copied from the base")
+    if document["workers_lost"]:
+        console.print(f"  {_plural(document['workers_lost'], 'worker')} lost on the way; what they were at was made by others")
     if document["bytes_read_again"]:
         console.print(
             f"  {format_size(document['bytes_read_again'])} were read again, for attempts that failed or to check what was in place"

@@ -26,7 +26,7 @@ LEVELS = (
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 ROOMS = {
-    "ray": ("execution/ray.py", "jobs/ray_jobs.py"),
+    "ray": ("execution/ray", "jobs/ray_jobs.py"),
     "pydantic": ("recipe.py",),
     "fsspec": ("storage/",),
     "s3fs": ("storage/",),

@@ -7,6 +7,7 @@ thread, the one the consumer looks at included. All memory is made once.
 from __future__ import annotations
 
 import mmap
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from paramdelta_dist.execution.buffers import BufferPool
 from paramdelta_dist.execution.making import Job, TileMaker
+from paramdelta_dist.execution.metering import METER, STAGE_SECONDS
 from paramdelta_dist.execution.reader import Fetching, TileReader, buffer_size
 from paramdelta_dist.kernels.merging import one_thread
 from paramdelta_dist.planning.memory import LOCAL_READERS, OUTPUTS, REQUESTS_IN_FLIGHT
@@ -70,10 +72,14 @@ class TilePipeline:
 
     def _make(self, fetching: Fetching, output: mmap.mmap) -> int:
         """Returns how many elements of the tile are not finite."""
+        began = time.perf_counter()
         fetched, maker = fetching.result(), self._makers.get()
+        there = time.perf_counter()
+        METER.add(STAGE_SECONDS, there - began, "read")
         try:
             return maker.make(fetched, memoryview(output)[: fetched.tile.stop - fetched.tile.start])
         finally:
+            METER.add(STAGE_SECONDS, time.perf_counter() - there, "compute")
             self._makers.put(maker)
             fetched.parts.clear()
             self.reader.release(fetching)
