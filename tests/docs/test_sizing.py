@@ -46,11 +46,13 @@ def _rows():
         yield [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_every_metric_the_page_names_is_one():
+def test_the_table_of_metrics_is_the_code_s():
     metering = pytest.importorskip("paramdelta_dist.execution.metering")
-    known = {f"ray_{metric.name}_total" for metric in metering.METRICS}
-    named = set(re.findall(r"`(ray_\w+)`", (DOCS / "operations.md").read_text()))
-    assert named <= known
+    rows = re.findall(r"^\| `(ray_\w+)`(?: \{(\w+)\})? \| (.*) \|$", (DOCS / "operations.md").read_text(), re.M)
+    assert {(name, label) for name, label, _ in rows} == {(f"ray_{metric.name}_total", metric.label) for metric in metering.METRICS}
+    for name, label, words in rows:
+        (metric,) = (metric for metric in metering.METRICS if f"ray_{metric.name}_total" == name)
+        assert not label or set(re.findall(r"`(\w+)`", words)) == set(metric.values)
 
 
 def test_every_field_of_the_report_that_the_page_names_is_one(tmp_path):
