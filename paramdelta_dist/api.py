@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -27,6 +27,7 @@ from paramdelta_dist.errors import (
 )
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
 from paramdelta_dist.execution.output import claim, committed_meanwhile, look, output_status, require_shards
+from paramdelta_dist.execution.series import Series, series_status
 from paramdelta_dist.jobs import connect, watching
 from paramdelta_dist.jobs.naming import parse_job_id
 from paramdelta_dist.jobs.parcel import check_ship
@@ -49,6 +50,7 @@ from paramdelta_dist.storage import (
     remove_leftover,
     scheme_of,
 )
+from paramdelta_dist.template import folder_of, is_template
 
 if TYPE_CHECKING:
     from paramdelta_dist.execution.executor import Executor
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 
 Engine = Literal["local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]
+State = Literal["merged", "nothing to do"]
 
 VERIFY_BUFFERS = 64 << 20
 """Bytes a worker holds of a file whose digest it checks."""
@@ -99,11 +102,13 @@ class MergeResult:
     """What a merge did."""
 
     output: str
-    state: Literal["merged", "nothing to do"]
+    state: State
     """`nothing to do` when the same recipe over the same inputs was committed before, or by another run meanwhile."""
     fingerprint: str
     report: Mapping[str, Any]
     """Bytes, seconds, memory and retries of this run; empty when there was nothing to do."""
+    pointer: str | None = None
+    """The file that names the latest output, where the recipe's output is a template."""
 
 
 def load_recipe(source: str) -> Recipe:
@@ -168,14 +173,29 @@ def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> Hom
 
 
 def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
-    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together."""
+    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together.
+
+    Where the recipe's output is a template, the plan's recipe has the folder that it stands for: that of an earlier run of
+    this very merge, else a new one.
+    """
     with _collector_paused():
         models = open_models(recipe)
         report = check(recipe, models)
         report.require()
         source = recipe.tokenizer_url
         files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
-        return build_plan(recipe, models, files), report
+        made = build_plan(recipe, models, files)
+        series = _series(recipe)
+        return (made if series is None else _into(made, series.output(series.find(made.fingerprint), made.fingerprint))), report
+
+
+def _series(recipe: Recipe) -> Series | None:
+    return Series(recipe.output, recipe.storage_config) if is_template(recipe.output) else None
+
+
+def _into(merge_plan: MergePlan, output: str) -> MergePlan:
+    """The same merge into another folder: where it goes decides nothing of its bytes."""
+    return replace(merge_plan, recipe=merge_plan.recipe.with_output(output))
 
 
 @contextmanager
@@ -262,10 +282,21 @@ def merge(
     merge_plan, _ = plan(recipe)
     where = _device(device, engine)
     sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory)
+    series = _series(recipe)
+    if series is not None:
+        day = series.begin(merge_plan.fingerprint, anew=overwrite)
+        merge_plan = _into(merge_plan, series.output(day, merge_plan.fingerprint))
+    recipe = merge_plan.recipe  # its output is a folder now, whatever it was
+
+    def ended(state: State, report: Mapping[str, Any]) -> MergeResult:
+        if series is not None:
+            series.point(day, merge_plan.fingerprint)
+        return MergeResult(redact(recipe.output), state, merge_plan.fingerprint, report, series.pointer_url if series else None)
+
     store = open_store(recipe.output, recipe.storage_config)
     held = claim(store, merge_plan, overwrite=overwrite)
     if held.committed is not None:
-        return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
+        return ended("nothing to do", {})
     with _collector_paused():  # what computes comes last: a mistake shows without waiting for torch
         from paramdelta_dist.execution.publish import publish
         from paramdelta_dist.execution.shard import run_shard
@@ -287,7 +318,7 @@ def merge(
                 made.append(receipt)
                 observer.finished(receipt)
                 if committed_meanwhile(store, merge_plan.fingerprint):  # another run of this merge was faster; what it made stays as it is
-                    return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
+                    return ended("nothing to do", {})
     seconds = time.monotonic() - began
     report = {
         "engine": engine,
@@ -313,7 +344,7 @@ def merge(
         "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
     }
     publish(store, merge_plan, require_shards(store, receipts), report)
-    return MergeResult(redact(recipe.output), "merged", merge_plan.fingerprint, report)
+    return ended("merged", report)
 
 
 def submit(
@@ -413,8 +444,12 @@ def _job_id(text: str) -> str:
 
 
 def status(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
-    """What is in an output folder, and how far a merge into it has come."""
-    return output_status(open_store(normalize(url), storage or StorageConfig()))
+    """What is in an output folder, and how far a merge into it has come; of a template, or the folder where its outputs
+    lie, which of them is the latest and which are unfinished."""
+    url = normalize(url)
+    store = open_store(folder_of(url) if is_template(url) else url, storage or StorageConfig())
+    found = output_status(store)
+    return (series_status(store) if found["state"] == "foreign" else None) or found
 
 
 def verify(

@@ -144,17 +144,23 @@ class JobView:
 
 
 def merge_document(result: MergeResult) -> dict[str, Any]:
-    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **result.report}
+    pointer = {"pointer": result.pointer} if result.pointer else {}
+    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **pointer, **result.report}
 
 
 def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> None:
     console = Console(file=stream, highlight=False, soft_wrap=True)
+    latest = f"  {escape(document['pointer'])} names it the latest" if "pointer" in document else ""
     if document["state"] == "nothing to do":
         console.print(f"nothing to do: {escape(document['output'])} holds this merge of these inputs already")
+        if latest:
+            console.print(latest)
         return
     moved = document["bytes_read"] + document["bytes_written"]
     kept = f", {document['shards']['kept']} kept from an earlier run" if document["shards"]["kept"] else ""
     console.print(f"merged into {escape(document['output'])}")
+    if latest:
+        console.print(latest)
     console.print(
         f"  {format_size(document['bytes_read'])} read, {format_size(document['bytes_written'])} written in "
         f"{format_seconds(document['seconds'])}: {format_size(moved / max(document['seconds'], 1e-9))}/s"
@@ -249,6 +255,9 @@ def inspect_tables(document: dict[str, Any]) -> None:
 
 def status_lines(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
+    if document["state"] == "series":
+        _facts(console, _series_facts(document))
+        return
     states = {
         "absent": "nothing is there",
         "foreign": "files that no merge of ours made",
@@ -341,6 +350,23 @@ def job_lines(document: dict[str, Any]) -> None:
         driver = document["error"].get("driver", {}).get("message")
         facts["ended"] = document["error"]["message"] + (f": {driver}" if driver else "")
     _facts(console, facts)
+
+
+def _series_facts(document: dict[str, Any]) -> dict[str, str]:
+    complete, unfinished = document["complete"], document["unfinished"]
+    facts = {"outputs in": document["output"]}
+    for name, pointer in document["latest"].items():
+        facts[name] = f"{pointer['output']}, committed {pointer['committed']}"
+    facts["complete"] = _few(complete)
+    if unfinished:
+        facts["unfinished"] = f"{_few(unfinished)}; running or stopped, the same merge command goes on"
+    return facts
+
+
+def _few(names: list[str]) -> str:
+    """How many, and the last of them, which are the newest where names begin with a date."""
+    shown = ", ".join(names[-3:])
+    return f"{len(names)}: {'… ' if len(names) > 3 else ''}{shown}" if names else "none"
 
 
 def verify_lines(document: dict[str, Any]) -> None:

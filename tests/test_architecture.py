@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = (
     ("errors", "sizes", "_version"),
-    ("storage", "kernels"),
+    ("storage", "kernels", "template"),
     ("checkpoint", "methods"),
     ("recipe",),
     ("planning",),
