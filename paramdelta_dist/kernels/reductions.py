@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -22,16 +22,16 @@ _BLOCK = 64 * CHUNK
 _DEVICE_BLOCK = 1024 * CHUNK
 
 
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """A sum of float64 numbers, exact. Sums of parts add up to the sum of the whole, in any order."""
+class Sum(NamedTuple):
+    """A sum of float64 numbers, exact. Sums of parts give the sum of the whole, in any order."""
 
     units: int = 0
     """Of what is finite, in multiples of 2^-1074."""
     infinite: float = 0.0
     """Of what is not: an infinity or NaN, or 0 if there is none."""
 
-    def __add__(self, other: Sum) -> Sum:
+    def plus(self, other: Sum) -> Sum:
+        """The sum of both."""
         return Sum(self.units + other.units, self.infinite + other.infinite)
 
     @property
@@ -111,5 +111,5 @@ class Reducer:
             numbers: list[float] = add_halves(part[:whole].view(-1, CHUNK)).tolist()
             if whole < part.numel():
                 numbers += add_halves(part[None, whole:]).tolist()
-            total += Sum.of(numbers)
+            total = total.plus(Sum.of(numbers))
         return total
