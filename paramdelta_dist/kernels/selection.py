@@ -6,24 +6,23 @@ equal magnitude follow each other by their index. NaN counts as larger than infi
 
     search = Search.of(dtype, rank)
     while not search.found:
-        search = search.narrowed(Σ search.count(keys) over blocks)
-    cut = search.cut or search.cut_among(search.count_ties(keys) of all chunks in order)
+        search = search.narrowed(Σ search.histogram(keys) over blocks)
+    cut = search.cut or search.cut_among([(first, search.ties_in(keys)) of each block, in order])
     cut.mask(keys, first, out) of each block
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
-
-from paramdelta_dist.kernels.chunks import CHUNK
 
 _KEY_BITS = {torch.float32: 31, torch.float64: 63}
 _KEYS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _NAN = {torch.float32: 0x7F800001, torch.float64: 0x7FF0000000000001}
-_LAST = 1 << 62
-"""A chunk behind every chunk."""
+_END = 1 << 62
+"""An index behind every element."""
 DIGIT = 16
 """Bits that one sweep decides. A float32 takes two sweeps, a float64 four."""
 
@@ -43,28 +42,24 @@ def magnitude(key: int, dtype: torch.dtype) -> float:
     return torch.tensor(key, dtype=_KEYS[dtype]).view(dtype).item()
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """The first so many elements in the order of selection: larger keys first, equal ones by index."""
+class Cut(NamedTuple):
+    """A place in the order of selection, where larger keys come first and equal ones by their index."""
 
     key: int
-    """Elements with larger keys are among them, those with smaller ones are not."""
-    chunk: int
-    """Of elements with this very key those in chunks before this one are among them, those behind it are not."""
+    """Elements with larger keys are before it, those with smaller ones are not."""
+    start: int
+    """Of elements with this very key those with a lower index than this are before it."""
     ties: int
-    """In that chunk the first so many are."""
+    """Of those from `start` on so many are. They are all in the block that has `start`."""
 
     def mask(self, keys: torch.Tensor, first: int, out: torch.Tensor) -> torch.Tensor:
-        """Make bool out[n] say which of keys[n], which begin with element `first` of the tensor, a multiple of CHUNK, are before
-        the cut."""
-        n = keys.numel()
-        start = min(max(self.chunk * CHUNK - first, 0), n)
-        stop = min(max((self.chunk + 1) * CHUNK - first, 0), n)
+        """Make bool out[n] say which of keys[n], which begin with element `first` of the tensor, are before the cut."""
+        start = min(max(self.start - first, 0), keys.numel())
         torch.ge(keys[:start], self.key, out=out[:start])
         torch.gt(keys[start:], self.key, out=out[start:])
-        if start < stop and self.ties:
-            ties = torch.nonzero(keys[start:stop] == self.key).flatten()[: self.ties]
-            out[start:stop].index_fill_(0, ties, True)
+        if self.ties and first <= self.start < first + keys.numel():
+            ties = torch.nonzero(keys[start:] == self.key).flatten()[: self.ties]
+            out[start:].index_fill_(0, ties, True)
         return out
 
 
@@ -75,11 +70,10 @@ def nothing(dtype: torch.dtype) -> Cut:
 
 def everything() -> Cut:
     """The cut that all elements are before."""
-    return Cut(0, _LAST, 0)
+    return Cut(0, _END, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
+class Search(NamedTuple):
     """How far the search for an element in the order of selection has come: among those whose keys begin with `prefix`."""
 
     rank: int
@@ -105,7 +99,7 @@ class Search:
     def _digit(self) -> int:
         return self.unknown % DIGIT or DIGIT
 
-    def count(self, keys: torch.Tensor) -> torch.Tensor:
+    def histogram(self, keys: torch.Tensor) -> torch.Tensor:
         """How often each next digit, int64[2^bits], occurs among keys[n] that begin with the prefix. Add those of all blocks."""
         rest = self.unknown - self._digit
         digits = keys >> rest if rest else keys
@@ -113,31 +107,35 @@ class Search:
             digits = digits[(keys >> self.unknown) == self.prefix] & ((1 << self._digit) - 1)
         return torch.bincount(digits, minlength=1 << self._digit)
 
-    def narrowed(self, counts: torch.Tensor) -> Search:
-        """The search with one digit more, given the counts of the whole tensor. Raises ValueError when there are fewer than `rank`."""
-        from_above = counts.flip(0).cumsum(0)
+    def narrowed(self, histogram: torch.Tensor) -> Search:
+        """The search with one digit more, given the histogram of the whole tensor. Raises ValueError where that has fewer
+        than `rank` elements."""
+        from_above = histogram.flip(0).cumsum(0)
         if self.rank > int(from_above[-1]):
             raise ValueError(f"element {self.rank} was looked for among {int(from_above[-1])}")
         place = int(torch.searchsorted(from_above, self.rank))
-        digit = counts.numel() - 1 - place
-        here = int(counts[digit])
+        digit = histogram.numel() - 1 - place
+        here = int(histogram[digit])
         rank = self.rank - (int(from_above[place]) - here)
         return Search(rank, self.prefix << self._digit | digit, self.unknown - self._digit, here)
 
     @property
     def cut(self) -> Cut | None:
         """The cut behind the element that was found, where that is the last one of its key; None where ties must be counted."""
-        return Cut(self.prefix, _LAST, 0) if self.found and self.rank == self.ties else None
+        return Cut(self.prefix, _END, 0) if self.found and self.rank == self.ties else None
 
-    def count_ties(self, keys: torch.Tensor) -> torch.Tensor:
-        """How many elements of each chunk, int64[chunks], of keys[n] have the key that was found. Keys begin with a chunk."""
-        equal = keys == self.prefix
-        whole = keys.numel() // CHUNK * CHUNK
-        counts = equal[:whole].view(-1, CHUNK).sum(1)
-        return counts if whole == keys.numel() else torch.cat([counts, equal[whole:].sum()[None]])
+    def ties_in(self, keys: torch.Tensor) -> int:
+        """How many of keys[n] are the one that was found."""
+        return int((keys == self.prefix).sum())
 
-    def cut_among(self, ties: torch.Tensor) -> Cut:
-        """The cut behind the element that was found, given the ties of all chunks of the tensor, int64[chunks]."""
-        upto = ties.cumsum(0)
-        chunk = int(torch.searchsorted(upto, self.rank))
-        return Cut(self.prefix, chunk, self.rank - (int(upto[chunk]) - int(ties[chunk])))
+    def cut_among(self, ties: Iterable[tuple[int, int]]) -> Cut:
+        """The cut behind the element that was found, given (first element, ties) of each block that has any, in order.
+
+        Raises ValueError where that are fewer than `rank`.
+        """
+        rank = self.rank
+        for first, count in ties:
+            if rank <= count:
+                return Cut(self.prefix, first, rank)
+            rank -= count
+        raise ValueError(f"tie {self.rank} was looked for among {self.rank - rank}")
