@@ -102,7 +102,15 @@ def test_nodes_of_google_batch_find_the_first_by_the_list_of_hosts(place, rays):
     (place / "hosts").write_text(f"{own_address()}\n127.0.0.2\n")
     show = [sys.executable, "-c", "import os, ray; ray.init(); print('NODES', sum(n['Alive'] for n in ray.nodes()))"]
     first, second = (
-        node(*show, cwd=place, PDD_PORT=port, PDD_START_SECONDS=60, PDD_RAY_ARGUMENTS=arguments[i], PDD_NODE_IP=address, BATCH_HOSTS_FILE="hosts")
+        node(
+            *show,
+            cwd=place,
+            PDD_PORT=port,
+            PDD_START_SECONDS=60,
+            PDD_RAY_ARGUMENTS=arguments[i],
+            PDD_NODE_IP=address,
+            BATCH_HOSTS_FILE="hosts",
+        )
         for i, address in enumerate((own_address(), "127.0.0.2"))
     )
     got, told = ended(first)
@@ -115,7 +123,15 @@ def test_nodes_of_google_batch_find_the_first_by_the_list_of_hosts(place, rays):
 def test_the_first_node_goes_on_without_those_that_do_not_come(place, rays):
     port, arguments = rays
     first = node(
-        *MERGE, "good.yaml", "--engine", "ray", cwd=place, PDD_PORT=port, PDD_START_SECONDS=3, PDD_RAY_ARGUMENTS=arguments[0], **aws(0, nodes=3)
+        *MERGE,
+        "good.yaml",
+        "--engine",
+        "ray",
+        cwd=place,
+        PDD_PORT=port,
+        PDD_START_SECONDS=3,
+        PDD_RAY_ARGUMENTS=arguments[0],
+        **aws(0, nodes=3),
     )
     got, told = ended(first)
     assert got == 0, told
@@ -125,7 +141,9 @@ def test_the_first_node_goes_on_without_those_that_do_not_come(place, rays):
 @pytest.mark.slow
 def test_a_stop_reaches_the_command_and_leaves_no_process_behind(place, rays):
     port, arguments = rays
-    waiting = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); print('BEGUN', flush=True); time.sleep(600)"
+    waiting = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); print('BEGUN', flush=True); time.sleep(600)"
+    )
     first = node(sys.executable, "-c", waiting, cwd=place, PDD_PORT=port, PDD_RAY_ARGUMENTS=arguments[0])
     for line in first.stdout:
         if "BEGUN" in line:
