@@ -12,6 +12,7 @@ from paramdelta_dist.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES
 from paramdelta_dist.methods.card import Blocks, Method, Parameter, Roles, Scope, Sweep
 from paramdelta_dist.methods.dare import DARE_LINEAR, DARE_TIES
 from paramdelta_dist.methods.della import DELLA, DELLA_LINEAR
+from paramdelta_dist.methods.linear import EXPO, LINEAR, TASK_ARITHMETIC
 from paramdelta_dist.methods.model_stock import MODEL_STOCK
 from paramdelta_dist.methods.nearswap import NEARSWAP
 from paramdelta_dist.methods.paramdelta import PARAMDELTA
@@ -21,6 +22,9 @@ from paramdelta_dist.methods.spherical import KARCHER, MULTISLERP, NUSLERP, SLER
 
 METHODS = (
     PARAMDELTA,
+    LINEAR,
+    TASK_ARITHMETIC,
+    EXPO,
     DARE_LINEAR,
     DARE_TIES,
     DELLA,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from paramdelta_dist.methods.card import WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
 from paramdelta_dist.methods.cuts import find_cuts, float32_keys
-from paramdelta_dist.methods.dare import LAMBDA, NORMALIZE
+from paramdelta_dist.methods.dare import NORMALIZE
 
 if TYPE_CHECKING:
     import torch

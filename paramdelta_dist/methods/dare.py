@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.methods.card import WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
 from paramdelta_dist.methods.sums import add_sums
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from paramdelta_dist.kernels.blocks import Block, Operand, Subject
 
 SEED = Parameter("seed", "which random numbers are drawn", default=0, kind=int, least=0, most=2**63 - 1)
-LAMBDA = Parameter("lambda", "factor of the merged delta", default=1.0)
 DENSITY = Parameter("density", "share of elements that are kept, 1 − p", default=1.0, least=0, most=1, open=True, each=True)
 DROPPED = Parameter("k", "factor that dropped elements stay with; 0 drops them, 1 changes nothing", default=0.0)
 RESCALE = Parameter(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.methods.card import WEIGHT, Blocks, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.dare import DENSITY, LAMBDA, NORMALIZE, SEED, TOO_SMALL
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Blocks, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.dare import DENSITY, NORMALIZE, SEED, TOO_SMALL
 from paramdelta_dist.methods.sums import add_sums
 
 if TYPE_CHECKING:
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from paramdelta_dist.kernels.blocks import Block, Operand, Subject
 
-EPSILON = Parameter("epsilon", "how far the probability of the largest and the least element of a row is from density", 0.15, least=0, most=0.5, each=True)
+EPSILON = Parameter(
+    "epsilon", "how far the probability of the largest and the least element of a row is from density", 0.15, least=0, most=0.5, each=True
+)
 RESCALE = Parameter(
     "rescale",
     "what makes up for dropped elements: each kept one over its own probability (inverse_q), the tensor's sum of magnitudes (l1), nothing",
@@ -57,10 +59,14 @@ def _thinned(block: Block, number: int, out: torch.Tensor, rescale: str) -> torc
     return out.mul_(block.statistics[0][number]) if rescale == "l1" else out
 
 
-def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
+def _beyond(parameters: Values, terms: Sequence[Values]) -> str | None:
     for density, epsilon in ((term["density"], term["epsilon"]) for term in terms):
         if density < 1 and not epsilon < density < 1 - epsilon:
-            raise ValueError(f"density {density:g} ± epsilon {epsilon:g} should lie between 0 and 1")
+            return f"density {density:g} ± epsilon {epsilon:g} are probabilities and should both lie between 0 and 1; give less epsilon"
+    return None
+
+
+def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
     return (Sweep(_sums, add_sums, _factors, exact=True),) if parameters["rescale"] == "l1" else ()
 
 
@@ -133,6 +139,7 @@ DELLA = Method(
     notes=_NOTES,
     apply=_ties,
     sweeps=_sweeps,
+    check=_beyond,
     blocks=Blocks.ROWS,
     scratch=6,
     temporary=6,
@@ -145,7 +152,7 @@ DELLA_LINEAR = Method(
     name="della_linear",
     title="DELLA: drop by magnitude, rescale, add",
     family="thinned deltas",
-    formula="element kept with probability q = density − ε + 2ε (r − 1)/(n − 1), r its rank by magnitude in its row of n; Θ = Θ_base + λ Σ wᵢ δ̂ᵢ",
+    formula="element kept with probability q = density − ε + 2ε (r − 1)/(n − 1), r its rank in its row of n; Θ = Θ_base + λ Σ wᵢ δ̂ᵢ",
     paper="https://arxiv.org/abs/2406.11617",
     scope=Scope.TENSOR,
     roles=Roles.DELTAS,
@@ -154,6 +161,7 @@ DELLA_LINEAR = Method(
     notes=_NOTES,
     apply=_linear,
     sweeps=_sweeps,
+    check=_beyond,
     blocks=Blocks.ROWS,
     scratch=2,
     temporary=6,

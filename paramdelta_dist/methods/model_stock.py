@@ -53,7 +53,7 @@ def _of_rows(block: Block) -> torch.Tensor:
     for i, j in combinations(range(count), 2):
         dots = products(block.delta(block.terms[i], one), block.delta(block.terms[j], two))
         total += dots.div_((norms[i] * norms[j]).clamp_(min=LEAST_NORM)).clamp_(-1, 1)
-    cosine = total.div_(count * (count - 1) // 2)
+    cosine = total.div_(torch.full_like(total, count * (count - 1) // 2))
     below = (cosine * (count - 1)).add_(1)
     return torch.where(below.abs() < LEAST_NORM, 0.0, cosine / below)
 

@@ -17,7 +17,8 @@ EPSILON = Parameter("epsilon", "a delta of this magnitude or less is no change",
 
 def _changed(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
     """bool[n]: what a delta, written to `out`, changed."""
-    return block.delta(block.terms[number], out).abs() > block.parameters["epsilon"]
+    epsilon: float = block.parameters["epsilon"]
+    return block.delta(block.terms[number], out).abs() > epsilon
 
 
 def _count(block: Block, delta: torch.Tensor, many: torch.Tensor) -> torch.Tensor:
@@ -102,7 +103,7 @@ RAMPLUS_TL = Method(
     name="ramplus_tl",
     title="RAM+: what one delta alone changed counts more, the more it shares with others",
     family="consensus",
-    formula="as ram, but a lone δᵢ times 1 + r · min(shared/alone, α), from how many elements of the tensor δᵢ changed with others and alone",
+    formula="as ram, but a lone δᵢ times 1 + r · min(shared/alone, α), by how many elements of a tensor δᵢ changed with others and alone",
     paper="https://arxiv.org/abs/2601.13572",
     scope=Scope.TENSOR,
     roles=Roles.DELTAS,

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from paramdelta_dist.kernels.blocks import Block, Subject
 
-TOPK = Parameter("select_topk", "share of the elements that vary which is kept: those whose deltas differ most", default=1.0, least=0, most=1)
+TOPK = Parameter(
+    "select_topk", "share of the elements that vary which is kept: those whose deltas differ most", default=1.0, least=0, most=1
+)
 LEAST = 1e-6
 """Energies, and sums of weights, below this count as none."""
 
@@ -25,11 +27,11 @@ def _keys(block: Block, ranking: int = 0) -> torch.Tensor:
     mean.zero_()
     for term in block.terms:
         mean.add_(block.delta(term, delta))
-    mean.div_(len(block.terms))
+    mean.div_(total.fill_(len(block.terms)))  # by a number, a GPU would multiply by its inverse
     total.zero_()
     for term in block.terms:
         total.add_(block.delta(term, delta).sub_(mean).square_())
-    return float32_keys(total.div_(len(block.terms)))
+    return float32_keys(total.div_(mean.fill_(len(block.terms))))
 
 
 def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
@@ -47,7 +49,9 @@ def _dropped(block: Block) -> torch.Tensor | None:
     if block.parameters["select_topk"] >= 1:
         return None
     ((cut,),) = block.statistics[3]
-    return cut.mask(_keys(block), block.first, torch.empty(block.n, dtype=torch.bool, device=block.acc.device)).logical_not_()
+    selected = torch.empty(block.n, dtype=torch.bool, device=block.acc.device)
+    cut.mask(_keys(block), block.first, selected)
+    return selected.logical_not_()
 
 
 def _energies(block: Block) -> Any:
@@ -96,7 +100,7 @@ SCE = Method(
     name="sce",
     title="SCE: select, calculate, erase",
     family="consensus",
-    formula="where the deltas vary most: Θ = Θ_base + Σ wᵢ δᵢ / Σ wᵢ over deltas with the sign of Σ δᵢ, wᵢ the share of Σ δᵢ² in the tensor",
+    formula="where the deltas vary most: Θ = Θ_base + Σ wᵢ δᵢ / Σ wᵢ over deltas with the sign of Σ δᵢ, wᵢ the share of Σ δᵢ² in a tensor",
     paper="https://arxiv.org/abs/2408.07990",
     scope=Scope.TENSOR,
     roles=Roles.DELTAS,

@@ -119,18 +119,15 @@ def _multislerp_factors(gram: Gram, subject: Subject) -> Sequence[float]:
     if subject.parameters[NORMALIZE_WEIGHTS.name]:
         total = math.fsum(weights)
         weights = [weight / total for weight in weights]
-    count = range(len(weights))
     if len(weights) == 1:
         return [1.0]
-    norms = [math.sqrt(gram[i][i]) for i in count]
+    norms = [math.sqrt(gram[i][i]) for i in range(len(weights))]
     units = [weight / (norm + ALMOST_NOTHING) for weight, norm in zip(weights, norms, strict=True)]
     length = _length(units, gram)
-    if length < ALMOST_NOTHING:
-        if len(weights) == 2:
-            return weights
-        raise ValueError(f"tensor {subject.name!r}: the weighted directions cancel, so there is none between them; use other weights")
-    # With weights of sum s the tangent at the mean direction is (1 − s) times the part of the mean along it that is not:
-    # none. So the arc ends where it begins, and what is left of the method is the mean direction with the mean length.
+    if length < ALMOST_NOTHING:  # the directions cancel
+        return weights
+    # The tangent at the mean direction that the method then follows, Σ wᵢ (uᵢ − <uᵢ, μ> μ), is Σ wᵢ uᵢ less its part along
+    # itself: nothing. So the arc ends where it begins, and what is left is the mean direction with the mean length.
     size = math.fsum(weight * norm for weight, norm in zip(weights, norms, strict=True))
     return [unit / length * size for unit in units]
 
@@ -266,7 +263,7 @@ output: s3://models/Mistral-7B-between
 """,
     over_base=True,
     weightless=False,
-    notes="With weights that sum to 1, the step in the tangent space that the method is described with has length zero.",
+    notes="The step in the tangent space that the method is described with has length zero. Where directions cancel: Σ wᵢ xᵢ, as for two in mergekit.",
     apply=_combine,
     sweeps=_combination(_multislerp_factors),
     scratch=2,

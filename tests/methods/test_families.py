@@ -78,7 +78,6 @@ def oracle(name, base, models, parameters, values, tensor="w"):
     """The expected result for arrays; random methods are told what the package draws."""
     deltas = [model - base for model in models]
     weights = [own.get("weight", 1.0) for own in values]
-    merge = {"none": oracles.task_arithmetic}
     factor, normalize = parameters.get("lambda", 1.0), parameters.get("normalize")
     if name.startswith(("dare", "della", "breadcrumbs")):
         thinned = []
@@ -99,7 +98,6 @@ def oracle(name, base, models, parameters, values, tensor="w"):
         if name in ("dare_linear", "della_linear", "breadcrumbs"):
             return oracles.task_arithmetic(base, thinned, weights, factor)
         return oracles.consensus(base, thinned, weights, normalize or ("weight" if name == "della" else "none"), factor)
-    del merge
     return {
         "sce": lambda: oracles.sce(base, deltas, parameters.get("select_topk", 1.0)),
         "ram": lambda: oracles.ram(base, deltas, parameters.get("epsilon", 1e-5)),
