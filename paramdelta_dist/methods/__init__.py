@@ -19,12 +19,15 @@ from paramdelta_dist.methods.paramdelta import PARAMDELTA
 from paramdelta_dist.methods.ram import RAM, RAMPLUS_TL
 from paramdelta_dist.methods.sce import SCE
 from paramdelta_dist.methods.spherical import KARCHER, MULTISLERP, NUSLERP, SLERP
+from paramdelta_dist.methods.ties import MAGNITUDE, TIES
 
 METHODS = (
     PARAMDELTA,
     LINEAR,
     TASK_ARITHMETIC,
     EXPO,
+    TIES,
+    MAGNITUDE,
     DARE_LINEAR,
     DARE_TIES,
     DELLA,
