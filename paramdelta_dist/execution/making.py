@@ -89,19 +89,27 @@ class TileMaker:
         )
 
     def _copy(self, fetched: FetchedTile, segment: Segment, piece: memoryview) -> None:
+        """Take the tensor from the first model that has it; rows of a vocabulary are in that model's dtype, not yet the output's."""
         width = DTYPES[segment.run.dtype].itemsize
+        copied = False
         for model, url in enumerate(self._job.models):
-            data = fetched.source(segment, model)
-            if model == 0:
-                assert data is not None
-                piece[:] = data
-            elif data is not None and data != piece:
+            data, source = fetched.source(segment, model), segment.run.sources[model]
+            if data is None or source is None:
+                continue
+            if not copied:
+                copied = True
+                if source.dtype == segment.run.dtype:
+                    piece[:] = data
+                else:
+                    view(piece, _torch_dtype(segment.run.dtype)).copy_(view(data, _torch_dtype(source.dtype)))
+            elif data != piece:
                 differing = next(place for place, (one, other) in enumerate(zip(data, piece, strict=True)) if one != other)
                 tensor, _ = segment.run.tensor_at(segment.first + differing // width)
                 raise CheckpointError(
                     f"tensor {tensor.name!r} is {tensor.dtype}, which is copied and not merged, and {redact(url)} holds other "
                     "values than the base; it must agree in all models"
                 )
+        assert copied, f"{segment.run.tensors[0].name} is of no model"
 
     def _values(self, fetched: FetchedTile, segment: Segment, model: int) -> torch.Tensor | None:
         data, source = fetched.source(segment, model), segment.run.sources[model]

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
-from paramdelta_dist.planning.plan import Shard, Source, TensorPlan
+from paramdelta_dist.planning.plan import Shard, Source, TensorPlan, parts_of
 
 
 class Run(NamedTuple):
-    """Tensors whose bytes follow one another in the output and in each model, none of them empty."""
+    """Tensors, or parts of them, whose bytes follow one another in the output and in each model, none of them empty."""
 
     tensors: tuple[TensorPlan, ...]
     merged: bool
@@ -27,18 +27,18 @@ class Run(NamedTuple):
     """Where the first tensor lies in each model; None for a model that is not read."""
 
     def tensor_at(self, element: int) -> tuple[TensorPlan, int]:
-        """The tensor that holds an element of the run, and its position in it."""
+        """The tensor that holds an element of the run, and the element's position in the whole of it."""
         for tensor in self.tensors:
             if element < tensor.elements:
-                return tensor, element
+                return tensor, tensor.first + element
             element -= tensor.elements
         raise IndexError(f"element {element} is beyond the run")
 
 
 def find_runs(shard: Shard) -> Iterator[Run]:
-    """The runs of a shard in the order of their bytes; every tensor that has elements is in exactly one."""
+    """The runs of a shard in the order of their bytes; every tensor that has elements, or every part of it, is in exactly one."""
     tensors: list[TensorPlan] = []
-    for tensor in shard.tensors:
+    for tensor in parts_of(shard.tensors):
         if not tensor.elements:
             continue
         if tensors and not _follows(tensors[-1], tensor):
