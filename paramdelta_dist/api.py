@@ -156,7 +156,7 @@ def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> Hom
     report = compared(recipe.vocab)
     if recipe.vocab == "strict" and not any(found.subject in ("tokenizer", "shapes") for found in report.mismatches):
         return report
-    modes = [mode for mode in VOCABULARY_MODES if mode == recipe.vocab or not compared(mode).mismatches]
+    modes = [mode for mode in VOCABULARY_MODES if not (report if mode == recipe.vocab else compared(mode)).mismatches]
     return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, _vocabularies(recipe, opened), modes))
 
 
