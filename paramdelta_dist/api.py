@@ -21,7 +21,7 @@ from paramdelta_dist.execution.output import claim, committed_meanwhile, output_
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
-from paramdelta_dist.planning.tiles import count_requests
+from paramdelta_dist.planning.tiles import bytes_to_sweep, count_requests
 from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, vocabulary_outcomes
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
 from paramdelta_dist.storage import (
@@ -233,11 +233,13 @@ def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: in
 def plan_document(merge_plan: MergePlan, memory: WorkerMemory, report: HomologyReport) -> dict[str, Any]:
     """A plan as plain values for people and programs: shards, traffic, requests, memory."""
     requests = sum(count_requests(shard, tile_size=memory.tile_size) for shard in merge_plan.shards)
+    swept = sum(bytes_to_sweep(shard, tile_size=memory.tile_size) for shard in merge_plan.shards)
     remote = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config).remote
     writes = sum(-(-shard.size // part_size(shard.size)) if remote else 1 for shard in merge_plan.shards)
     return {
         **merge_plan.as_document(),
-        "bytes_to_read": merge_plan.bytes_to_read,
+        "bytes_to_read": merge_plan.bytes_to_read + swept,
+        "bytes_of_inputs": merge_plan.bytes_to_read,
         "bytes_to_write": merge_plan.bytes_to_write,
         "requests": {"read": requests, "write": writes},
         "memory": asdict(memory),
@@ -405,9 +407,7 @@ def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:
 
     recipe = merge_plan.recipe
     return Job(
-        method=find_method(recipe.method),
         models=merge_plan.models,
-        terms=merge_plan.terms,
         output=recipe.output,
         storage=recipe.storage_config,
         fingerprint=merge_plan.fingerprint,

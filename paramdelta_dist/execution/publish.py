@@ -126,8 +126,12 @@ def _card(plan: MergePlan) -> str:
 
 def _roles(plan: MergePlan, url: str) -> str:
     position = plan.models.index(url)
-    roles = ["base"] if position == 0 else []
+    based = any(settings.based for settings in plan.settings) or not plan.settings
+    roles = (["base"] if based else ["structure"]) if position == 0 else []
     for number, term in enumerate(plan.terms):
-        roles += [f"post of delta {number} (weight {term.weight:g})"] if term.post == position else []
+        own = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in term.values.items())
+        own = f" ({own})" if own else ""
+        noun = f"model {number}" if term.base is None else f"post of delta {number}"
+        roles += [noun + own] if term.post == position else []
         roles += [f"base of delta {number}"] if term.base == position and position != 0 else []
     return ", ".join(roles)

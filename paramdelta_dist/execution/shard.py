@@ -17,7 +17,7 @@ from paramdelta_dist.execution.output import require_claim
 from paramdelta_dist.execution.pipeline import TilePipeline, tile_pipeline
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.tiles import cut_tiles
+from paramdelta_dist.planning.tiles import Step, cut_tiles, steps_of
 from paramdelta_dist.storage import Store, open_store
 
 
@@ -72,9 +72,14 @@ def _chunks(
     digests.update(shard.header)
     yield shard.header
     advance(len(shard.header))
-    for made in pipeline.make(cut_tiles(shard, tile_size=job.tile_size)):
-        if cancelled():
-            raise Interrupted("stopped")
+
+    def steps() -> Iterator[Step]:
+        for step in steps_of(cut_tiles(shard, tile_size=job.tile_size), tile_size=job.tile_size):
+            if cancelled():
+                raise Interrupted("stopped")
+            yield step
+
+    for made in pipeline.make(steps()):
         digests.update(made.data)
         yield made.data
         advance(len(made.data))

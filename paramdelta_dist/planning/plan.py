@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -19,20 +19,13 @@ from paramdelta_dist.errors import CheckpointError, UsageError
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
 from paramdelta_dist.planning.rows import RowMap
-from paramdelta_dist.planning.vocabulary import Vocabularies, config_changes, embedding_rows, roles_of, row_maps
+from paramdelta_dist.planning.settings import Resolver, Settings, Term
+from paramdelta_dist.planning.vocabulary import Vocabularies, VocabularyPlanner, config_changes, embedding_rows
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import Identity, redact
 
 FORMAT = 2
 """Version of what a plan's bytes mean; part of the fingerprint, raised when the output of an equal recipe changes."""
-
-
-class Term(NamedTuple):
-    """One delta of the sum; models by their position in `MergePlan.models`."""
-
-    post: int
-    base: int
-    weight: float
 
 
 class Source(NamedTuple):
@@ -52,10 +45,13 @@ class TensorPlan(NamedTuple):
     """Whether it is computed; else it is copied from the first source, and every other one must hold the same bytes."""
     dtype: str
     """Of the output."""
+    shape: tuple[int, ...]
     elements: int
     start: int
     """First byte in the output file."""
     nbytes: int
+    settings: int
+    """Position in `Shard.settings` of how it is computed; means nothing where it is copied."""
     sources: tuple[Source | None, ...]
     """One for each model, the merge's base first; None for a model that is not read for this tensor."""
     rows: RowMap | None = None
@@ -82,7 +78,15 @@ def parts_of(tensors: Iterable[TensorPlan]) -> Iterator[TensorPlan]:
                 sources.append(None if held is None or taken is None else held._replace(start=held.start + taken[1] * strides[taken[0]]))
             start, size = tensor.start + run.first * stride, run.rows * stride
             elements = run.rows * width
-            yield TensorPlan(tensor.name, run.merged, tensor.dtype, elements, start, size, tuple(sources), None, run.first * width)
+            yield tensor._replace(
+                merged=run.merged,
+                elements=elements,
+                start=start,
+                nbytes=size,
+                sources=tuple(sources),
+                rows=None,
+                first=run.first * width,
+            )
 
 
 class InputFile(NamedTuple):
@@ -101,6 +105,8 @@ class Shard:
     size: int
     tensors: tuple[TensorPlan, ...]
     inputs: tuple[InputFile, ...]
+    settings: tuple[Settings, ...]
+    """Every way in which a tensor of the merge is computed."""
 
     @property
     def bytes_to_read(self) -> int:
@@ -119,7 +125,8 @@ class MergePlan:
     recipe: Recipe
     models: tuple[str, ...]
     """URLs, the merge's base first. Those that no weight makes necessary are left out."""
-    terms: tuple[Term, ...]
+    settings: tuple[Settings, ...]
+    """Every way in which a tensor is computed, the first tensor's first."""
     shards: tuple[Shard, ...]
     fingerprint: str
     """Of all that decides the output's bytes: equal fingerprints, equal bytes."""
@@ -141,6 +148,12 @@ class MergePlan:
     @cached_property
     def bytes_to_write(self) -> int:
         return sum(shard.size for shard in self.shards)
+
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """Every delta or model that takes part for some tensor, once, in recipe order."""
+        first = {term.number: term for settings in reversed(self.settings) for term in settings.terms}
+        return tuple(first[number] for number in sorted(first))
 
     @cached_property
     def total_size(self) -> int:
@@ -183,15 +196,20 @@ def build_plan(
     base = checkpoints[recipe.base]
     if base.config is None:
         raise UsageError(f"{redact(base.url)} has no config.json; the output would not be a model that loads")
-    deltas = [delta for delta in recipe.deltas if delta.weight != 0]
-    models = tuple(dict.fromkeys([recipe.base, *(url for d in deltas for url in (d.post, d.base or recipe.base))]))
-    if recipe.vocab != "strict":  # rows may come from a model that no weight makes necessary
-        models = recipe.models
-    terms = tuple(Term(models.index(d.post), models.index(d.base or recipe.base), d.weight) for d in deltas)
+    resolver = Resolver(recipe)
+    models = resolver.models
     opened = [checkpoints[url] for url in models]
     kinds = _account(opened)
-    roles = roles_of(models, [(d.post, d.base or recipe.base) for d in deltas], recipe.tokenizer_url)
-    maps = row_maps(recipe.vocab, roles, opened, vocabularies or {}, recipe.tokenizer_url)
+    settings: list[Settings] = []
+    ways = {}
+    """Position in the settings, of each tensor that is merged."""
+    for name in (name for name, is_merged in kinds.items() if is_merged):
+        way = resolver.settings(name)
+        if way not in settings:
+            settings.append(way)
+        ways[name] = settings.index(way)
+    planner = VocabularyPlanner(recipe, models, opened, vocabularies or {})
+    maps = planner.row_maps({name: settings[way] for name, way in ways.items()})
     layouts = lay_out(
         (_output(name, base.tensors[name], recipe.dtype if kinds[name] else None, maps.get(name)) for name in base.tensors),
         shard_size=recipe.shard_size,
@@ -201,15 +219,14 @@ def build_plan(
     side_files = {**ours, **theirs}
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
     merged = sum(kinds.values())
-    unread = set(range(1, len(models))) - {model for term in terms for model in (term.post, term.base)}
     writer = checkpoints.get(recipe.tokenizer_url) if recipe.vocab == "by-token" and recipe.tokenizer_url != recipe.base else None
     changes = config_changes(base.config, writer.config if writer and maps else None, embedding_rows(maps, base))
     return MergePlan(
         recipe=recipe,
         models=models,
-        terms=terms,
-        shards=tuple(_shard(layout, opened, kinds, maps, unread) for layout in layouts),
-        fingerprint=_fingerprint(recipe, models, terms, inputs, side_files, maps, changes),
+        settings=tuple(settings),
+        shards=tuple(_shard(layout, opened, kinds, settings, ways, maps) for layout in layouts),
+        fingerprint=_fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes),
         inputs=inputs,
         side_files=tuple(side_files),
         merged=merged,
@@ -258,35 +275,47 @@ def _output(name: str, tensor: Tensor, dtype: str | None, rows: RowMap | None) -
 
 
 def _shard(
-    layout: ShardLayout, models: Sequence[Checkpoint], kinds: Mapping[str, bool], maps: Mapping[str, RowMap], unread: Container[int]
+    layout: ShardLayout,
+    models: Sequence[Checkpoint],
+    kinds: Mapping[str, bool],
+    settings: Sequence[Settings],
+    ways: Mapping[str, int],
+    maps: Mapping[str, RowMap],
 ) -> Shard:
-    """`unread` models have no part in what is computed: only in rows that come whole from them."""
     inputs: dict[tuple[int, int], int] = {}
     """Position in the shard's inputs, by model and position among its files."""
     tables = [model.tensors for model in models]
     plans, offset = [], len(layout.header)
+    used = [way.models for way in settings]
     for tensor in layout.tensors:
+        way = ways.get(tensor.name)
         derived = not kinds[tensor.name] and is_derived_buffer(tensor.name)
         rows = maps.get(tensor.name)
         sources: list[Source | None] = []
         for position, table in enumerate(tables):
             held = table.get(tensor.name)
-            if held is None or (position and derived) or (position in unread and rows is None):  # derived: follows from the base's config
+            unused = way is not None and rows is None and position not in used[way]
+            if held is None or unused or (position and derived):  # a derived buffer follows from the config, which is the base's
                 sources.append(None)
                 continue
             file = inputs.setdefault((position, held.file), len(inputs))
             sources.append(Source(file, held.start, held.dtype))
         elements = math.prod(tensor.shape)
-        plans.append(TensorPlan(tensor.name, kinds[tensor.name], tensor.dtype, elements, offset, tensor.nbytes, tuple(sources), rows))
+        plans.append(
+            TensorPlan(
+                tensor.name, way is not None, tensor.dtype, tensor.shape, elements, offset, tensor.nbytes, way or 0, tuple(sources), rows
+            )
+        )
         offset += tensor.nbytes
     files = tuple(InputFile(position, models[position].files[file]) for position, file in inputs)
-    return Shard(layout.file, layout.header, layout.size, tuple(plans), files)
+    return Shard(layout.file, layout.header, layout.size, tuple(plans), files, tuple(settings))
 
 
 def _fingerprint(
     recipe: Recipe,
     models: Sequence[str],
-    terms: Sequence[Term],
+    settings: Sequence[Settings],
+    ways: Mapping[str, int],
     inputs: Mapping[str, Any],
     side_files: Mapping[tuple[str, str], Identity],
     maps: Mapping[str, RowMap],
@@ -294,8 +323,9 @@ def _fingerprint(
 ) -> str:
     document = {
         "format": FORMAT,
-        "method": find_method(recipe.method).name,
-        "terms": [list(term) for term in terms],
+        "method": [recipe.method, find_method(recipe.method).version],
+        "settings": [[way.based, way.parameters, [list(term) for term in way.terms]] for way in settings],
+        "ways": list(ways.values()) if len(settings) > 1 else [],
         "dtype": recipe.dtype,
         "shard_size": recipe.shard_size,
         "allow_nonfinite": recipe.allow_nonfinite,

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from paramdelta_dist.planning.plan import Shard, Source, TensorPlan, parts_of
 from paramdelta_dist.planning.rows import ABSENT, Way, map_rows
+from paramdelta_dist.planning.settings import Settings
 from paramdelta_dist.planning.tiles import MOST_SEGMENTS, cut_tiles, tile_reads
 
 COPIED, MERGED = Way(False, (None, 1)), Way(True, (0, 1))
@@ -50,8 +51,8 @@ def shard_of(rows, width):
     header = bytes(64)
     size = rows.rows * width * 2
     sources = (Source(0, 8, "BF16"), Source(1, 16, "F32"))
-    tensor = TensorPlan("embed", True, "BF16", rows.rows * width, len(header), size, sources, rows)
-    return Shard("f", header, len(header) + size, (tensor,), ())
+    tensor = TensorPlan("embed", True, "BF16", (rows.rows, width), rows.rows * width, len(header), size, 0, sources, rows)
+    return Shard("f", header, len(header) + size, (tensor,), (), (Settings("paramdelta", True, {}, ()),))
 
 
 @settings(max_examples=60)
