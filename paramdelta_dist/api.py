@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
+from paramdelta_dist.checkpoint.components import locate
 from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vocabulary_at
 from paramdelta_dist.errors import InputChanged, InputError, NotFound, OverBudget, UsageError
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
@@ -245,6 +246,32 @@ def plan_document(merge_plan: MergePlan, memory: WorkerMemory, report: HomologyR
         "memory": asdict(memory),
         "notes": list(report.notes),
     }
+
+
+def tensor_documents(merge_plan: MergePlan) -> list[dict[str, Any]]:
+    """What each tensor of the output gets, as plain values: whether it is merged or copied, and the value of every parameter."""
+    documents = []
+    for shard in merge_plan.shards:
+        for tensor in shard.tensors:
+            place = locate(tensor.name)
+            document: dict[str, Any] = {
+                "name": tensor.name,
+                "file": shard.file,
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "component": place.component.value,
+                "layer": place.layer,
+                "merged": tensor.merged,
+            }
+            if tensor.rows is not None:
+                document["row_runs"] = tensor.rows.count
+            if tensor.merged:
+                way = shard.settings[tensor.settings]
+                own = {name for term in way.terms for name in term.values}
+                document["parameters"] = {name: value for name, value in way.parameters.items() if name not in own}
+                document["terms"] = [{"model": redact(merge_plan.models[term.post]), **term.values} for term in way.terms]
+            documents.append(document)
+    return documents
 
 
 def merge(
