@@ -19,7 +19,7 @@ from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vo
 from paramdelta_dist.errors import InputChanged, InputError, NotFound, OverBudget, UsageError
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
 from paramdelta_dist.execution.output import claim, committed_meanwhile, output_status, require_shards
-from paramdelta_dist.methods import find_method
+from paramdelta_dist.methods import Method, all_methods, find_method, origin
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
 from paramdelta_dist.planning.tiles import bytes_to_sweep, count_requests
@@ -27,6 +27,7 @@ from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, vocabulary_out
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
 from paramdelta_dist.storage import (
     StorageConfig,
+    Store,
     find_leftovers,
     normalize,
     open_store,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from paramdelta_dist.execution.executor import Executor
     from paramdelta_dist.execution.making import Job
     from paramdelta_dist.execution.receipts import Receipt
+    from paramdelta_dist.execution.statistics import Gathered
     from paramdelta_dist.execution.verify import FileVerdict
 
 Engine = Literal["local", "ray"]
@@ -182,6 +184,34 @@ def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
         return build_plan(recipe, models, files, vocabularies), report
 
 
+def methods() -> list[dict[str, Any]]:
+    """Every method there is, as plain values, ours first."""
+    return [_card(each) for each in all_methods()]
+
+
+def method(name: str) -> dict[str, Any]:
+    """One method. Raises UsageError naming the nearest one when there is none of that name."""
+    return _card(find_method(name))
+
+
+def _card(card: Method) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "title": card.title,
+        "family": card.family,
+        "formula": card.formula,
+        "paper": card.paper,
+        "scope": card.scope.value,
+        "takes": card.takes,
+        "parameters": [
+            {"name": p.name, "meaning": p.meaning, "default": p.default, "range": p.range, "for_each": p.each} for p in card.parameters
+        ],
+        "notes": card.notes,
+        "example": card.example.splitlines(),
+        "package": origin(card),
+    }
+
+
 @contextmanager
 def _collector_paused() -> Iterator[None]:
     """Planning makes millions of small records, importing torch a million objects, and neither makes cycles: looking for
@@ -301,12 +331,15 @@ def merge(
     with _collector_paused():  # what computes comes last: a mistake shows without waiting for torch
         from paramdelta_dist.execution.publish import publish
         from paramdelta_dist.execution.shard import run_shard
+        from paramdelta_dist.execution.statistics import Gathered
 
     receipts = dict(held.receipts)
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
     job = _job(merge_plan, sizing, where)
     made: list[Receipt] = []
     with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device) as executor:
+        gathered = _gather(store, merge_plan, job, executor, observer) if missing else Gathered()
+        job = replace(job, statistics=gathered.statistics)
         observer.started(
             "merging",
             merge_plan.bytes_to_write,
@@ -327,11 +360,11 @@ def merge(
         "device": job.device,
         "workers": min(executor.workers, max(1, len(missing))) * job.threads,
         "shards": {"made": len(made), "kept": len(receipts) - len(made)},
-        "bytes_read": sum(receipt.bytes_read for receipt in made),
+        "bytes_read": gathered.bytes_read + sum(receipt.bytes_read for receipt in made),
         "bytes_written": sum(receipt.bytes_written for receipt in made),
-        "requests": sum(receipt.requests for receipt in made),
+        "requests": gathered.requests + sum(receipt.requests for receipt in made),
         "seconds": round(seconds, 3),
-        "bytes_per_second": round(sum(r.bytes_read + r.bytes_written for r in made) / max(seconds, 1e-9)),
+        "bytes_per_second": round((gathered.bytes_read + sum(r.bytes_read + r.bytes_written for r in made)) / max(seconds, 1e-9)),
         "peak_memory": max([receipt.peak_memory for receipt in made] + [peak_memory() if engine == "local" else 0]),
         "projected_memory": sizing.projected,
         "retries": executor.retries,
@@ -392,6 +425,9 @@ def verify(
     if checks:
         threads = min(workers or available_cores(), len(checks))
         with _executor(engine, workers, threads, memory, "cpu") as executor:
+            if job is not None:
+                gathered = _gather(store, merge_plan, job, executor, observer, keep=False)
+                job = replace(job, statistics=gathered.statistics)
             observer.started("verifying", sum(check.size for check in checks), details={"files": len(checks)})
             for verdict in executor.run(check_file, VerifyJob(url, storage, job), checks, advance=observer.advanced):
                 verdicts.append(verdict)
@@ -444,6 +480,16 @@ def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:
         threads=sizing.threads,
         device=device,
     )
+
+
+def _gather(store: Store, merge_plan: MergePlan, job: Job, executor: Executor, observer: Observer, *, keep: bool = True) -> Gathered:
+    """What the method has to know of the whole model before the first tensor is made."""
+    from paramdelta_dist.execution.statistics import gather
+
+    def started(number: int, size: int) -> None:
+        observer.started(f"looking at the model, sweep {number + 1}", size, details={"shards": len(merge_plan.shards)})
+
+    return gather(store, merge_plan, job, executor, started=started, advance=observer.advanced, keep=keep)
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def test_a_rule_without_effect_is_refused_by_name(tmp_path, models, options, mes
         ("weight: [{component: mlps, value: 1}]", "line 5: deltas.0.weight: rule 1: component: 'mlps' is none"),
         ("weight: [{match: '*', value: heavy}]", "line 5: deltas.0.weight: rule 1: should be a finite number"),
         ("weight: []", "line 5: deltas.0.weight: "),
-        ("weight: [1]", "line 5: deltas.0.weight: a gradient is a list of two or more numbers"),
+        ("weight: [1]", "line 5: deltas.0.weight: should be a finite number; a list is a gradient, of two or more numbers"),
     ],
 )
 def test_a_wrong_rule_is_refused_with_its_line(line, message):

@@ -115,9 +115,12 @@ def _value(given: Any, check: Callable[[Any], Any]) -> Any:
     if not isinstance(given, (list, tuple)):
         return check(given)
     values = [check(value) for value in given]
-    if len(values) < 2 or not all(isinstance(value, float) for value in values):
-        raise ValueError("a gradient is a list of two or more numbers, for a parameter that can be any number in between")
-    return tuple(values)
+    if len(values) >= 2 and all(isinstance(value, float) for value in values):
+        return tuple(values)
+    try:
+        return check(given)  # which says what one value should be
+    except ValueError as error:
+        raise ValueError(f"{error}; a list is a gradient, of two or more numbers where any in between is allowed") from None
 
 
 def _listed(given: Any) -> Iterable[Any]:

@@ -116,6 +116,8 @@ class Parameter:
 
 WEIGHT = Parameter("weight", "factor of this delta or model", default=1.0, each=True)
 """What most methods have."""
+LAMBDA = Parameter("lambda", "factor of what is added to the base", default=1.0)
+"""What methods have that add something to the base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,8 @@ class Method:
     """Puts the result for a block into `block.acc`. Where an input is NaN or infinite, so must be the result, or unaffected by it."""
     sweeps: Callable[[Values, Sequence[Values]], tuple[Sweep, ...]] = field(default=lambda parameters, terms: ())
     """`(parameters, terms)` → what has to be found out before `apply`."""
+    check: Callable[[Values, Sequence[Values]], str | None] = field(default=lambda parameters, terms: None)
+    """`(parameters, terms)` → what is wrong with them together, in words for people; None where nothing is."""
     blocks: Blocks = Blocks.PLACED
     scratch: int = 3
     """Blocks in the compute dtype that its functions are handed besides `acc`."""
@@ -199,6 +203,18 @@ class Method:
     def joined(self) -> bool:
         """Whether its blocks may span tensors."""
         return self.weights is not None or self.blocks is Blocks.JOINED
+
+    @property
+    def takes(self) -> str:
+        """What a recipe gives it, in words."""
+        if self.roles is Roles.PAIR:
+            over = "; or `base:` and two of `models:`, to merge what they add to it" if self.over_base else ""
+            return f"two models: `base:` and one of `models:`, or two of `models:`{over}"
+        section = "deltas" if self.roles is Roles.DELTAS else "models"
+        count = {(1, None): "one or more", (1, 1): "one", (2, 2): "two"}.get((self.least, self.most), f"{self.least} or more")
+        base = "`base:` and " if self.roles is Roles.DELTAS else ""
+        over = "; with `base:`, what they add to it" if self.over_base and not base else ""
+        return f"{base}{count} of `{section}:`{over}"
 
     @property
     def for_each(self) -> tuple[Parameter, ...]:

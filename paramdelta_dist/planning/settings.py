@@ -95,6 +95,9 @@ class Resolver:
                 for number, (entry, value) in enumerate(zip(self._entries, values, strict=True))
                 if not self._idle(value)
             )
+            if problem := self._method.check(parameters, [term.values for term in terms]):
+                where = f" for tensor {shown(name)}" if self._recipe.has_rules else ""
+                raise UsageError(f"{self._method.name}{where}: {problem}")
             self._known[key] = Settings(self._method.name, self._based, parameters, terms)
         return self._known[key]
 
