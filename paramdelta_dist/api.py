@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
+from paramdelta_dist.checkpoint.components import locate
+from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vocabulary_at
 from paramdelta_dist.errors import (
     CredentialsError,
     InputChanged,
@@ -39,6 +41,7 @@ from paramdelta_dist.methods import Method, all_methods, find_method, origin
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
 from paramdelta_dist.planning.tiles import bytes_to_sweep, count_requests
+from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, vocabulary_outcomes
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
 from paramdelta_dist.storage import (
     StorageConfig,
@@ -171,7 +174,24 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
 def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> HomologyReport:
     """Whether the models of a recipe fit together. Reads headers, configs and tokenizers."""
     opened = models or open_models(recipe)
-    return compare(opened[recipe.base], [opened[url] for url in recipe.models[1:]], recipe.storage_config)
+
+    def compared(vocab: str) -> HomologyReport:
+        return compare(opened[recipe.base], [opened[url] for url in recipe.models[1:]], recipe.storage_config, vocab=vocab)
+
+    report = compared(recipe.vocab)
+    if recipe.vocab == "strict" and not any(found.subject in ("tokenizer", "shapes") for found in report.mismatches):
+        return report
+    modes = [mode for mode in VOCABULARY_MODES if not (report if mode == recipe.vocab else compared(mode)).mismatches]
+    return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, _vocabularies(recipe, opened), modes))
+
+
+def _vocabularies(recipe: Recipe, models: Mapping[str, Checkpoint]) -> dict[str, Vocabulary | None]:
+    """The vocabulary of each model, and of the folder whose tokenizer is written, by URL."""
+    storage, source = recipe.storage_config, recipe.tokenizer_url
+    found = {url: read_vocabulary(model, storage) for url, model in models.items()}
+    if source not in found:
+        found[source] = vocabulary_at(source, find_side_files(source, storage), storage)
+    return found
 
 
 def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
@@ -186,7 +206,8 @@ def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
         report.require()
         source = recipe.tokenizer_url
         files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
-        made = build_plan(recipe, models, files)
+        vocabularies = _vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
+        made = build_plan(recipe, models, files, vocabularies)
         series = _series(recipe)
         return (made if series is None else _into(made, series.output(series.find(made.fingerprint), made.fingerprint))), report
 
@@ -253,7 +274,10 @@ def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: in
     storage = recipe.storage_config
     budget = memory or (default_memory() if engine == "local" else RAY_WORKER_MEMORY)
     count = 1 if engine == "ray" else workers or available_cores()
-    known = [len(shard.tensors) * len(merge_plan.models) * TENSOR_RECORD for shard in merge_plan.shards]
+    known = [
+        len(shard.tensors) * len(merge_plan.models) * TENSOR_RECORD + sum(len(t.rows.table) for t in shard.tensors if t.rows)
+        for shard in merge_plan.shards
+    ]
     reserved = RESERVED + (RESERVED_BY_RAY + max(known) if engine == "ray" else sum(known))
     while True:
         shards = min(-(-count // THREADS_A_SHARD), len(merge_plan.shards))
@@ -289,6 +313,32 @@ def plan_document(merge_plan: MergePlan, memory: WorkerMemory, report: HomologyR
         "memory": asdict(memory),
         "notes": list(report.notes),
     }
+
+
+def tensor_documents(merge_plan: MergePlan) -> list[dict[str, Any]]:
+    """What each tensor of the output gets, as plain values: whether it is merged or copied, and the value of every parameter."""
+    documents = []
+    for shard in merge_plan.shards:
+        for tensor in shard.tensors:
+            place = locate(tensor.name)
+            document: dict[str, Any] = {
+                "name": tensor.name,
+                "file": shard.file,
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "component": place.component.value,
+                "layer": place.layer,
+                "merged": tensor.merged,
+            }
+            if tensor.rows is not None:
+                document["row_runs"] = tensor.rows.count
+            if tensor.merged:
+                way = shard.settings[tensor.settings]
+                own = {name for term in way.terms for name in term.values}
+                document["parameters"] = {name: value for name, value in way.parameters.items() if name not in own}
+                document["terms"] = [{"model": redact(merge_plan.models[term.post]), **term.values} for term in way.terms]
+            documents.append(document)
+    return documents
 
 
 def merge(

@@ -119,6 +119,7 @@ def plan(
     engine: EngineOption = Engine.local,
     workers: WorkersOption = None,
     memory: MemoryOption = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with the values it gets.")] = False,
     bandwidth: Annotated[str, typer.Option(metavar="SIZE", help="Bytes a second to and from storage, for the estimate of time.")] = "1GB",
     as_json: JsonOption = False,
 ) -> None:
@@ -132,6 +133,8 @@ def plan(
         document = api.plan_document(made, sizing, report)
         document["seconds_at_bandwidth"] = round((made.bytes_to_read + made.bytes_to_write) / (speed or 1), 1)
         document["bandwidth"] = speed
+        if tensors:
+            document["tensor_list"] = api.tensor_documents(made)
         _show(document, rendering.plan_tables, as_json)
 
 

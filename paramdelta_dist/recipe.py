@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.rules import is_rules, parse_value
 from paramdelta_dist.errors import ParamDeltaError, RecipeError
 from paramdelta_dist.methods import METHODS, Method, Parameter, Roles, find_method
 from paramdelta_dist.sizes import parse_size
@@ -79,6 +80,17 @@ def _list_of(what: str, key: str) -> Any:
     return check
 
 
+def _unless_rules(value: Any, handler: Any) -> Any:
+    return value if is_rules(value) else handler(value)
+
+
+def _globs(value: Any) -> Any:
+    patterns = value if isinstance(value, (list, tuple)) else (value,)
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise ValueError("should be a glob on the names of tensors, such as '*.mlp.*', or a list of them")
+    return tuple(patterns)
+
+
 def _tokenizer_source(value: Any) -> Any:
     if value is None or value in ("base", "post") or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -89,7 +101,8 @@ def _tokenizer_source(value: Any) -> Any:
 
 Url = Annotated[str, BeforeValidator(_as_value_error(_url))]
 Size = Annotated[int, BeforeValidator(_as_value_error(_size))]
-Weight = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Weight = Annotated[float, Field(strict=True, allow_inf_nan=False), WrapValidator(_unless_rules)]
+"""A number; or rules, which are a list and looked at with the method's card."""
 
 
 class _Section(BaseModel):
@@ -164,6 +177,12 @@ class Recipe(_Section):
     """Most bytes of tensor data in a shard, unless one tensor alone has more."""
     tokenizer_from: Annotated[str | int | None, BeforeValidator(_as_value_error(_tokenizer_source))] = None
     """base, post, the position of a delta, or a URL; None is the first delta's post."""
+    include: Annotated[tuple[str, ...], BeforeValidator(_globs)] = ()
+    """Globs on the names of tensors: only these are merged, the others copied from the base. None given, all are."""
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_globs)] = ()
+    """Globs on the names of tensors that are copied from the base."""
+    vocab: Literal["strict", "pad", "by-token"] = "strict"
+    """What is done where vocabularies differ: refused; rows beyond the common ones whole from one model; rows by token."""
     allow_nonfinite: bool = False
     storage: dict[str, StorageSection] = {}
 
@@ -234,6 +253,12 @@ class Recipe(_Section):
         return str(source)
 
     @property
+    def has_rules(self) -> bool:
+        """Whether any parameter may have another value for another tensor."""
+        given = (self.parameters, *(delta.given for delta in self.deltas), *(entry.given for entry in self.entries))
+        return any(is_rules(value) for values in given for value in values.values())
+
+    @property
     def storage_config(self) -> StorageConfig:
         return StorageConfig({prefix: StoreSettings(**section.model_dump()) for prefix, section in self.storage.items()})
 
@@ -248,8 +273,8 @@ class Recipe(_Section):
 
     def as_document(self) -> dict[str, Any]:
         """The recipe as plain values, for cards and provenance: no defaults, no storage settings, URLs without secrets."""
-        document = self.model_dump(exclude_defaults=True, exclude={"storage"}, by_alias=True)
-        document = {"method": self.method, **document, "output": redact(self.output)}
+        rest = self.model_dump(exclude_defaults=True, exclude={"storage", "method", "given_base", "deltas", "entries"})
+        document: dict[str, Any] = {"method": self.method}
         if self.given_base:
             document["base"] = redact(self.given_base)
         weighted = any(parameter.name == "weight" for parameter in find_method(self.method).parameters)
@@ -265,6 +290,9 @@ class Recipe(_Section):
             ]
         if self.entries:
             document["models"] = [{"model": redact(entry.model), **entry.given} for entry in self.entries]
+        document |= {key: list(value) if isinstance(value, tuple) else value for key, value in rest.items()} | {
+            "output": redact(self.output)
+        }
         if isinstance(self.tokenizer_from, str):
             document["tokenizer_from"] = redact(self.tokenizer_from)
         return document
@@ -296,7 +324,7 @@ def _misfits(document: dict[Any, Any]) -> Iterator[_Misfit]:
     fixed = [key for key in keys.model_fields if key != "weight"]
     for number, entry in entries:
         for name, value in entry.items():
-            if name in fixed or (name == "weight" and not _is_number(value)):
+            if name in fixed or (name == "weight" and not (_is_number(value) or is_rules(value))):
                 continue
             if name in every and name not in own:
                 yield "of_all", (section, number, name), "is for all alike; write it under `parameters:`"
@@ -349,7 +377,7 @@ def _wrong_value(
         yield "unknown", place, hint
         return
     try:
-        known[name].check(value)
+        parse_value(value, known[name].check)
     except ValueError as error:
         yield "parameter", place, str(error)
 

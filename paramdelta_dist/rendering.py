@@ -185,6 +185,8 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
     console = Console(file=stream, highlight=False, soft_wrap=True)
     for note in document["notes"]:
         console.print(f"note: {escape(note)}")
+    if "tensor_list" in document:
+        _tensor_table(console, document["tensor_list"])
     table = Table("shard", "size", "tensors", "to read", box=None, pad_edge=False)
     shards = document["shards"]
     for shard in shards[:FEW]:
@@ -206,6 +208,28 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
         "fingerprint": document["fingerprint"],
     }
     _facts(console, facts)
+
+
+def _tensor_table(console: Console, tensors: list[dict[str, Any]]) -> None:
+    """A line for each tensor: neighbours in a table would be cut where the terminal ends."""
+    for tensor in tensors:
+        shape = " × ".join(map(str, tensor["shape"])) or "scalar"
+        what = "copied from the base"
+        if tensor["merged"]:
+            terms = "; ".join(_values(term) for term in tensor["terms"]) or "nothing is added to the base"
+            what = f"{terms} | {_values(tensor['parameters'])}" if tensor["parameters"] else terms
+        rows = f" in {tensor['row_runs']:,} runs of rows" if "row_runs" in tensor else ""
+        console.print(f"{escape(tensor['name'])}  [dim]{tensor['dtype']} {shape}, {tensor['component']}{rows}[/]  {escape(what)}")
+    console.print()
+
+
+def _values(values: dict[str, Any]) -> str:
+    """`post: weight 0.5, density 0.2`, the model by the last part of its URL."""
+    model = values.get("model")
+    listed = ", ".join(
+        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items() if name != "model"
+    )
+    return f"{model.rstrip('/').rpartition('/')[2]}: {listed}" if model else listed
 
 
 def method_list(document: dict[str, Any]) -> None:
@@ -252,6 +276,8 @@ def check_table(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for note in document["notes"]:
         console.print(f"note: {escape(note)}")
+    for mode, what in document["vocabulary"]:
+        console.print(f"with vocab: {mode}: {escape(what)}")
     if document["homologous"]:
         console.print(f"{_plural(len(document['models']), 'model')} fit the base {escape(document['base'])}")
         return
