@@ -75,7 +75,7 @@ def _apply(block: Block) -> None:
 
     ((lower, median, upper),) = ([magnitude(found.prefix, torch.float32) for found in row] for row in block.statistics[2])
     importance = _importance(block).view(torch.float32)
-    chosen = importance.double() >= median + 1.5 * (upper - lower)
+    chosen = torch.logical_not(importance.double() < median + 1.5 * (upper - lower))  # what is NaN is taken over, and found
     one, two = (block.delta(term, out) for term, out in zip(block.terms, block.scratch, strict=False))
     torch.where(chosen, two, one, out=block.acc)
 

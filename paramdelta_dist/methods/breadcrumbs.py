@@ -33,15 +33,18 @@ def _keys(block: Block, number: int) -> torch.Tensor:
 
 
 def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
-    return find_cuts(_keys, _ranks)
+    return () if all(term["density"] == 1 for term in terms) else find_cuts(_keys, _ranks)
 
 
 def _between(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
     """The delta without what lies outside its two cuts."""
     import torch
 
+    block.delta(block.terms[number], out)
+    if not block.statistics:
+        return out
     begin, end = block.statistics[2][number]
-    keys = float32_keys(block.delta(block.terms[number], out))
+    keys = float32_keys(out)
     kept, larger = (torch.empty(block.n, dtype=torch.bool, device=out.device) for _ in range(2))
     end.mask(keys, block.first, kept)
     begin.mask(keys, block.first, larger)

@@ -17,8 +17,8 @@ EPSILON = Parameter("epsilon", "a delta of this magnitude or less is no change",
 
 def _changed(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
     """bool[n]: what a delta, written to `out`, changed."""
-    epsilon: float = block.parameters["epsilon"]
-    return block.delta(block.terms[number], out).abs() > epsilon
+    unchanged: torch.Tensor = block.delta(block.terms[number], out).abs() <= block.parameters["epsilon"]
+    return unchanged.logical_not_()  # so that NaN is a change
 
 
 def _count(block: Block, delta: torch.Tensor, many: torch.Tensor) -> torch.Tensor:

@@ -76,11 +76,11 @@ def _products(block: Block, *, columns: bool) -> torch.Tensor:
 
 
 def _column_products(block: Block) -> Any:
-    return _products(block, columns=True)
+    return _products(block, columns=len(block.subject.shape) > 1)  # a tensor of one dimension is one vector
 
 
 def _of_columns(total: torch.Tensor, subject: Subject) -> torch.Tensor:
-    """float64[2, columns]: the factors of both terms in each."""
+    """float64[2, columns]: the factors of both terms in each; [2, 1] for one vector."""
     return _factors_of_each(total, _share(subject))
 
 
@@ -187,7 +187,7 @@ SLERP = Method(
     name="slerp",
     title="SLERP: between two models along an arc",
     family="directions",
-    formula="sin((1 − t)θ)/sin θ · Θ_a + sin(tθ)/sin θ · Θ_b, with θ the angle between both in each tensor; (1 − t) Θ_a + t Θ_b where |cos θ| > 0.9995",
+    formula="sin((1 − t)θ)/sin θ · Θ_a + sin(tθ)/sin θ · Θ_b, θ their angle in each tensor; if |cos θ| > 0.9995 (1 − t) Θ_a + t Θ_b",
     paper=_PAPER,
     scope=Scope.TENSOR,
     roles=Roles.PAIR,
@@ -232,7 +232,7 @@ output: s3://models/Mistral-7B-between
     most=2,
     over_base=True,
     weightless=False,
-    notes="`nuslerp_row_wise` means columns, as in mergekit, whose names these are; of a tensor of more than two dimensions, the last one's.",
+    notes="`nuslerp_row_wise` means columns, as in mergekit, whose names these are; with more than two dimensions, those of the last.",
     apply=_nuslerp,
     sweeps=_nuslerp_sweeps,
     blocks=Blocks.ROWS,
@@ -263,7 +263,7 @@ output: s3://models/Mistral-7B-between
 """,
     over_base=True,
     weightless=False,
-    notes="The step in the tangent space that the method is described with has length zero. Where directions cancel: Σ wᵢ xᵢ, as for two in mergekit.",
+    notes="The step in the tangent space that it is described with has length zero. Where directions cancel: Σ wᵢ xᵢ.",
     apply=_combine,
     sweeps=_combination(_multislerp_factors),
     scratch=2,

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from paramdelta_dist.kernels.random import Philox, stream_key
-from paramdelta_dist.kernels.transcendental import exp_of_negative, log
-from paramdelta_dist.methods import METHODS, Roles, dare, find_method
+from paramdelta_dist.methods import Roles, dare, find_method
 from tests.methods import oracles
 from tests.methods.golden import BASE, DELTAS, KEEP, MODELS, assert_golden
 from tests.methods.running import array, as_they_are, over, run
@@ -164,3 +163,100 @@ def test_elements_do_not_depend_on_how_a_tensor_is_walked(name, parameters, valu
     """Within what reductions over differently cut rows may differ by: nothing for those over chunks."""
     _, runner = expected_and_runner(name, parameters, values, (40, 4096), dtype)
     assert torch.equal(runner(1 << 14), runner(1 << 18))
+
+
+RANDOM = [
+    ("dare_linear", {"density": 0.3}),
+    ("dare_linear", {"density": 0.5, "k": -0.5}),
+    ("dare_linear", {"density": 0.9, "k": 0.8}),
+    ("dare_ties", {"density": 0.3}),
+    ("della_linear", {"density": 0.4, "epsilon": 0.3}),
+    ("della", {"density": 0.6}),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters"), RANDOM)
+def test_over_seeds_the_mean_of_a_thinned_delta_is_the_delta(name, parameters):
+    seeds, (base, (post, *_)) = 300, tensors(2, (16, 32), 1)
+    total = squares = 0
+    for seed in range(seeds):
+        change = array(run(name, base, over(base, [post]), {**parameters, "seed": seed})) - array(base)
+        total, squares = total + change, squares + change**2
+    mean, delta = total / seeds, array(post) - array(base)
+    deviation = np.sqrt(np.maximum(squares / seeds - mean**2, 0) / seeds)
+    assert (np.abs(mean - delta) <= 5 * deviation + 1e-12).all()
+    assert (deviation > 0).mean() > 0.5
+
+
+def test_dare_keeps_the_same_elements_whatever_is_made_of_them():
+    base, (post, *_) = tensors(2, (16, 32), 1)
+    linear, ties, other = (
+        run(name, base, over(base, [post]), {"density": 0.5, "seed": seed})
+        for name, seed in (("dare_linear", 1), ("dare_ties", 1), ("dare_linear", 2))
+    )
+    assert torch.equal(linear, ties)
+    assert not torch.equal(linear, other)
+
+
+def test_random_numbers_go_with_a_delta_when_another_is_left_out():
+    base, (one, two) = tensors(2, (16, 32), 2)
+    both = run("dare_linear", base, over(base, [one, two]), {"density": 0.5, "weight": 1.0}, [{"weight": 0.0}, {}])
+    alone = run("dare_linear", base, over(base, [two]), {"density": 0.5}, numbers=[1])
+    assert torch.equal(both, alone)
+
+
+def test_each_tensor_and_each_delta_is_thinned_in_its_own_way():
+    base, (post, *_) = tensors(2, (16, 32), 1)
+    made = [
+        run("dare_linear", base, over(base, [post]), {"density": 0.5}, tensor=tensor, numbers=[number])
+        for tensor, number in (("a", 0), ("b", 0), ("a", 1))
+    ]
+    assert not torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
+def test_dare_stretched_by_l1_keeps_the_sum_of_magnitudes():
+    base, (post, *_) = tensors(2, (64, 64), 1)
+    for k in (0.0, 0.3):
+        change = run("dare_linear", base, over(base, [post]), {"density": 0.4, "rescale": "l1", "k": k}) - base
+        assert change.abs().sum().item() == pytest.approx((post - base).abs().sum().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["slerp", "nuslerp", "multislerp", "karcher"])
+def test_equal_models_of_16_bits_give_that_model_and_a_zero_tensor_stays_zero(name):
+    parameters = {"t": 0.3} if name == "slerp" else {}
+    for model in (tensors(1, (30, 40), 1)[0].bfloat16(), torch.zeros(30, 40, dtype=torch.bfloat16)):
+        assert torch.equal(run(name, None, as_they_are([model, model.clone()]), parameters), model)
+
+
+@pytest.mark.parametrize("name", ["slerp", "nuslerp"])
+def test_the_ends_of_an_arc_are_the_models(name):
+    _, (one, two) = tensors(1, (30, 40), 2, torch.bfloat16, size=1.0)
+    for end, model in enumerate((one, two)):
+        parameters, values = ({"t": float(end)}, None) if name == "slerp" else ({}, [{"weight": 1.0 - end}, {"weight": float(end)}])
+        assert torch.equal(run(name, None, as_they_are([one, two]), parameters, values), model)
+
+
+def test_opposite_directions_do_not_stop_a_merge():
+    one = tensors(1, (30, 40), 1)[0]
+    middle = run("multislerp", None, as_they_are([one, -one]), {}, [{"weight": 0.5}, {"weight": 0.5}])
+    assert middle.abs().max() == 0
+    assert torch.isfinite(run("slerp", None, as_they_are([one, -one]), {"t": 0.3})).all()
+    assert torch.isfinite(run("karcher", None, as_they_are([one, -one]))).all()
+    assert torch.isfinite(run("model_stock", torch.zeros_like(one), over(torch.zeros_like(one), [one, -one]))).all()
+
+
+DROPPING = ("dare", "della", "breadcrumbs")
+WHOLE = [scene for scene in SCENES if not scene[0].startswith(DROPPING) and scene[1].get("select_topk") != 0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("name", "parameters", "values"), WHOLE, ids=[f"{name}-{number}" for number, (name, *_) in enumerate(WHOLE)])
+def test_what_is_not_finite_is_seen_in_the_result(name, parameters, values, bad):
+    roles = find_method(name).roles
+    base, models = tensors(4, (30, 40), 2 if roles is Roles.PAIR else 3)
+    models[-1].view(-1)[701] = bad
+    based = roles is Roles.DELTAS or name == "multislerp"
+    terms = over(base, models) if based else as_they_are(models)
+    made = run(name, base if based else None, terms, parameters, values or [{}] * len(models))
+    assert not torch.isfinite(made.view(-1)[701])
