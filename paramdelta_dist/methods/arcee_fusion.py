@@ -63,7 +63,7 @@ def _quartiles(subject: Subject) -> list[list[int]]:
 
 def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
     divergences = Sweep(
-        _divergences, _joined, _of_rows, exact=True, partial_bytes=lambda _, shape: 8 * max(1, (1 << 18) // max(1, shape[-1]))
+        _divergences, _joined, _of_rows, exact=True, partial_bytes=lambda _, shape: 8 * max(1, (1 << 18) // max(1, (shape or (1,))[-1]))
     )
     return (divergences, *find_keys(_importance, _quartiles, at=1))
 
