@@ -15,7 +15,7 @@ LEVELS = (
     ("storage", "kernels"),
     ("checkpoint", "methods"),
     ("recipe",),
-    ("planning",),
+    ("planning", "importing"),
     ("execution",),
     ("api",),
     ("rendering",),
