@@ -167,6 +167,8 @@ def import_(
         made = api.import_mergekit(config, output=output)
         if recipe is not None:
             _write_new(recipe, made.text)
+        elif not as_json:
+            typer.echo(made.text, nl=False)
         document = {"recipe": made.text, "written": recipe, "notes": list(made.notes)}
         _show(document, rendering.import_lines, as_json)
 

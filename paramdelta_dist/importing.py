@@ -454,8 +454,8 @@ class _Importer:
         if source is not None:
             made["vocab"] = "by-token"
             self.notes.append(
-                "rows by token: a row that some models lack is, in mergekit, filled from base_model or averaged, and padding is the mean of "
-                "all rows; here see `vocab: by-token`: zero deltas, whole rows, and padding as it is"
+                "rows by token: a row that some models lack is, in mergekit, filled from the base or averaged, and padding is the mean of "
+                "all rows; here see `vocab: by-token`: zero deltas, whole rows, padding as it is"
             )
         else:
             self.notes.append(

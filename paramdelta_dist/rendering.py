@@ -225,9 +225,7 @@ def method_page(document: dict[str, Any]) -> None:
 
 
 def import_lines(document: dict[str, Any]) -> None:
-    """The recipe on stdout, as it is; what its user has to know on stderr."""
-    if document["written"] is None:
-        print(document["recipe"], end="")
+    """What the user of an imported recipe has to know, on stderr: stdout is for the recipe."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("differences from mergekit:")
     for note in document["notes"]:
