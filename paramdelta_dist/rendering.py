@@ -274,6 +274,16 @@ def method_page(document: dict[str, Any]) -> None:
         console.print(f"  {escape(line)}")
 
 
+def import_lines(document: dict[str, Any]) -> None:
+    """What the user of an imported recipe has to know, on stderr: stdout is for the recipe."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("differences from mergekit:")
+    for note in document["notes"]:
+        console.print(f"  - {escape(note)}")
+    if document["written"] is not None:
+        console.print(f"recipe written to {escape(document['written'])}; `paramdelta-dist plan` shows what it does")
+
+
 def check_table(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for note in document["notes"]:
