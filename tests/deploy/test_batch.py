@@ -35,7 +35,11 @@ def test_aws_batch_tries_again_what_may_pass_and_nothing_else(name):
     definition = load(DEPLOY / "aws-batch" / name)
     retry = definition["retryStrategy"]
     assert 1 < retry["attempts"] <= 10
-    assert [(rule.get("onExitCode"), rule["action"]) for rule in retry["evaluateOnExit"]] == [(None, "RETRY"), (PASSING, "RETRY"), (None, "EXIT")]
+    assert [(rule.get("onExitCode"), rule["action"]) for rule in retry["evaluateOnExit"]] == [
+        (None, "RETRY"),
+        (PASSING, "RETRY"),
+        (None, "EXIT"),
+    ]
     assert retry["evaluateOnExit"][0]["onStatusReason"] == "Host EC2*"
     assert definition["timeout"]["attemptDurationSeconds"] >= 3600
     assert definition["platformCapabilities"] == ["EC2"]

@@ -48,7 +48,12 @@ def test_commands_are_found_where_there_are_some():
 
 def test_jobs_on_a_cluster_of_their_own_merge_there_and_the_nightly_one_submits():
     started = {name(path): arguments for path, arguments in COMMANDS if path.suffix != ".md"}
-    for path in ("cluster/slurm.sh", "deploy/aws-batch/job-definition.json", "deploy/gcp-batch/job.json", "deploy/kubernetes/job/rayjob.yaml"):
+    for path in (
+        "cluster/slurm.sh",
+        "deploy/aws-batch/job-definition.json",
+        "deploy/gcp-batch/job.json",
+        "deploy/kubernetes/job/rayjob.yaml",
+    ):
         assert started[path][0] == "merge", path
         assert " ".join(started[path]).find("--engine ray") > 0, path
     assert started["deploy/kubernetes/nightly/cronjob.yaml"][0] == "submit"
@@ -107,7 +112,9 @@ def test_scripts_are_sound_and_executable():
 
 @pytest.mark.parametrize("part", ["setup", "run"])
 def test_the_shell_inside_the_skypilot_task_is_sound(part):
-    shellcheck("--shell=bash", "--exclude=SC1090,SC1091", "-", text=load(DEPLOY / "skypilot/task.yaml")[part])  # what it sources is not here
+    shellcheck(
+        "--shell=bash", "--exclude=SC1090,SC1091", "-", text=load(DEPLOY / "skypilot/task.yaml")[part]
+    )  # what it sources is not here
 
 
 def test_ray_is_stopped_only_in_containers():

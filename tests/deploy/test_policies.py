@@ -42,7 +42,9 @@ def meaning(method, path):
         return ("s3:ListBucketMultipartUploads" if "uploads" in query else "s3:ListBucket"), arn
     if "uploadId" in query and method in ("GET", "DELETE"):
         return ("s3:ListMultipartUploadParts" if method == "GET" else "s3:AbortMultipartUpload"), arn
-    return {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject", "POST": "s3:PutObject", "DELETE": "s3:DeleteObject"}[method], arn
+    return {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "PUT": "s3:PutObject", "POST": "s3:PutObject", "DELETE": "s3:DeleteObject"}[
+        method
+    ], arn
 
 
 @pytest.fixture
