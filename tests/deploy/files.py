@@ -47,9 +47,7 @@ def readme_commands(path: Path) -> list[str]:
 
 
 def _leaves(value: Any) -> Iterator[str | list[str]]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(each, str) for each in value)):
         yield value
     elif isinstance(value, (dict, list)):
         for each in value.values() if isinstance(value, dict) else value:
