@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
@@ -37,14 +38,26 @@ def _columns() -> tuple[ProgressColumn, ...]:
 def progress() -> Iterator[Observer]:
     """A bar where stderr is a terminal, JSON lines elsewhere.
 
-    Whatever else prints meanwhile (Ray tells of dead workers on stdout) goes to stderr: stdout is for the result alone.
+    Whatever else prints meanwhile goes to stderr, a line of it: stdout is for the result alone, and Ray tells of dead nodes
+    with the state of their raylet.
     """
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(_FirstLines()):
         if not sys.stderr.isatty():
             yield ProgressLines()
             return
-        with Progress(*_columns(), console=Console(stderr=True)) as bar:
+        with Progress(*_columns(), console=Console(stderr=True), redirect_stdout=False) as bar:
             yield ProgressBar(bar)
+
+
+class _FirstLines(io.TextIOBase):
+    """Passes the first line of each text on to stderr."""
+
+    def write(self, text: str) -> int:
+        sys.stderr.write(text if text == "\n" else text.partition("\n")[0])
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class ProgressBar:
