@@ -39,11 +39,11 @@ def test_a_stopped_job_is_no_success_and_the_next_attempt_finishes_it_over_a_con
     running = site.document("status", job["job"])
     assert (running["state"], running["shards"]["total"]) == ("running", 8)
     assert running["bytes"]["total"] > 8_000_000
-    stopping = site.start("stop", job["job"], "--wait")
-    time.sleep(1)
+    assert "is told to stop" in site.run("stop", job["job"]).stdout
+    time.sleep(3)  # so that the driver is told
     go.set()
-    out, err = stopping.communicate(timeout=90)
-    assert (stopping.returncode, "is stopped" in out) == (0, True), out + err
+    stopped = site.run("stop", job["job"], "--wait")
+    assert stopped.returncode == 0, stopped.stderr
     _, err = first.communicate(timeout=60)
     assert first.returncode == 130
     assert "was stopped; submit again" in err
@@ -53,7 +53,7 @@ def test_a_stopped_job_is_no_success_and_the_next_attempt_finishes_it_over_a_con
     go = site.hold("good", "8")
     with relay(site.cluster.dashboard) as way:
         second = site.start("submit", recipe, address=way.url)
-        wait_for(lambda: len(shards(site, "good")) == 7, "all shards but one")
+        wait_for(lambda: site.proxy.count("PUT", "/good/model-00008"), "the shard that is held")
         time.sleep(2)  # so that the log has told of them
         way.cut()
         time.sleep(1)
@@ -71,7 +71,6 @@ def test_a_stopped_job_is_no_success_and_the_next_attempt_finishes_it_over_a_con
     assert "trying again" in err
     told = [line for line in err.splitlines() if not re.match(r"job pdd-|the cluster at |connected again", line)]
     assert told == site.run("logs", job_of(err)).stdout.partition("\n{\n")[0].splitlines(), "a line came twice, or is lost"
-    assert len(set(re.findall(r'"worker": "([^"]*)"', err))) == 2, "both nodes worked"
 
     again = site.run("submit", recipe, "--json")
     assert again.returncode == 0
@@ -179,10 +178,9 @@ def test_overwriting_goes_on_after_a_stop_and_does_not_start_anew(site):
     wait_for(lambda: "config.json" not in site.objects("replaced"), "the old output to go")
     wait_for(lambda: len(shards(site, "replaced")) == 2, "the first shards to be published")
     job = site.document("jobs")["jobs"][0]["job"]
-    stopping = site.start("stop", job, "--wait")
-    time.sleep(2)
+    site.run("stop", job)
+    time.sleep(3)  # so that the driver is told
     go.set()
-    stopping.communicate(timeout=90)
     process.communicate(timeout=60)
     assert process.returncode == 130
     done = site.run("submit", recipe, "--overwrite")
