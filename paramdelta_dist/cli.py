@@ -50,7 +50,9 @@ OutputOption = Annotated[str | None, typer.Option("--output", help="In place of 
 EngineOption = Annotated[
     Engine, typer.Option(help="Threads of this process, or actors of a Ray cluster (RAY_ADDRESS, else an embedded one).")
 ]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Shards made at a time. Default: the cores there are.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Shards made at a time. Default: the cores there are, or on a cluster as many as it gives.")
+]
 MemoryOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most memory of this process, or of each Ray worker: 2GiB. Default: half of the machine.")
 ]
@@ -84,6 +86,10 @@ def merge(
     memory: MemoryOption = None,
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
+    patience: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="How long to wait while a cluster gives no worker at all: 5min. Default: 15min."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge: make the output of a recipe, or go on where an earlier run stopped."""
@@ -98,6 +104,7 @@ def merge(
                 memory=_bytes(memory, "--memory"),
                 device=device.value,
                 overwrite=overwrite,
+                patience=_seconds(patience, "--patience"),
                 observer=observer,
             )
         _show(rendering.merge_document(result), rendering.merge_summary, as_json)
@@ -112,6 +119,7 @@ def plan(
     engine: EngineOption = Engine.local,
     workers: WorkersOption = None,
     memory: MemoryOption = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with the values it gets.")] = False,
     bandwidth: Annotated[str, typer.Option(metavar="SIZE", help="Bytes a second to and from storage, for the estimate of time.")] = "1GB",
     as_json: JsonOption = False,
 ) -> None:
@@ -125,6 +133,8 @@ def plan(
         document = api.plan_document(made, sizing, report)
         document["seconds_at_bandwidth"] = round((made.bytes_to_read + made.bytes_to_write) / (speed or 1), 1)
         document["bandwidth"] = speed
+        if tensors:
+            document["tensor_list"] = api.tensor_documents(made)
         _show(document, rendering.plan_tables, as_json)
 
 
@@ -304,14 +314,25 @@ def clean(
     """Find, and with --yes remove, what killed merges left in an output: unfinished files and open multipart uploads."""
     with _reporting(as_json):
         from paramdelta_dist import api, rendering
-        from paramdelta_dist.sizes import parse_duration
 
-        try:
-            age = parse_duration(older_than)
-        except ValueError as error:
-            raise UsageError(f"--older-than: {error}") from None
+        age = _seconds(older_than, "--older-than") or 0.0
         storage = api.load_recipe(recipe).storage_config if recipe else None
         _show(api.clean(output, older_than=age, remove=yes, storage=storage), rendering.clean_lines, as_json)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method, to be explained; left out, all are listed.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The merge methods there are, or one of them: formula, parameters and their ranges, paper, an example recipe."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        if name is None:
+            _show({"methods": api.methods()}, rendering.method_list, as_json)
+        else:
+            _show(api.method(name), rendering.method_page, as_json)
 
 
 @app.command()
@@ -409,3 +430,14 @@ def _bytes(text: str | None, flag: str) -> int | None:
     if size <= 0:
         raise UsageError(f"{flag}: {text} is nothing")
     return size
+
+
+def _seconds(text: str | None, flag: str) -> float | None:
+    if text is None:
+        return None
+    from paramdelta_dist.sizes import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}") from None

@@ -144,26 +144,35 @@ class JobView:
 
 
 def merge_document(result: MergeResult) -> dict[str, Any]:
-    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **result.report}
+    pointer = {"pointer": result.pointer} if result.pointer else {}
+    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **pointer, **result.report}
 
 
 def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> None:
     console = Console(file=stream, highlight=False, soft_wrap=True)
+    latest = f"  {escape(document['pointer'])} names it the latest" if "pointer" in document else ""
     if document["state"] == "nothing to do":
         console.print(f"nothing to do: {escape(document['output'])} holds this merge of these inputs already")
+        if latest:
+            console.print(latest)
         return
     moved = document["bytes_read"] + document["bytes_written"]
     kept = f", {document['shards']['kept']} kept from an earlier run" if document["shards"]["kept"] else ""
     console.print(f"merged into {escape(document['output'])}")
+    if latest:
+        console.print(latest)
     console.print(
         f"  {format_size(document['bytes_read'])} read, {format_size(document['bytes_written'])} written in "
         f"{format_seconds(document['seconds'])}: {format_size(moved / max(document['seconds'], 1e-9))}/s"
     )
+    nodes = f" on {_plural(document['nodes'], 'node')}" if document["engine"] == "ray" else ""
     console.print(
-        f"  {_plural(document['shards']['made'], 'shard')} made{kept} by {_plural(document['workers'], 'worker')}; "
+        f"  {_plural(document['shards']['made'], 'shard')} made{kept} by {_plural(document['workers'], 'worker')}{nodes}; "
         f"peak memory of a process {format_memory(document['peak_memory'])}"
     )
     console.print(f"  {document['tensors']['merged']} tensors merged, {document['tensors']['copied']} copied from the base")
+    if document["workers_lost"]:
+        console.print(f"  {_plural(document['workers_lost'], 'worker')} lost on the way; what they were at was made by others")
     if document["bytes_read_again"]:
         console.print(
             f"  {format_size(document['bytes_read_again'])} were read again, for attempts that failed or to check what was in place"
@@ -176,6 +185,8 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
     console = Console(file=stream, highlight=False, soft_wrap=True)
     for note in document["notes"]:
         console.print(f"note: {escape(note)}")
+    if "tensor_list" in document:
+        _tensor_table(console, document["tensor_list"])
     table = Table("shard", "size", "tensors", "to read", box=None, pad_edge=False)
     shards = document["shards"]
     for shard in shards[:FEW]:
@@ -199,10 +210,74 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
     _facts(console, facts)
 
 
+def _tensor_table(console: Console, tensors: list[dict[str, Any]]) -> None:
+    """A line for each tensor: neighbours in a table would be cut where the terminal ends."""
+    for tensor in tensors:
+        shape = " × ".join(map(str, tensor["shape"])) or "scalar"
+        what = "copied from the base"
+        if tensor["merged"]:
+            terms = "; ".join(_values(term) for term in tensor["terms"]) or "nothing is added to the base"
+            what = f"{terms} | {_values(tensor['parameters'])}" if tensor["parameters"] else terms
+        rows = f" in {tensor['row_runs']:,} runs of rows" if "row_runs" in tensor else ""
+        console.print(f"{escape(tensor['name'])}  [dim]{tensor['dtype']} {shape}, {tensor['component']}{rows}[/]  {escape(what)}")
+    console.print()
+
+
+def _values(values: dict[str, Any]) -> str:
+    """`post: weight 0.5, density 0.2`, the model by the last part of its URL."""
+    model = values.get("model")
+    listed = ", ".join(
+        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items() if name != "model"
+    )
+    return f"{model.rstrip('/').rpartition('/')[2]}: {listed}" if model else listed
+
+
+def method_list(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    families: dict[str, list[dict[str, Any]]] = {}
+    for method in document["methods"]:
+        families.setdefault(method["family"], []).append(method)
+    width = max(len(method["name"]) for method in document["methods"]) + 2
+    for family, methods in families.items():
+        console.print(f"[bold]{escape(family)}[/]")
+        for method in methods:
+            package = f" (of the package {method['package']})" if method["package"] else ""
+            console.print(f"  {escape(method['name']):<{width}}{escape(method['title'] + package)}")
+    console.print("\n`paramdelta-dist methods NAME` explains one: formula, parameters, paper, an example recipe")
+
+
+def method_page(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(document['name'])}[/]  {escape(document['title'])}\n")
+    facts = {
+        "formula": document["formula"],
+        "takes": document["takes"],
+        "scope": document["scope"],
+        "paper": document["paper"],
+    }
+    if document["package"]:
+        facts["package"] = document["package"]
+    _facts(console, facts)
+    if document["notes"]:
+        console.print(f"\n{escape(document['notes'])}")
+    if document["parameters"]:
+        console.print("\n[bold]parameters[/]")
+    for parameter in document["parameters"]:
+        default = "has to be given" if parameter["default"] is None else f"default {json.dumps(parameter['default'])}"
+        where = "; for all, or in each of them" if parameter["for_each"] else ""
+        console.print(f"  {escape(parameter['name'])}: {escape(parameter['meaning'])}")
+        console.print(f"      {escape(parameter['range'])}; {default}{where}")
+    console.print("\n[bold]example[/]")
+    for line in document["example"]:
+        console.print(f"  {escape(line)}")
+
+
 def check_table(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for note in document["notes"]:
         console.print(f"note: {escape(note)}")
+    for mode, what in document["vocabulary"]:
+        console.print(f"with vocab: {mode}: {escape(what)}")
     if document["homologous"]:
         console.print(f"{_plural(len(document['models']), 'model')} fit the base {escape(document['base'])}")
         return
@@ -246,6 +321,9 @@ def inspect_tables(document: dict[str, Any]) -> None:
 
 def status_lines(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
+    if document["state"] == "series":
+        _facts(console, _series_facts(document))
+        return
     states = {
         "absent": "nothing is there",
         "foreign": "files that no merge of ours made",
@@ -338,6 +416,23 @@ def job_lines(document: dict[str, Any]) -> None:
         driver = document["error"].get("driver", {}).get("message")
         facts["ended"] = document["error"]["message"] + (f": {driver}" if driver else "")
     _facts(console, facts)
+
+
+def _series_facts(document: dict[str, Any]) -> dict[str, str]:
+    complete, unfinished = document["complete"], document["unfinished"]
+    facts = {"outputs in": document["output"]}
+    for name, pointer in document["latest"].items():
+        facts[name] = f"{pointer['output']}, committed {pointer['committed']}"
+    facts["complete"] = _few(complete)
+    if unfinished:
+        facts["unfinished"] = f"{_few(unfinished)}; running or stopped, the same merge command goes on"
+    return facts
+
+
+def _few(names: list[str]) -> str:
+    """How many, and the last of them, which are the newest where names begin with a date."""
+    shown = ", ".join(names[-3:])
+    return f"{len(names)}: {'… ' if len(names) > 3 else ''}{shown}" if names else "none"
 
 
 def verify_lines(document: dict[str, Any]) -> None:

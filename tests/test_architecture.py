@@ -12,7 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = (
     ("errors", "sizes", "_version"),
-    ("storage", "kernels"),
+    ("storage", "kernels", "template"),
     ("checkpoint", "methods"),
     ("recipe",),
     ("planning",),
@@ -26,7 +26,7 @@ LEVELS = (
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 ROOMS = {
-    "ray": ("execution/ray.py", "jobs/ray_jobs.py"),
+    "ray": ("execution/ray", "jobs/ray_jobs.py"),
     "pydantic": ("recipe.py",),
     "fsspec": ("storage/",),
     "s3fs": ("storage/",),
