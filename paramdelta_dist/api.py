@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -83,8 +83,11 @@ RAY_WORKER_MEMORY = 2 << 30
 class Observer(Protocol):
     """Who wants to know how long work is going. Calls come from several threads."""
 
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
-        """Work of `total` bytes begins, of which `done` are in place already; `details` say more about it."""
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
+        """Work of `total` bytes begins, of which `done` are in place already; `details` say more about it, and `counts` says
+        at any time how many workers there are and how often something was tried again."""
         ...
 
     def advanced(self, size: int) -> None:
@@ -97,7 +100,9 @@ class Observer(Protocol):
 
 
 class _Silent:
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None: ...
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None: ...
 
     def advanced(self, size: int) -> None: ...
 
@@ -410,6 +415,7 @@ def merge(
             merge_plan.bytes_to_write,
             done=sum(receipt.size for receipt in receipts.values()),
             details={"shards": len(merge_plan.shards), "bytes_to_read": merge_plan.bytes_to_read, "memory": asdict(sizing)},
+            counts=executor.counts,
         )
         with closing(executor.run(run_shard, job, missing, advance=observer.advanced)) as results:
             for receipt in results:
@@ -457,13 +463,15 @@ def submit(
     memory: int | None = None,
     device: Device = "auto",
     overwrite: bool = False,
+    patience: float | None = None,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Run a merge as a job on a Ray cluster, and with `wait` follow it to its end.
 
     The same merge into the same output is the same job: one that runs is joined, one that failed or was stopped is followed
     by its next attempt, and what is done already is not submitted. With `check` the plan is made here first, unless the
-    inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `ship` as in `parcel.pack`.
+    inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `patience` as in `merge`, `ship` as in
+    `parcel.pack`.
 
     Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
     `exit_code` when it is over, and the merge's `result` or the `error`. Raises what a wrong recipe or plan raises,
@@ -487,6 +495,7 @@ def submit(
     options = [f"--workers={workers}"] if workers else []
     options += [f"--memory={memory}"] if memory else []
     options += [f"--device={device}"] if device != "auto" else []
+    options += [f"--patience={max(1, round(patience))}s"] if patience else []
     cluster = connect(address)
     local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
     if local:

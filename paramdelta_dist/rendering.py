@@ -67,7 +67,9 @@ class ProgressBar:
         self._bar = bar
         self._task: TaskID | None = None
 
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
         lines = []
         if "shards" in details:
             shards = _plural(details["shards"], "shard")
@@ -97,9 +99,13 @@ class ProgressLines:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._total = self._done = self._kept = 0
+        self._counts: Callable[[], Mapping[str, int]] = dict
         self._began = self._told = time.monotonic()
 
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
+        self._counts = counts
         self._total, self._done, self._kept = total, done, done
         self._began = self._told = time.monotonic()
         self._tell("started", what=what, bytes_total=total, bytes_done=done, **details)
@@ -113,7 +119,8 @@ class ProgressLines:
         if due:
             rate = (done - self._kept) / max(time.monotonic() - self._began, 1e-9)
             left = round((self._total - done) / rate, 1) if rate > 0 else None
-            self._tell("progress", bytes_total=self._total, bytes_done=done, bytes_per_second=round(rate), seconds_left=left)
+            told: dict[str, Any] = {"bytes_total": self._total, "bytes_done": done, "bytes_per_second": round(rate), "seconds_left": left}
+            self._tell("progress", **told, **self._counts())
 
     def finished(self, result: Receipt | FileVerdict) -> None:
         fields = asdict(result)
