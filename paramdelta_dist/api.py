@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from paramdelta_dist import importing
 from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
@@ -30,6 +31,7 @@ from paramdelta_dist.errors import (
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
 from paramdelta_dist.execution.output import claim, committed_meanwhile, look, output_status, require_shards
 from paramdelta_dist.execution.series import Series, series_status
+from paramdelta_dist.importing import Imported
 from paramdelta_dist.jobs import connect, watching
 from paramdelta_dist.jobs.naming import parse_job_id
 from paramdelta_dist.jobs.parcel import check_ship
@@ -118,18 +120,30 @@ class MergeResult:
 
 def load_recipe(source: str) -> Recipe:
     """The recipe in a local file or at a URL. Raises RecipeError, or NotFound where there is none."""
+    return parse_recipe(_read_text(source, "recipe"), where=redact(source))
+
+
+def import_mergekit(source: str, *, output: str) -> Imported:
+    """The recipe that a mergekit config in a local file or at a URL means, and in what the merge differs from mergekit's.
+
+    Raises RecipeError listing all that cannot be mapped.
+    """
+    return importing.import_mergekit(_read_text(source, "mergekit config"), where=redact(source), output=output)
+
+
+def _read_text(source: str, what: str) -> str:
     url = normalize(source)
     folder, _, name = url.rpartition("/")
     if not scheme_of(url) and Path(url).is_dir():
-        raise UsageError(f"{source} is a folder; name the recipe's YAML file")
+        raise UsageError(f"{source} is a folder; name the {what}'s YAML file")
     try:
         data = open_store(folder or "/", StorageConfig()).read(name, limit=MAX_RECIPE)
     except NotFound:
-        raise UsageError(f"there is no recipe at {redact(source)}") from None
+        raise UsageError(f"there is no {what} at {redact(source)}") from None
     except InputError as error:
         raise UsageError(str(error)) from None
     try:
-        return parse_recipe(data.decode(), where=redact(source))
+        return data.decode()
     except UnicodeDecodeError:
         raise UsageError(f"{redact(source)} is not a text file") from None
 

@@ -196,10 +196,12 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
         console.print(f"… and {len(shards) - FEW} more")
     memory, requests = document["memory"], document["requests"]
     counts = document["tensors"]
+    times = document["bytes_to_read"] / max(1, document["bytes_of_inputs"])
+    again = f", {format_size(document['bytes_of_inputs'])} of inputs {times:.2g} times" if times > 1 else ""
     facts = {
         "output": document["recipe"]["output"],
         "tensors": f"{counts['merged']} merged, {counts['copied']} copied from the base, {document['total_parameters']:,} parameters",
-        "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests",
+        "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests{again}",
         "to write": f"{format_size(document['bytes_to_write'])} in {requests['write']:,} requests, {_count(shards, 'shard')}",
         "memory": _memory_line(memory),
         "tiles": f"{format_memory(memory['tile_size'])}, {memory['tiles_in_flight']} in flight a shard",
@@ -270,6 +272,16 @@ def method_page(document: dict[str, Any]) -> None:
     console.print("\n[bold]example[/]")
     for line in document["example"]:
         console.print(f"  {escape(line)}")
+
+
+def import_lines(document: dict[str, Any]) -> None:
+    """What the user of an imported recipe has to know, on stderr: stdout is for the recipe."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("differences from mergekit:")
+    for note in document["notes"]:
+        console.print(f"  - {escape(note)}")
+    if document["written"] is not None:
+        console.print(f"recipe written to {escape(document['written'])}; `paramdelta-dist plan` shows what it does")
 
 
 def check_table(document: dict[str, Any]) -> None:
