@@ -486,12 +486,14 @@ def submit(
             plan_workers(merge_plan, engine="ray", workers=workers, memory=memory)
             fingerprint, begun = merge_plan.fingerprint, False
             found = _look(merge_plan, overwrite)
+            if found == "finished" and not overwrite:
+                if (series := _series(recipe)) is not None:
+                    series.point(series.find(fingerprint), fingerprint)
+                output = redact(merge_plan.recipe.output)
+                return {"state": "nothing to do", "job": None, "exit_code": 0, "output": output, "fingerprint": fingerprint}
+            begun = found == "begun"
         except (CredentialsError, StorageError) as error:
             listener.note(f"not everything can be checked from here, so the cluster will: {error}")
-        else:
-            if found == "finished" and not overwrite and merge_plan.recipe.output == recipe.output:
-                return {"state": "nothing to do", "job": None, "exit_code": 0, "output": redact(recipe.output), "fingerprint": fingerprint}
-            begun = found == "begun"
     options = [f"--workers={workers}"] if workers else []
     options += [f"--memory={memory}"] if memory else []
     options += [f"--device={device}"] if device != "auto" else []
