@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -24,6 +24,7 @@ from paramdelta_dist.planning.tiles import bytes_to_sweep, count_requests
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
 from paramdelta_dist.storage import (
     StorageConfig,
+    Store,
     find_leftovers,
     normalize,
     open_store,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from paramdelta_dist.execution.executor import Executor
     from paramdelta_dist.execution.making import Job
     from paramdelta_dist.execution.receipts import Receipt
+    from paramdelta_dist.execution.statistics import Gathered
     from paramdelta_dist.execution.verify import FileVerdict
 
 Engine = Literal["local", "ray"]
@@ -251,12 +253,15 @@ def merge(
     with _collector_paused():  # what computes comes last: a mistake shows without waiting for torch
         from paramdelta_dist.execution.publish import publish
         from paramdelta_dist.execution.shard import run_shard
+        from paramdelta_dist.execution.statistics import Gathered
 
     receipts = dict(held.receipts)
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
     job = _job(merge_plan, sizing, where)
     made: list[Receipt] = []
     with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device) as executor:
+        gathered = _gather(store, merge_plan, job, executor, observer) if missing else Gathered()
+        job = replace(job, statistics=gathered.statistics)
         observer.started(
             "merging",
             merge_plan.bytes_to_write,
@@ -277,11 +282,11 @@ def merge(
         "device": job.device,
         "workers": min(executor.workers, max(1, len(missing))) * job.threads,
         "shards": {"made": len(made), "kept": len(receipts) - len(made)},
-        "bytes_read": sum(receipt.bytes_read for receipt in made),
+        "bytes_read": gathered.bytes_read + sum(receipt.bytes_read for receipt in made),
         "bytes_written": sum(receipt.bytes_written for receipt in made),
-        "requests": sum(receipt.requests for receipt in made),
+        "requests": gathered.requests + sum(receipt.requests for receipt in made),
         "seconds": round(seconds, 3),
-        "bytes_per_second": round(sum(r.bytes_read + r.bytes_written for r in made) / max(seconds, 1e-9)),
+        "bytes_per_second": round((gathered.bytes_read + sum(r.bytes_read + r.bytes_written for r in made)) / max(seconds, 1e-9)),
         "peak_memory": max([receipt.peak_memory for receipt in made] + [peak_memory() if engine == "local" else 0]),
         "projected_memory": sizing.projected,
         "retries": executor.retries,
@@ -342,6 +347,9 @@ def verify(
     if checks:
         threads = min(workers or available_cores(), len(checks))
         with _executor(engine, workers, threads, memory, "cpu") as executor:
+            if job is not None:
+                gathered = _gather(store, merge_plan, job, executor, observer, keep=False)
+                job = replace(job, statistics=gathered.statistics)
             observer.started("verifying", sum(check.size for check in checks), details={"files": len(checks)})
             for verdict in executor.run(check_file, VerifyJob(url, storage, job), checks, advance=observer.advanced):
                 verdicts.append(verdict)
@@ -394,6 +402,16 @@ def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:
         threads=sizing.threads,
         device=device,
     )
+
+
+def _gather(store: Store, merge_plan: MergePlan, job: Job, executor: Executor, observer: Observer, *, keep: bool = True) -> Gathered:
+    """What the method has to know of the whole model before the first tensor is made."""
+    from paramdelta_dist.execution.statistics import gather
+
+    def started(number: int, size: int) -> None:
+        observer.started(f"looking at the model, sweep {number + 1}", size, details={"shards": len(merge_plan.shards)})
+
+    return gather(store, merge_plan, job, executor, started=started, advance=observer.advanced, keep=keep)
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class TileMaker:
             if method.weights is not None:
                 nonfinite += self._merge(fetched, segment, piece, settings)
             else:
-                whole = (segment.first, segment.last) == (0, segment.run.elements)
+                whole = segment.run.sweeps == 0 or (segment.first, segment.last) == (0, segment.run.elements)
                 nonfinite += self._apply(fetched, segment, piece, settings, None if whole else statistics)
         return nonfinite
 

@@ -18,6 +18,7 @@ from paramdelta_dist.execution.buffers import BufferPool
 from paramdelta_dist.execution.making import Job, TileMaker, subject_of
 from paramdelta_dist.execution.reader import Fetching, Reader, TileReader, buffer_size
 from paramdelta_dist.kernels.merging import one_thread
+from paramdelta_dist.methods import Sweep
 from paramdelta_dist.planning.memory import LOCAL_READERS, OUTPUTS, REQUESTS_IN_FLIGHT
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import Step, Tile
@@ -86,6 +87,12 @@ class TilePipeline:
             for _, unwanted in fetching:
                 unwanted.cancel()
 
+    def total(self, steps: Iterable[Step]) -> Any:
+        """What the next sweep over the model finds in these steps; None where there are none."""
+        for _ in self.make(steps):
+            raise AssertionError("a sweep makes no tile")
+        return self._sweeping[0] if self._sweeping else None
+
     def _may_begin(self, step: Step, making: deque[_Making]) -> bool:
         """Whether all that `step` needs to know is known: no other sweep is going on, and none of a tensor that is still made."""
         return not making or making[-1].step.sweep == step.sweep or (making[-1].step.sweep is None and step.sweep is None)
@@ -102,23 +109,26 @@ class TilePipeline:
         try:
             if output is not None:
                 return maker.make(fetched, memoryview(output)[: step.tile.stop - step.tile.start], statistics)
-            (segment,) = step.tile.segments
-            return maker.look(fetched, segment, self._shard.settings[segment.run.settings].sweeps[len(statistics)], statistics)
+            sweep = self._sweep(step, statistics)
+            return [partial for segment in step.tile.segments for partial in maker.look(fetched, segment, sweep, statistics)]
         finally:
             self._makers.put(maker)
             fetched.parts.clear()
             self.reader.release(fetching)
 
     def _add_up(self, step: Step, partials: list[Any]) -> None:
-        (segment,) = step.tile.segments
-        settings = self._shard.settings[segment.run.settings]
-        sweep = settings.sweeps[len(self._statistics)]
+        sweep = self._sweep(step, self._statistics)
         for partial in partials:
             self._sweeping = [sweep.combine(self._sweeping[0], partial) if self._sweeping else partial]
         if step.last:
-            subject = subject_of(segment.run, settings, self._statistics)
+            run = step.tile.segments[0].run
+            subject = subject_of(run, self._shard.settings[run.settings], self._statistics)
             self._statistics += (sweep.finish(self._sweeping[0], subject),)
             self._sweeping = []
+
+    def _sweep(self, step: Step, statistics: tuple[Any, ...]) -> Sweep:
+        """The one that a step is a part of, which comes after those that found `statistics`."""
+        return self._shard.settings[step.tile.segments[0].run.settings].sweeps[len(statistics)]
 
 
 @contextmanager

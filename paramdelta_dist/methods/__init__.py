@@ -8,9 +8,10 @@ from importlib.metadata import entry_points
 
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.methods.card import Blocks, Method, Parameter, Roles, Scope, Sweep
+from paramdelta_dist.methods.linear import EXPO, LINEAR, TASK_ARITHMETIC
 from paramdelta_dist.methods.paramdelta import PARAMDELTA
 
-METHODS = (PARAMDELTA,)
+METHODS = (PARAMDELTA, LINEAR, TASK_ARITHMETIC, EXPO)
 ENTRY_POINTS = "paramdelta_dist.methods"
 """Group of entry points that name a `Method`; the name of an entry point is the method's."""
 

@@ -116,6 +116,8 @@ class Parameter:
 
 WEIGHT = Parameter("weight", "factor of this delta or model", default=1.0, each=True)
 """What most methods have."""
+LAMBDA = Parameter("lambda", "factor of what is added to the base", default=1.0)
+"""What methods have that add something to the base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,8 @@ class Method:
     """Puts the result for a block into `block.acc`. Where an input is NaN or infinite, so must be the result, or unaffected by it."""
     sweeps: Callable[[Values, Sequence[Values]], tuple[Sweep, ...]] = field(default=lambda parameters, terms: ())
     """`(parameters, terms)` → what has to be found out before `apply`."""
+    check: Callable[[Values, Sequence[Values]], str | None] = field(default=lambda parameters, terms: None)
+    """`(parameters, terms)` → what is wrong with them together, in words for people; None where nothing is."""
     blocks: Blocks = Blocks.PLACED
     scratch: int = 3
     """Blocks in the compute dtype that its functions are handed besides `acc`."""

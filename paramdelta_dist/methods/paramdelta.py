@@ -7,7 +7,7 @@ from paramdelta_dist.methods.card import WEIGHT, Method, Roles, Scope
 PARAMDELTA = Method(
     name="paramdelta",
     title="ParamΔ: post-training without training",
-    family="sums of deltas",
+    family="sums",
     formula="Θ_new = Θ'_base + Σ αᵢ (Θ_post,i − Θ_base,i)",
     paper="https://arxiv.org/abs/2504.21023",
     scope=Scope.ELEMENT,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from paramdelta_dist.errors import UsageError
 from paramdelta_dist.methods import Parameter, Roles, Sweep, find_method
 from paramdelta_dist.recipe import Recipe
 
@@ -75,6 +76,8 @@ class Resolver:
             if not self._idle(values):
                 terms.append(Term(self.models.index(post), None if base is None else self.models.index(base), number, values))
         parameters = {parameter.name: self._value(parameter, {}) for parameter in self._method.parameters}
+        if problem := self._method.check(parameters, [term.values for term in terms]):
+            raise UsageError(f"{self._method.name}: {problem}")
         return Settings(self._method.name, self._based, parameters, tuple(terms))
 
     @property

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.methods import Scope
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.runs import CUT, Run, find_runs
 
@@ -124,8 +125,13 @@ def count_requests(shard: Shard, *, tile_size: int) -> int:
 
 
 def bytes_to_sweep(shard: Shard, *, tile_size: int) -> int:
-    """Bytes that sweeps over streamed tensors read, besides what making the tensors reads."""
-    return sum(run.sweeps * run.elements * sum(widths_of(run)[1:]) for run in find_runs(shard) if is_streamed(run, tile_size))
+    """Bytes that sweeps over streamed tensors and over the whole model read, besides what making the tensors reads."""
+    over_model = [sum(sweep.scope is Scope.MODEL for sweep in settings.sweeps) for settings in shard.settings]
+    return sum(
+        (run.sweeps * is_streamed(run, tile_size) + over_model[run.settings]) * run.elements * sum(widths_of(run)[1:])
+        for run in find_runs(shard)
+        if run.merged
+    )
 
 
 class _Stretch(NamedTuple):
