@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
+from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vocabulary_at
 from paramdelta_dist.errors import InputChanged, InputError, NotFound, OverBudget, UsageError
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
 from paramdelta_dist.execution.output import claim, committed_meanwhile, output_status, require_shards
@@ -21,6 +22,7 @@ from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
 from paramdelta_dist.planning.tiles import bytes_to_sweep, count_requests
+from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, vocabulary_outcomes
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
 from paramdelta_dist.storage import (
     StorageConfig,
@@ -149,7 +151,24 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
 def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> HomologyReport:
     """Whether the models of a recipe fit together. Reads headers, configs and tokenizers."""
     opened = models or open_models(recipe)
-    return compare(opened[recipe.base], [opened[url] for url in recipe.models[1:]], recipe.storage_config)
+
+    def compared(vocab: str) -> HomologyReport:
+        return compare(opened[recipe.base], [opened[url] for url in recipe.models[1:]], recipe.storage_config, vocab=vocab)
+
+    report = compared(recipe.vocab)
+    if recipe.vocab == "strict" and not any(found.subject in ("tokenizer", "shapes") for found in report.mismatches):
+        return report
+    modes = [mode for mode in VOCABULARY_MODES if not (report if mode == recipe.vocab else compared(mode)).mismatches]
+    return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, _vocabularies(recipe, opened), modes))
+
+
+def _vocabularies(recipe: Recipe, models: Mapping[str, Checkpoint]) -> dict[str, Vocabulary | None]:
+    """The vocabulary of each model, and of the folder whose tokenizer is written, by URL."""
+    storage, source = recipe.storage_config, recipe.tokenizer_url
+    found = {url: read_vocabulary(model, storage) for url, model in models.items()}
+    if source not in found:
+        found[source] = vocabulary_at(source, find_side_files(source, storage), storage)
+    return found
 
 
 def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
@@ -160,7 +179,8 @@ def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
         report.require()
         source = recipe.tokenizer_url
         files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
-        return build_plan(recipe, models, files), report
+        vocabularies = _vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
+        return build_plan(recipe, models, files, vocabularies), report
 
 
 @contextmanager
@@ -188,7 +208,10 @@ def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: in
     storage = recipe.storage_config
     budget = memory or (default_memory() if engine == "local" else RAY_WORKER_MEMORY)
     count = 1 if engine == "ray" else workers or available_cores()
-    known = [len(shard.tensors) * len(merge_plan.models) * TENSOR_RECORD for shard in merge_plan.shards]
+    known = [
+        len(shard.tensors) * len(merge_plan.models) * TENSOR_RECORD + sum(len(t.rows.table) for t in shard.tensors if t.rows)
+        for shard in merge_plan.shards
+    ]
     reserved = RESERVED + (RESERVED_BY_RAY + max(known) if engine == "ray" else sum(known))
     while True:
         shards = min(-(-count // THREADS_A_SHARD), len(merge_plan.shards))

@@ -162,6 +162,8 @@ class Recipe(_Section):
     """Most bytes of tensor data in a shard, unless one tensor alone has more."""
     tokenizer_from: Annotated[str | int | None, BeforeValidator(_as_value_error(_tokenizer_source))] = None
     """base, post, the position of a delta, or a URL; None is the first delta's post."""
+    vocab: Literal["strict", "pad", "by-token"] = "strict"
+    """What is done where vocabularies differ: refused; rows beyond the common ones whole from one model; rows by token."""
     allow_nonfinite: bool = False
     storage: dict[str, StorageSection] = {}
 

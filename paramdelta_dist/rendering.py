@@ -164,6 +164,8 @@ def check_table(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for note in document["notes"]:
         console.print(f"note: {escape(note)}")
+    for mode, what in document["vocabulary"]:
+        console.print(f"with vocab: {mode}: {escape(what)}")
     if document["homologous"]:
         console.print(f"{_plural(len(document['models']), 'model')} fit the base {escape(document['base'])}")
         return

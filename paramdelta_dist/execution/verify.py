@@ -236,4 +236,5 @@ def _differing(made: MadeTile, held: memoryview) -> Iterator[str]:
             start, stop = max(tensor.start, made.tile.start), min(tensor.start + tensor.nbytes, end)
             part = slice(start - made.tile.start, stop - made.tile.start)
             if start < stop and held[part] != made.data[part]:
-                yield f"tensor {tensor.name!r}, elements [{(start - tensor.start) // width}, {(stop - tensor.start) // width})"
+                first, last = (tensor.first + (byte - tensor.start) // width for byte in (start, stop))
+                yield f"tensor {tensor.name!r}, elements [{first}, {last})"

@@ -59,6 +59,8 @@ class Resolver:
     @cached_property
     def models(self) -> tuple[str, ...]:
         """URLs of the models that are read for any tensor, the one whose structure the output has first."""
+        if self._recipe.vocab != "strict":  # rows may come from a model that no weight makes necessary
+            return self._recipe.models
         urls = [self._recipe.base]
         for post, base, values in self._entries:
             if not self._idle(values):
