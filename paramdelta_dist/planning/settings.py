@@ -5,7 +5,7 @@ This is the one place where a recipe's parameters become values. Workers see the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -53,12 +53,16 @@ class Settings(NamedTuple):
 class Resolver:
     """The settings of every tensor of a merge."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, models: Sequence[str] | None = None) -> None:
+        """`models` says which models there are and in which order; else those that a weight makes necessary."""
+        self._given = models
         self._recipe, self._method = recipe, find_method(recipe.method)
 
     @cached_property
     def models(self) -> tuple[str, ...]:
         """URLs of the models that are read for any tensor, the one whose structure the output has first."""
+        if self._given is not None:
+            return tuple(self._given)
         if self._recipe.vocab != "strict":  # rows may come from a model that no weight makes necessary
             return self._recipe.models
         urls = [self._recipe.base]
