@@ -18,7 +18,7 @@ from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vo
 from paramdelta_dist.errors import InputChanged, InputError, NotFound, OverBudget, UsageError
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
 from paramdelta_dist.execution.output import claim, committed_meanwhile, output_status, require_shards
-from paramdelta_dist.methods import find_method
+from paramdelta_dist.methods import Method, all_methods, find_method, origin
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
 from paramdelta_dist.planning.tiles import bytes_to_sweep, count_requests
@@ -181,6 +181,34 @@ def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
         files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
         vocabularies = _vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
         return build_plan(recipe, models, files, vocabularies), report
+
+
+def methods() -> list[dict[str, Any]]:
+    """Every method there is, as plain values, ours first."""
+    return [_card(each) for each in all_methods()]
+
+
+def method(name: str) -> dict[str, Any]:
+    """One method. Raises UsageError naming the nearest one when there is none of that name."""
+    return _card(find_method(name))
+
+
+def _card(card: Method) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "title": card.title,
+        "family": card.family,
+        "formula": card.formula,
+        "paper": card.paper,
+        "scope": card.scope.value,
+        "takes": card.takes,
+        "parameters": [
+            {"name": p.name, "meaning": p.meaning, "default": p.default, "range": p.range, "for_each": p.each} for p in card.parameters
+        ],
+        "notes": card.notes,
+        "example": card.example.splitlines(),
+        "package": origin(card),
+    }
 
 
 @contextmanager

@@ -216,6 +216,21 @@ def clean(
 
 
 @app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method, to be explained; left out, all are listed.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The merge methods there are, or one of them: formula, parameters and their ranges, paper, an example recipe."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        if name is None:
+            _show({"methods": api.methods()}, rendering.method_list, as_json)
+        else:
+            _show(api.method(name), rendering.method_page, as_json)
+
+
+@app.command()
 def demo(
     folder: Annotated[str, typer.Argument(help="Where to put the demo's models.")] = "paramdelta-demo",
     engine: EngineOption = Engine.ray,

@@ -160,6 +160,46 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
     _facts(console, facts)
 
 
+def method_list(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    families: dict[str, list[dict[str, Any]]] = {}
+    for method in document["methods"]:
+        families.setdefault(method["family"], []).append(method)
+    width = max(len(method["name"]) for method in document["methods"]) + 2
+    for family, methods in families.items():
+        console.print(f"[bold]{escape(family)}[/]")
+        for method in methods:
+            package = f" (of the package {method['package']})" if method["package"] else ""
+            console.print(f"  {escape(method['name']):<{width}}{escape(method['title'] + package)}")
+    console.print("\n`paramdelta-dist methods NAME` explains one: formula, parameters, paper, an example recipe")
+
+
+def method_page(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(document['name'])}[/]  {escape(document['title'])}\n")
+    facts = {
+        "formula": document["formula"],
+        "takes": document["takes"],
+        "scope": document["scope"],
+        "paper": document["paper"],
+    }
+    if document["package"]:
+        facts["package"] = document["package"]
+    _facts(console, facts)
+    if document["notes"]:
+        console.print(f"\n{escape(document['notes'])}")
+    if document["parameters"]:
+        console.print("\n[bold]parameters[/]")
+    for parameter in document["parameters"]:
+        default = "has to be given" if parameter["default"] is None else f"default {json.dumps(parameter['default'])}"
+        where = "; for all, or in each of them" if parameter["for_each"] else ""
+        console.print(f"  {escape(parameter['name'])}: {escape(parameter['meaning'])}")
+        console.print(f"      {escape(parameter['range'])}; {default}{where}")
+    console.print("\n[bold]example[/]")
+    for line in document["example"]:
+        console.print(f"  {escape(line)}")
+
+
 def check_table(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for note in document["notes"]:

@@ -10,8 +10,9 @@ from paramdelta_dist.errors import UsageError
 from paramdelta_dist.methods.card import Blocks, Method, Parameter, Roles, Scope, Sweep
 from paramdelta_dist.methods.linear import EXPO, LINEAR, TASK_ARITHMETIC
 from paramdelta_dist.methods.paramdelta import PARAMDELTA
+from paramdelta_dist.methods.ties import MAGNITUDE, TIES
 
-METHODS = (PARAMDELTA, LINEAR, TASK_ARITHMETIC, EXPO)
+METHODS = (PARAMDELTA, LINEAR, TASK_ARITHMETIC, EXPO, TIES, MAGNITUDE)
 ENTRY_POINTS = "paramdelta_dist.methods"
 """Group of entry points that name a `Method`; the name of an entry point is the method's."""
 

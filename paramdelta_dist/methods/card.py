@@ -205,6 +205,18 @@ class Method:
         return self.weights is not None or self.blocks is Blocks.JOINED
 
     @property
+    def takes(self) -> str:
+        """What a recipe gives it, in words."""
+        if self.roles is Roles.PAIR:
+            over = "; or `base:` and two of `models:`, to merge what they add to it" if self.over_base else ""
+            return f"two models: `base:` and one of `models:`, or two of `models:`{over}"
+        section = "deltas" if self.roles is Roles.DELTAS else "models"
+        count = {(1, None): "one or more", (1, 1): "one", (2, 2): "two"}.get((self.least, self.most), f"{self.least} or more")
+        base = "`base:` and " if self.roles is Roles.DELTAS else ""
+        over = "; with `base:`, what they add to it" if self.over_base and not base else ""
+        return f"{base}{count} of `{section}:`{over}"
+
+    @property
     def for_each(self) -> tuple[Parameter, ...]:
         """What may stand in a delta or model."""
         return tuple(parameter for parameter in self.parameters if parameter.each)
