@@ -13,19 +13,20 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.rules import is_rules, parse_value
 from paramdelta_dist.errors import ParamDeltaError, RecipeError
 from paramdelta_dist.methods import METHODS, Method, Parameter, Roles, find_method
 from paramdelta_dist.sizes import parse_size
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.urls import inside, normalize, redact
+from paramdelta_dist.template import check_template
 
 MAX_RECIPE = 1 << 20
 """Longest recipe that is read, in bytes."""
@@ -85,6 +86,17 @@ def _list_of(what: str, key: str) -> Any:
     return check
 
 
+def _unless_rules(value: Any, handler: Any) -> Any:
+    return value if is_rules(value) else handler(value)
+
+
+def _globs(value: Any) -> Any:
+    patterns = value if isinstance(value, (list, tuple)) else (value,)
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise ValueError("should be a glob on the names of tensors, such as '*.mlp.*', or a list of them")
+    return tuple(patterns)
+
+
 def _tokenizer_source(value: Any) -> Any:
     if value is None or value in ("base", "post") or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -119,7 +131,8 @@ def _swept(value: Any) -> str:
 
 Url = Annotated[str, BeforeValidator(_as_value_error(_url))]
 Size = Annotated[int, BeforeValidator(_as_value_error(_size))]
-Weight = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Weight = Annotated[float, Field(strict=True, allow_inf_nan=False), WrapValidator(_unless_rules)]
+"""A number; or rules, which are a list and looked at with the method's card."""
 
 
 class _Section(BaseModel):
@@ -187,12 +200,17 @@ class Recipe(_Section):
     entries: Annotated[tuple[Entry, ...], BeforeValidator(_list_of("models", "model"))] = Field(default=(), alias="models")
     """What `models:` says."""
     output: Url
+    """A folder, or a template of one (see `template`) that becomes a folder when the plan is made."""
     dtype: Annotated[str | None, BeforeValidator(_dtype)] = None
     """Safetensors name of the dtype floating-point tensors are written in; None keeps the base's, tensor by tensor."""
     shard_size: Size = 5 * 10**9
     """Most bytes of tensor data in a shard, unless one tensor alone has more."""
     tokenizer_from: Annotated[str | int | None, BeforeValidator(_as_value_error(_tokenizer_source))] = None
     """base, post, the position of a delta, or a URL; None is the first delta's post."""
+    include: Annotated[tuple[str, ...], BeforeValidator(_globs)] = ()
+    """Globs on the names of tensors: only these are merged, the others copied from the base. None given, all are."""
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_globs)] = ()
+    """Globs on the names of tensors that are copied from the base."""
     vocab: Literal["strict", "pad", "by-token"] = "strict"
     """What is done where vocabularies differ: refused; rows beyond the common ones whole from one model; rows by token."""
     allow_nonfinite: bool = False
@@ -205,6 +223,11 @@ class Recipe(_Section):
     @classmethod
     def _known_method(cls, value: str) -> str:
         return _as_value_error(lambda name: find_method(name).name)(value)  # type: ignore[no-any-return]
+
+    @field_validator("output")
+    @classmethod
+    def _known_template(cls, value: str) -> str:
+        return _as_value_error(check_template)(value)  # type: ignore[no-any-return]
 
     @model_validator(mode="wrap")
     @classmethod
@@ -237,14 +260,16 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _places_differ(self) -> Recipe:
-        if not self.models:  # which is refused in other words
-            return self
+        if self.models:  # else it is refused in other words
+            self._require_own_output()
+        return self
+
+    def _require_own_output(self) -> None:
         for url in (*self.models, self.tokenizer_url):
             if inside(self.output, url) or inside(url, self.output):
                 raise ValueError(
                     f"output {redact(self.output)} and the input {redact(url)} are in each other; write to a folder of its own"
                 )
-        return self
 
     @property
     def base(self) -> str:
@@ -273,7 +298,7 @@ class Recipe(_Section):
             return posts[source]
         return str(source)
 
-    @cached_property
+    @property
     def points(self) -> dict[str, Recipe]:
         """The merges of a sweep by the names of their folders, in the order of the combinations; none where nothing is swept."""
         if not self.sweep:
@@ -287,13 +312,28 @@ class Recipe(_Section):
         return found
 
     @property
+    def has_rules(self) -> bool:
+        """Whether any parameter may have another value for another tensor."""
+        given = (self.parameters, *(delta.given for delta in self.deltas), *(entry.given for entry in self.entries))
+        return any(is_rules(value) for values in given for value in values.values())
+
+    @property
     def storage_config(self) -> StorageConfig:
         return StorageConfig({prefix: StoreSettings(**section.model_dump()) for prefix, section in self.storage.items()})
 
+    def with_output(self, output: str) -> Recipe:
+        """This recipe with another normalized output. Raises RecipeError when that is in an input, or an input in it."""
+        recipe = self.model_copy(update={"output": output})
+        try:
+            recipe._require_own_output()
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+        return recipe
+
     def as_document(self) -> dict[str, Any]:
         """The recipe as plain values, for cards and provenance: no defaults, no storage settings, URLs without secrets."""
-        document = self.model_dump(exclude_defaults=True, exclude={"storage"}, by_alias=True)
-        document = {"method": self.method, **document, "output": redact(self.output)}
+        rest = self.model_dump(exclude_defaults=True, exclude={"storage", "method", "given_base", "deltas", "entries"})
+        document: dict[str, Any] = {"method": self.method}
         if self.given_base:
             document["base"] = redact(self.given_base)
         weighted = any(parameter.name == "weight" for parameter in find_method(self.method).parameters)
@@ -309,6 +349,9 @@ class Recipe(_Section):
             ]
         if self.entries:
             document["models"] = [{"model": redact(entry.model), **entry.given} for entry in self.entries]
+        document |= {key: list(value) if isinstance(value, tuple) else value for key, value in rest.items()} | {
+            "output": redact(self.output)
+        }
         if isinstance(self.tokenizer_from, str):
             document["tokenizer_from"] = redact(self.tokenizer_from)
         return document
@@ -330,7 +373,9 @@ def _at(document: Mapping[Any, Any], point: Mapping[str, Any]) -> dict[Any, Any]
             entries = changed.get(section)
             for number, entry in enumerate(entries if isinstance(entries, (list, tuple)) else ()):
                 if isinstance(entry, dict) and key in entry:
-                    raise ValueError(f"sweep: {section}.{number} has a {key} of its own; leave it out there, or sweep {section}.{number}.{key}")
+                    raise ValueError(
+                        f"sweep: {section}.{number} has a {key} of its own; leave it out there, or sweep {section}.{number}.{key}"
+                    )
         parameters = changed.setdefault("parameters", {})
         if isinstance(parameters, dict):
             parameters[key] = value
@@ -363,7 +408,7 @@ def _misfits(document: dict[Any, Any]) -> Iterator[_Misfit]:
     fixed = [key for key in keys.model_fields if key != "weight"]
     for number, entry in entries:
         for name, value in entry.items():
-            if name in fixed or (name == "weight" and not _is_number(value)):
+            if name in fixed or (name == "weight" and not (_is_number(value) or is_rules(value))):
                 continue
             if name in every and name not in own:
                 yield "of_all", (section, number, name), "is for all alike; write it under `parameters:`"
@@ -416,7 +461,7 @@ def _wrong_value(
         yield "unknown", place, hint
         return
     try:
-        known[name].check(value)
+        parse_value(value, known[name].check)
     except ValueError as error:
         yield "parameter", place, str(error)
 

@@ -12,6 +12,7 @@ from paramdelta_dist.checkpoint import open_checkpoint
 from paramdelta_dist.checkpoint.tokenizer import read_vocabulary
 from paramdelta_dist.errors import HomologyError, UsageError
 from paramdelta_dist.planning import memory
+from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import StorageConfig
 from tests import oracle
 from tests.models import recipe
@@ -227,3 +228,41 @@ def test_a_sentencepiece_model_is_read_with_the_tokens_added_to_it(tmp_path):
     vocabulary = read_vocabulary(open_checkpoint(str(folder), StorageConfig()), StorageConfig())
     assert vocabulary.tokens == {"<unk>": 0, "▁the": 1, "é": 2, "<pad>": 3}
     assert vocabulary.special == {"<pad>": 3}
+
+
+def test_a_model_that_is_merged_as_it_is_has_the_first_ones_row_for_tokens_it_lacks(tmp_path):
+    tokenizers = {
+        "one": make_tokenizer(special=(*SPECIAL, "<x>")),
+        "two": make_tokenizer(order=-1),
+        "three": make_tokenizer(special=(*SPECIAL, "<y>")),
+    }
+    folders = {model: make_model(tmp_path / model, tokenizer, seed=seed) for seed, (model, tokenizer) in enumerate(tokenizers.items())}
+    weights = {"one": 0.5, "two": 0.3, "three": 0.2}
+    entries = [{"model": str(folders[model]), "weight": weight} for model, weight in weights.items()]
+    for source, written in ((0, "one"), (2, "three")):
+        out = tmp_path / f"out{source}"
+        made = {"method": "linear", "models": entries, "output": str(out), "vocab": "by-token", "tokenizer_from": source}
+        api.merge(Recipe.model_validate(made))
+        tables = {model: (oracle.load(folder)[EMBEDDINGS].double(), tokenizers[model].get_vocab()) for model, folder in folders.items()}
+        rows = []
+        for token in sorted(tokenizers[written].get_vocab(), key=tokenizers[written].get_vocab().get):
+            held = {model: table[ids[token]] for model, (table, ids) in tables.items() if token in ids}
+            first = held.get("one")
+            rows.append(held["three"] if first is None else sum(weight * held.get(model, first) for model, weight in weights.items()))
+        oracle.assert_within_one_rounding(
+            {EMBEDDINGS: oracle.load(out)[EMBEDDINGS]}, {EMBEDDINGS: torch.stack(rows).bfloat16()}, share=1e-3
+        )
+
+
+def test_methods_that_look_at_the_whole_tensor_need_equal_vocabularies_or_leave_the_tensor_out(tmp_path):
+    folders = {model: make_model(tmp_path / model, tokenizer) for model, tokenizer in three_tokenizers().items()}
+
+    def ties(density, **options):
+        return recipe(folders["base"], folders["post"], folders["old"], tmp_path / "out", method="ties", vocab="by-token",
+                      parameters={"density": density}, **options)  # fmt: skip
+
+    with pytest.raises(UsageError, match=r"ties looks at all of 'lm_head.weight|ties looks at all of 'model.embed_tokens.weight'.*exclude"):
+        api.plan(ties(0.5))
+    api.plan(ties(1.0))
+    made, _ = api.plan(ties(0.5, exclude=["*embed_tokens*", "lm_head*"], tokenizer_from="base"))
+    assert made.copied == 2

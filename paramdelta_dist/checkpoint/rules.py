@@ -115,9 +115,12 @@ def _value(given: Any, check: Callable[[Any], Any]) -> Any:
     if not isinstance(given, (list, tuple)):
         return check(given)
     values = [check(value) for value in given]
-    if len(values) < 2 or not all(isinstance(value, float) for value in values):
-        raise ValueError("a gradient is a list of two or more numbers, for a parameter that can be any number in between")
-    return tuple(values)
+    if len(values) >= 2 and all(isinstance(value, float) for value in values):
+        return tuple(values)
+    try:
+        return check(given)  # which says what one value should be
+    except ValueError as error:
+        raise ValueError(f"{error}; a list is a gradient, of two or more numbers where any in between is allowed") from None
 
 
 def _listed(given: Any) -> Iterable[Any]:
@@ -162,6 +165,12 @@ class Chooser:
         self._matched: set[int] = set()
         self._decided: set[int] = set()
 
+    @property
+    def constant(self) -> Any:
+        """The value, where it is the same for every tensor; else None."""
+        only = self._rules[0] if len(self._rules) == 1 else None
+        return only.value if only is not None and only.general and not isinstance(only.value, tuple) else None
+
     def value(self, name: str) -> tuple[Any, bool]:
         """The value for a tensor, and whether there is one."""
         found: tuple[Any, bool] = (None, False)
@@ -184,6 +193,29 @@ class Chooser:
             reason = "only matches tensors that a rule before it decides" if number in self._matched else "matches no tensor that is merged"
             problems.append(f"{self._where}: {rule.text} {reason}")
         return problems
+
+
+class Globs:
+    """Globs on the names of tensors; remembers which of them matched something."""
+
+    def __init__(self, patterns: Sequence[str], where: str) -> None:
+        """`where` names the list in messages."""
+        self._patterns, self._where = patterns, where
+        self._matched: set[str] = set()
+
+    def match(self, name: str) -> bool:
+        """Whether any of them matches; all are tried."""
+        found = [pattern for pattern in self._patterns if fnmatchcase(name, pattern)]
+        self._matched.update(found)
+        return bool(found)
+
+    def idle(self) -> list[str]:
+        """Those that matched nothing."""
+        return [
+            f"{self._where}: {pattern!r} matches no tensor that would be merged"
+            for pattern in self._patterns
+            if pattern not in self._matched
+        ]
 
 
 def count_layers(names: Iterable[str]) -> int:

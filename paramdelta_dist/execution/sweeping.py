@@ -41,9 +41,7 @@ class SweepUnit:
         return sum(shard.size for shard in self.shards.values())
 
 
-def run_sweep_shard(
-    job: SweepJob, unit: SweepUnit, *, advance: Callable[[int], None], cancelled: Callable[[], bool]
-) -> dict[int, Receipt]:
+def run_sweep_shard(job: SweepJob, unit: SweepUnit, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> dict[int, Receipt]:
     """Make one file of each point in `unit` and publish it with its receipt; the bytes are those that a merge of the point
     alone gives. Returns the receipts by point; their `bytes_read` add up to what was read.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -29,6 +30,17 @@ _RESOLUTION = 24
 def stream_key(seed: int, purpose: str, model: str, tensor: str) -> int:
     """The 64-bit key of the numbers drawn for one purpose, for one tensor of one model."""
     return int.from_bytes(hashlib.blake2b(f"{seed}|{purpose}|{model}|{tensor}".encode()).digest()[:8], "little")
+
+
+_made = threading.local()
+
+
+def philox(device: torch.device) -> Philox:
+    """The calling thread's, for this device."""
+    found: Philox | None = _made.__dict__.get(str(device))
+    if found is None:
+        found = _made.__dict__[str(device)] = Philox(device)
+    return found
 
 
 class Philox:

@@ -8,6 +8,7 @@ the least of them.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -70,10 +71,22 @@ def add_halves(values: torch.Tensor) -> torch.Tensor:
     return values[:, 0] if width else values.new_zeros(values.shape[0])
 
 
+_made = threading.local()
+
+
+def reducer(device: torch.device) -> Reducer:
+    """The calling thread's, for this device."""
+    found: Reducer | None = _made.__dict__.get(str(device))
+    if found is None:
+        found = _made.__dict__[str(device)] = Reducer(device)
+    return found
+
+
 class Reducer:
     """Takes sums over values in float32 or float64 of one shape, in reused memory (4 MiB on a CPU). One per thread.
 
-    Values that are a piece of a tensor begin at a multiple of CHUNK of its elements, and end at one or with the tensor.
+    Values that are a piece of a tensor begin where a chunk does and end where one does or with the tensor; or the pieces are
+    always the same.
     """
 
     def __init__(self, device: torch.device) -> None:

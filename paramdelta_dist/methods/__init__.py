@@ -7,12 +7,44 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from paramdelta_dist.errors import UsageError
+from paramdelta_dist.methods.arcee_fusion import ARCEE_FUSION
+from paramdelta_dist.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES
 from paramdelta_dist.methods.card import Blocks, Method, Parameter, Roles, Scope, Sweep
+from paramdelta_dist.methods.dare import DARE_LINEAR, DARE_TIES
+from paramdelta_dist.methods.della import DELLA, DELLA_LINEAR
 from paramdelta_dist.methods.linear import EXPO, LINEAR, TASK_ARITHMETIC
+from paramdelta_dist.methods.model_stock import MODEL_STOCK
+from paramdelta_dist.methods.nearswap import NEARSWAP
 from paramdelta_dist.methods.paramdelta import PARAMDELTA
+from paramdelta_dist.methods.ram import RAM, RAMPLUS_TL
+from paramdelta_dist.methods.sce import SCE
+from paramdelta_dist.methods.spherical import KARCHER, MULTISLERP, NUSLERP, SLERP
 from paramdelta_dist.methods.ties import MAGNITUDE, TIES
 
-METHODS = (PARAMDELTA, LINEAR, TASK_ARITHMETIC, EXPO, TIES, MAGNITUDE)
+METHODS = (
+    PARAMDELTA,
+    LINEAR,
+    TASK_ARITHMETIC,
+    EXPO,
+    TIES,
+    MAGNITUDE,
+    DARE_LINEAR,
+    DARE_TIES,
+    DELLA,
+    DELLA_LINEAR,
+    BREADCRUMBS,
+    BREADCRUMBS_TIES,
+    SCE,
+    RAM,
+    RAMPLUS_TL,
+    SLERP,
+    NUSLERP,
+    MULTISLERP,
+    KARCHER,
+    MODEL_STOCK,
+    NEARSWAP,
+    ARCEE_FUSION,
+)
 ENTRY_POINTS = "paramdelta_dist.methods"
 """Group of entry points that name a `Method`; the name of an entry point is the method's."""
 

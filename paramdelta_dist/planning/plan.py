@@ -16,7 +16,7 @@ from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.homology import is_derived_buffer
 from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
 from paramdelta_dist.errors import CheckpointError, UsageError
-from paramdelta_dist.methods import find_method
+from paramdelta_dist.methods import Scope, find_method
 from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
 from paramdelta_dist.planning.rows import RowMap
 from paramdelta_dist.planning.settings import Resolver, Settings, Term
@@ -137,7 +137,7 @@ class MergePlan:
     merged: int
     """Tensors that are computed."""
     copied: int
-    """Tensors taken from the base because they hold integers, booleans or buffers."""
+    """Tensors taken from the base because they hold integers, booleans or buffers, or the recipe leaves them out."""
     config_changes: Mapping[str, Any]
     """Fields of config.json, by dotted name, that are not the base's because the vocabulary is not."""
 
@@ -199,20 +199,19 @@ def build_plan(
     base = checkpoints[recipe.base]
     if base.config is None:
         raise UsageError(f"{redact(base.url)} has no config.json; the output would not be a model that loads")
-    resolver = Resolver(recipe, models)
+    resolver = Resolver(recipe, base.tensors, models)
     models = resolver.models
     opened = [checkpoints[url] for url in models]
     kinds = _account(opened)
-    settings: list[Settings] = []
-    ways = {}
+    chosen = {name: resolver.settings(name) for name, is_merged in kinds.items() if is_merged and resolver.selected(name)}
+    resolver.require_used()
+    settings = list({id(way): way for way in chosen.values()}.values())
+    _require_one_way_of_looking(settings)
+    places = {id(way): position for position, way in enumerate(settings)}
+    ways = {name: places[id(way)] for name, way in chosen.items()}
     """Position in the settings, of each tensor that is merged."""
-    for name in (name for name, is_merged in kinds.items() if is_merged):
-        way = resolver.settings(name)
-        if way not in settings:
-            settings.append(way)
-        ways[name] = settings.index(way)
     planner = VocabularyPlanner(recipe, models, opened, vocabularies or {})
-    maps = planner.row_maps({name: settings[way] for name, way in ways.items()})
+    maps = planner.row_maps(chosen)
     layouts = lay_out(
         (_output(name, base.tensors[name], recipe.dtype if kinds[name] else None, maps.get(name)) for name in base.tensors),
         shard_size=recipe.shard_size,
@@ -221,7 +220,7 @@ def build_plan(
     theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
     side_files = {**ours, **theirs}
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
-    merged = sum(kinds.values())
+    merged = len(ways)
     writer = checkpoints.get(recipe.tokenizer_url) if recipe.vocab == "by-token" and recipe.tokenizer_url != recipe.base else None
     changes = config_changes(base.config, writer.config if writer and maps else None, embedding_rows(maps, base))
     return MergePlan(
@@ -236,6 +235,15 @@ def build_plan(
         copied=len(kinds) - merged,
         config_changes=changes,
     )
+
+
+def _require_one_way_of_looking(settings: Sequence[Settings]) -> None:
+    """Raise UsageError where a method looks at the whole model, and at each tensor in another way."""
+    if len(settings) > 1 and any(sweep.scope is Scope.MODEL for way in settings for sweep in way.sweeps):
+        raise UsageError(
+            f"{settings[0].method} looks at the whole model before it merges a tensor, so its parameters cannot differ between tensors: "
+            "give each one value, or choose what it looks at tensor by tensor"
+        )
 
 
 def _account(models: Sequence[Checkpoint]) -> dict[str, bool]:
@@ -289,7 +297,7 @@ def _shard(
     """Position in the shard's inputs, by model and position among its files."""
     tables = [model.tensors for model in models]
     plans, offset = [], len(layout.header)
-    used = [way.models for way in settings]
+    used, everyone = [way.models for way in settings], range(len(models))
     for tensor in layout.tensors:
         way = ways.get(tensor.name)
         derived = not kinds[tensor.name] and is_derived_buffer(tensor.name)
@@ -297,7 +305,7 @@ def _shard(
         sources: list[Source | None] = []
         for position, table in enumerate(tables):
             held = table.get(tensor.name)
-            unused = way is not None and rows is None and position not in used[way]
+            unused = rows is None and position not in (used[way] if way is not None else {0} if kinds[tensor.name] else everyone)
             if held is None or unused or (position and derived):  # a derived buffer follows from the config, which is the base's
                 sources.append(None)
                 continue
@@ -324,11 +332,12 @@ def _fingerprint(
     maps: Mapping[str, RowMap],
     changes: Mapping[str, Any],
 ) -> str:
-    document = {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "method": [recipe.method, find_method(recipe.method).version],
         "settings": [[way.based, way.parameters, [list(term) for term in way.terms]] for way in settings],
         "ways": list(ways.values()) if len(settings) > 1 else [],
+        **({"selection": [list(recipe.include), list(recipe.exclude)]} if recipe.include or recipe.exclude else {}),
         "dtype": recipe.dtype,
         "shard_size": recipe.shard_size,
         "allow_nonfinite": recipe.allow_nonfinite,

@@ -45,9 +45,7 @@ def build_sweep(
     inputs = (checkpoints, tokenizer_files, vocabularies)
     points = {name: build_plan(point, *inputs) for name, point in recipe.points.items()}
     models = tuple(dict.fromkeys(url for plan in points.values() for url in plan.models))
-    wide = {
-        name: plan if plan.models == models else build_plan(plan.recipe, *inputs, models=models) for name, plan in points.items()
-    }
+    wide = {name: plan if plan.models == models else build_plan(plan.recipe, *inputs, models=models) for name, plan in points.items()}
     return SweepPlan(recipe, points, models, _readings(points, wide))
 
 

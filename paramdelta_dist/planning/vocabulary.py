@@ -191,7 +191,7 @@ def vocabulary_outcomes(
 ) -> tuple[tuple[str, str], ...]:
     """(mode, what it would do with the rows of the input embeddings, in words) for each of these modes."""
     name = input_embeddings(checkpoints[recipe.base].tensors)
-    resolver = Resolver(recipe)
+    resolver = Resolver(recipe, checkpoints[recipe.base].tensors)
     if name is None:
         return ()
     planner = VocabularyPlanner(recipe, resolver.models, [checkpoints[url] for url in resolver.models], vocabularies)

@@ -81,7 +81,7 @@ def test_rules_that_decide_nothing_are_named_with_the_reason():
         ([{"layers": True, "value": 2}], "should be a layer counted from 0"),
         ([{"match": 3, "value": 2}], "match: should be a glob"),
         ([{"match": "*", "value": "x"}], "rule 1: should be a finite number"),
-        ([{"match": "*", "value": [1]}], "a gradient is a list of two or more numbers"),
+        ([{"match": "*", "value": [1]}], "should be a finite number; a list is a gradient, of two or more numbers"),
         ([0.5], "rule 1: should be a mapping"),
     ],
 )

@@ -189,7 +189,7 @@ def karcher(models, iterations=10, tolerance=1e-5):
 def model_stock(base, deltas, rows=False):
     """Between the base and the mean of the models, by how far the deltas agree; `rows`: decided in each row."""
     n = len(deltas)
-    axis = -1 if rows else None
+    axis = -1 if rows and base.ndim else None
     cosines = []
     for one, two in itertools.combinations(deltas, 2):
         product = np.linalg.norm(one, axis=axis, keepdims=True) * np.linalg.norm(two, axis=axis, keepdims=True)
