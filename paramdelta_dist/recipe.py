@@ -26,7 +26,7 @@ from paramdelta_dist.methods import METHODS, Method, Parameter, Roles, find_meth
 from paramdelta_dist.sizes import parse_size
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.urls import inside, normalize, redact
-from paramdelta_dist.template import check_template
+from paramdelta_dist.template import check_template, is_template
 
 MAX_RECIPE = 1 << 20
 """Longest recipe that is read, in bytes."""
@@ -250,6 +250,8 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _every_point_is_a_recipe(self) -> Recipe:
+        if self.sweep and is_template(self.output):
+            raise ValueError("sweep: its points are folders below `output`, which cannot be a template then; name a folder")
         try:
             _ = self.points
         except ValidationError as error:
@@ -304,12 +306,18 @@ class Recipe(_Section):
         if not self.sweep:
             return {}
         document = self.model_dump(by_alias=True, exclude_unset=True, exclude={"sweep"})
-        found = {}
-        for values in itertools.product(*self.sweep.values()):
-            point = dict(zip(self.sweep, values, strict=True))
-            name = ",".join(f"{key}={_swept(value)}" for key, value in point.items())
-            found[name] = Recipe.model_validate(_at(document, point) | {"output": f"{self.output}/{name}"})
-        return found
+        return {
+            name: Recipe.model_validate(_at(document, values) | {"output": f"{self.output}/{name}"})
+            for name, values in self.swept_values.items()
+        }
+
+    @property
+    def swept_values(self) -> dict[str, dict[str, Any]]:
+        """What the sweep sets at each of its points, by the name of the point's folder."""
+        if not self.sweep:
+            return {}
+        points = [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
+        return {",".join(f"{key}={_swept(value)}" for key, value in point.items()): point for point in points}
 
     @property
     def has_rules(self) -> bool:
@@ -369,13 +377,11 @@ def _at(document: Mapping[Any, Any], point: Mapping[str, Any]) -> dict[Any, Any]
                 raise ValueError(f"sweep: {key}: there is no {section}.{number}, counted from 0")
             entries[int(number)][name] = value
             continue
-        for section in ("deltas", "models"):
-            entries = changed.get(section)
-            for number, entry in enumerate(entries if isinstance(entries, (list, tuple)) else ()):
+        for role in ("deltas", "models"):
+            entries = changed.get(role)
+            for place, entry in enumerate(entries if isinstance(entries, (list, tuple)) else ()):
                 if isinstance(entry, dict) and key in entry:
-                    raise ValueError(
-                        f"sweep: {section}.{number} has a {key} of its own; leave it out there, or sweep {section}.{number}.{key}"
-                    )
+                    raise ValueError(f"sweep: {role}.{place} has a {key} of its own; leave it out there, or sweep {role}.{place}.{key}")
         parameters = changed.setdefault("parameters", {})
         if isinstance(parameters, dict):
             parameters[key] = value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from paramdelta_dist.errors import Interrupted
@@ -85,12 +84,9 @@ class SharedReader:
 
     def __init__(self, tiles: SharedTiles) -> None:
         self._tiles, self._position = tiles, 0
+        self.pool = tiles.reader.pool
         self.bytes_read = self.requests = 0
         """Of what was fetched because this reader was the first to ask: over all readers, what was read."""
-
-    @property
-    def pool(self) -> ThreadPoolExecutor:
-        return self._tiles.reader.pool
 
     def start(self, tile: Tile) -> Fetching:
         """Ask for the next tile; waits while this reader is too far ahead of the slowest. Raises Interrupted."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint
 from paramdelta_dist.errors import UsageError
-from paramdelta_dist.planning.plan import MergePlan, Shard, Source, Vocabularies, build_plan
-from paramdelta_dist.planning.settings import Settings
+from paramdelta_dist.planning.plan import MergePlan, Shard, Source, build_plan
+from paramdelta_dist.planning.vocabulary import Vocabularies
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import Identity
 
@@ -20,18 +22,29 @@ class SweepPlan:
     recipe: Recipe
     points: dict[str, MergePlan]
     """The plan of each point by its name: what a merge of it alone would do, and what is kept beside its output."""
+    values: dict[str, dict[str, Any]]
+    """What the sweep sets at each point."""
     models: tuple[str, ...]
     """URLs of the models that any point reads, the base first."""
     readings: dict[str, tuple[Shard, ...]]
     """The shards of each point as they are made: every point reads what any of them needs, in the same tiles."""
 
     @property
-    def bytes_to_read(self) -> int:
-        return sum(shard.bytes_to_read for shard in next(iter(self.readings.values())))
+    def reading(self) -> MergePlan:
+        """The merge of the first point, if it reads what any of them needs; with the fingerprint of the sweep."""
+        name, first = next(iter(self.points.items()))
+        shards = self.readings[name]
+        settings = shards[0].settings if shards else first.settings
+        return replace(first, models=self.models, shards=shards, settings=settings, fingerprint=self.fingerprint)
 
     @property
     def bytes_to_write(self) -> int:
         return sum(plan.bytes_to_write for plan in self.points.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides the bytes of any point."""
+        return blake2b(" ".join(plan.fingerprint for plan in self.points.values()).encode(), digest_size=20).hexdigest()
 
 
 def build_sweep(
@@ -46,10 +59,10 @@ def build_sweep(
     points = {name: build_plan(point, *inputs) for name, point in recipe.points.items()}
     models = tuple(dict.fromkeys(url for plan in points.values() for url in plan.models))
     wide = {name: plan if plan.models == models else build_plan(plan.recipe, *inputs, models=models) for name, plan in points.items()}
-    return SweepPlan(recipe, points, models, _readings(points, wide))
+    return SweepPlan(recipe, points, recipe.swept_values, models, _readings(wide))
 
 
-def _readings(points: Mapping[str, MergePlan], wide: Mapping[str, MergePlan]) -> dict[str, tuple[Shard, ...]]:
+def _readings(wide: Mapping[str, MergePlan]) -> dict[str, tuple[Shard, ...]]:
     """Shards that differ in their settings alone. A tensor's place among the settings is the same in all of them, and so is
     what is read of it: all that any point needs."""
     first = next(iter(wide.values()))
