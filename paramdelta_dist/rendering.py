@@ -172,13 +172,18 @@ def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> 
     console = Console(file=stream, highlight=False, soft_wrap=True)
     latest = f"  {escape(document['pointer'])} names it the latest" if "pointer" in document else ""
     if document["state"] == "nothing to do":
-        console.print(f"nothing to do: {escape(document['output'])} holds this merge of these inputs already")
+        what = f"{_plural(len(document['points']), 'point')} of this sweep" if "points" in document else "this merge"
+        console.print(f"nothing to do: {escape(document['output'])} holds {what} of these inputs already")
         if latest:
             console.print(latest)
         return
     moved = document["bytes_read"] + document["bytes_written"]
     kept = f", {document['shards']['kept']} kept from an earlier run" if document["shards"]["kept"] else ""
     console.print(f"merged into {escape(document['output'])}")
+    for point in document.get("points", ())[:FEW]:
+        console.print(f"  {escape(point['name'])}" + (", which was there already" if point["state"] == "nothing to do" else ""))
+    if len(document.get("points", ())) > FEW:
+        console.print(f"  … and {len(document['points']) - FEW} more points")
     if latest:
         console.print(latest)
     console.print(
