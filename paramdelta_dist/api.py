@@ -21,10 +21,11 @@ from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
 from paramdelta_dist.planning.tiles import count_requests
-from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
+from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe, with_all_deltas
 from paramdelta_dist.storage import (
     StorageConfig,
     find_leftovers,
+    inside,
     normalize,
     open_store,
     part_size,
@@ -34,6 +35,7 @@ from paramdelta_dist.storage import (
 )
 
 if TYPE_CHECKING:
+    from paramdelta_dist.analysis.survey import ShardSurvey
     from paramdelta_dist.execution.executor import Executor
     from paramdelta_dist.execution.making import Job
     from paramdelta_dist.execution.receipts import Receipt
@@ -64,7 +66,7 @@ class Observer(Protocol):
         """`size` more bytes are done; negative where a piece of work starts again."""
         ...
 
-    def finished(self, result: Receipt | FileVerdict) -> None:
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None:
         """A file is done."""
         ...
 
@@ -74,7 +76,7 @@ class _Silent:
 
     def advanced(self, size: int) -> None: ...
 
-    def finished(self, result: Receipt | FileVerdict) -> None: ...
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,11 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: int | None = None, memory: int | None = None) -> WorkerMemory:
-    """How a merge would use this machine (local) or each worker (ray), within `memory` bytes of one process.
+def plan_workers(
+    merge_plan: MergePlan, *, engine: Engine = "local", workers: int | None = None, memory: int | None = None, writes: bool = True
+) -> WorkerMemory:
+    """How a merge (or, without `writes`, reading its inputs) would use this machine (local) or each worker (ray), within
+    `memory` bytes of one process.
 
     Here, workers are threads: some make tiles of the same shard, so that a model of one file uses all of them. Those that
     were not asked for are reduced until they fit. Raises OverBudget when they cannot.
@@ -198,7 +203,7 @@ def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: in
                 workers=shards,
                 threads=min(count // shards, MOST_THREADS_A_SHARD),
                 remote_inputs=any(open_store(url, storage).remote for url in merge_plan.models),
-                remote_output=open_store(recipe.output, storage).remote,
+                remote_output=writes and open_store(recipe.output, storage).remote,
                 reserved=reserved,
             )
         except OverBudget:
@@ -356,6 +361,65 @@ def verify(
         "bytes_read": sum(verdict.bytes_read for verdict in verdicts),
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def analyze(
+    recipe: Recipe,
+    output: str | None = None,
+    *,
+    engine: Engine = "local",
+    workers: int | None = None,
+    memory: int | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """What the deltas of a recipe are, from one reading of its inputs: tables and a page, written to the folder `output`.
+
+    `output` is by default a folder of this directory, named after the recipe's output. `memory` bounds, in bytes, this
+    process (local) or each worker (ray). Returns a document of the most important figures. Raises ParamDeltaErrors only,
+    such as HomologyError where the models do not fit together; nothing is written then.
+    """
+    began, observer = time.monotonic(), observer or _Silent()
+    folder = normalize(output or f"{recipe.output.rstrip('/').rpartition('/')[2]}-analysis")
+    if inside(folder, recipe.output):
+        raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
+    store = open_store(folder, recipe.storage_config)
+    merge_plan, _ = plan(with_all_deltas(recipe))
+    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, writes=False)
+    with _collector_paused():
+        from paramdelta_dist.analysis.publish import publish
+        from paramdelta_dist.analysis.statistics import Statistics, describe
+        from paramdelta_dist.analysis.survey import SurveyJob, SurveyUnit, joined, survey_shard
+
+    subject = describe(merge_plan, [delta.weight for delta in recipe.deltas])
+    units = [SurveyUnit(shard) for shard in merge_plan.shards]
+    job = SurveyJob(
+        merge_plan.models, subject.vectors, recipe.storage_config, sizing.tile_size, sizing.tiles_in_flight, threads=sizing.threads
+    )
+    surveys: dict[str, ShardSurvey] = {}
+    with _executor(engine, workers, sizing.workers, sizing.projected, "cpu") as executor:
+        observer.started(
+            "analyzing",
+            sum(unit.size for unit in units),
+            details={"shards": len(units), "memory": asdict(sizing)},
+        )
+        with closing(executor.run(survey_shard, job, units, advance=observer.advanced)) as results:
+            for survey in results:
+                surveys[survey.file] = survey
+                observer.finished(survey)
+    statistics = Statistics(subject, *joined(merge_plan, subject.vectors, surveys))
+    seconds = time.monotonic() - began
+    run = {
+        "engine": engine,
+        "version": __version__,
+        "workers": min(executor.workers, len(units)) * sizing.threads,
+        "bytes_read": sum(survey.bytes_read for survey in surveys.values()),
+        "requests": sum(survey.requests for survey in surveys.values()),
+        "seconds": round(seconds, 3),
+        "peak_memory": max(survey.peak_memory for survey in surveys.values()),
+        "projected_memory": sizing.projected,
+        "retries": executor.retries,
+    }
+    return publish(store, statistics, run)
 
 
 def clean(url: str, *, older_than: float = 86400.0, remove: bool = False, storage: StorageConfig | None = None) -> dict[str, Any]:

@@ -183,6 +183,11 @@ class Recipe(_Section):
         return document
 
 
+def with_all_deltas(recipe: Recipe) -> Recipe:
+    """The recipe with weight 1 for every delta, so that none is left out of what is read."""
+    return recipe.model_copy(update={"deltas": tuple(delta.model_copy(update={"weight": 1.0}) for delta in recipe.deltas)})
+
+
 class _Loader(yaml.SafeLoader):
     """Plain YAML values only; a key given twice, an alias and a tag are errors rather than surprises."""
 
