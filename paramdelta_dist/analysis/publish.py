@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from paramdelta_dist.analysis.page import render_page
 from paramdelta_dist.analysis.statistics import WHOLE, Statistics
 from paramdelta_dist.analysis.tables import render, tables
 from paramdelta_dist.storage import Store
@@ -15,13 +16,14 @@ from paramdelta_dist.storage import Store
 PAGE = "report.html"
 
 
-def publish(store: Store, statistics: Statistics, run: Mapping[str, Any]) -> dict[str, Any]:
+def publish(store: Store, statistics: Statistics, run: Mapping[str, Any], *, title: str) -> dict[str, Any]:
     """Write the tables, and then the page, into the store's folder. Returns what `summary` says, and where they are."""
     found = summary(statistics)
     files = []
     for name, table in tables(statistics).items():
         store.write(name, render(table))
         files.append(name)
+    store.write(PAGE, render_page(statistics, title, dict(run)))
     return {"output": store.url, "files": [PAGE, *files], **found, **run}
 
 

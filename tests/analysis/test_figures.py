@@ -151,7 +151,7 @@ def test_the_document_tells_the_whole_model(found, vectors):
     assert [d["norm"] for d in document["deltas"]] == [row["norm"] for row in whole]
     assert document["parameters"] == sum(len(t) for t in vectors[1]["new"].values())
     assert document["nonfinite_tensors"] == []
-    assert document["bytes_read"] == 4 * 2 * document["parameters"]
+    assert 1 <= document["bytes_read"] / (4 * 2 * document["parameters"]) < 1.01
     assert sorted(document["files"]) == sorted(path.name for path in folder.iterdir())
 
 
