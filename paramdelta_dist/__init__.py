@@ -8,7 +8,20 @@ if TYPE_CHECKING:
     from paramdelta_dist.api import MergeResult, analyze, check, clean, inspect, load_recipe, merge, plan, status, verify
     from paramdelta_dist.recipe import Recipe
 
-__all__ = ["MergeResult", "Recipe", "__version__", "analyze", "check", "clean", "inspect", "load_recipe", "merge", "plan", "status", "verify"]
+__all__ = [
+    "MergeResult",
+    "Recipe",
+    "__version__",
+    "analyze",
+    "check",
+    "clean",
+    "inspect",
+    "load_recipe",
+    "merge",
+    "plan",
+    "status",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -107,7 +107,9 @@ def legend(kind: str, labels: Sequence[str], title: str) -> str:
     body = [f'<rect class="{kind}{n}" x="{n * cell:g}" y="0" width="{cell:g}" height="12"/>' for n in range(STEPS)]
     for place, label in enumerate(labels):
         anchor = "start" if place == 0 else "end" if place == len(labels) - 1 else "middle"
-        body.append(f'<text class="tick" x="{width * place / max(1, len(labels) - 1):g}" y="26" text-anchor="{anchor}">{text(label)}</text>')
+        body.append(
+            f'<text class="tick" x="{width * place / max(1, len(labels) - 1):g}" y="26" text-anchor="{anchor}">{text(label)}</text>'
+        )
     return svg(width, 30, title, body, kind="legend", natural=True)
 
 

@@ -207,7 +207,11 @@ def _relative(statistics: Statistics, delta: int) -> dict[Group, float]:
 
 
 def _map(
-    statistics: Statistics, title: str, values: dict[Group, float], step: Callable[[float | None], str], shown: Callable[[float | None], str]
+    statistics: Statistics,
+    title: str,
+    values: dict[Group, float],
+    step: Callable[[float | None], str],
+    shown: Callable[[float | None], str],
 ) -> str:
     inside = {(g.layer, g.component.value): v for g, v in values.items() if g.layer is not None and g.component is not None}
     columns = [c.value for c in statistics.components if any(name == c.value for _, name in inside)]
@@ -259,9 +263,7 @@ def _alike(statistics: Statistics) -> str:
         "<table><thead><tr><th>between</th><th class=word>and</th><th>end to end</th><th>mean of tensors</th><th>same sign</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>"
     )
-    names = "".join(
-        f"<dt>{symbols[vector]}</dt><dd>{text(label)}</dd>" for vector, label in enumerate(subject.labels)
-    )
+    names = "".join(f"<dt>{symbols[vector]}</dt><dd>{text(label)}</dd>" for vector, label in enumerate(subject.labels))
     cards.append(
         f'<div class="card grow"><h3>Pairs</h3><div class="scroll">{table}</div><dl class="small">{names}</dl>'
         f"<figcaption>Independent changes of n parameters have a cosine of about 1/√n and half of their signs in common.</figcaption></div>"
@@ -329,11 +331,17 @@ def _sizes(statistics: Statistics) -> str:
         of = [_shares(figures.histograms[place, delta], int(figures.elements[place])) for delta in range(len(shares))]
         lines = [Line(_called(statistics, delta), colour(delta), _steps(share, low, high)) for delta, share in enumerate(of)]
         drawn = curves(
-            f"Distribution in {component.value}", lines, across="", up=str, along=_power, small=True, ticks_across=ticks[:: max(1, len(ticks) // 3)]
+            f"Distribution in {component.value}",
+            lines,
+            across="",
+            up=str,
+            along=_power,
+            small=True,
+            ticks_across=ticks[:: max(1, len(ticks) // 3)],
         )
         small.append(f"<figure><h3>{component.value}</h3>{drawn}</figure>")
     return (
-        '<h2>How large the changes are</h2><p>Share of the parameters by the size of their change, in powers of two. Those that did not '
+        "<h2>How large the changes are</h2><p>Share of the parameters by the size of their change, in powers of two. Those that did not "
         'change at all are in the table.</p><div class="cards">'
         f'<div class="card"><figure>{picture}{_key(statistics)}</figure>'
         f"{_details(f'<table><thead><tr><th>|δ|</th>{heads}</tr></thead><tbody>{counts}</tbody></table>')}</div>"
@@ -380,8 +388,16 @@ def _scaled(statistics: Statistics) -> str:
             f"<td>{nearest}</td><td>{percent(least / scale)}</td></tr>"
         )
         role = "the new base" if place == 0 else "post" if curve.url in posts else "base of a delta"
-        keys.append(f'<li class="{kind}"><span class="{"dash" if dashed else "solid"}"></span><span>{text(curve.label)}, {role}</span></li>')
-    picture = curves("Distance of the merge from each input as a function of α", lines, across="α", up=lambda y: percent(y, 2), marks=[(1.0, "the recipe")])
+        keys.append(
+            f'<li class="{kind}"><span class="{"dash" if dashed else "solid"}"></span><span>{text(curve.label)}, {role}</span></li>'
+        )
+    picture = curves(
+        "Distance of the merge from each input as a function of α",
+        lines,
+        across="α",
+        up=lambda y: percent(y, 2),
+        marks=[(1.0, "the recipe")],
+    )
     return (
         "<h2>How far a scaled merge is from its inputs</h2><p>Distance of Θ′<sub>base</sub> + α Σ wᵢδᵢ from each model, as a share of "
         "‖Θ′<sub>base</sub>‖. α = 1 is the recipe with its weights; the distances follow from norms and dot products, no merge was made."

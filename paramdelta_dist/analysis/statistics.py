@@ -188,9 +188,7 @@ class Statistics:
 
     def _add(self, total: Measured, row: int, member: int) -> None:
         part = self._measured
-        total.add(
-            row, Measured(part.sums[member], part.peaks[member], part.zeros[member], part.histograms[member], part.signs[member])
-        )
+        total.add(row, Measured(part.sums[member], part.peaks[member], part.zeros[member], part.histograms[member], part.signs[member]))
 
     def _gram(self, sums: Floats) -> Floats:
         size = len(self.subject.vectors.pairs)
