@@ -419,7 +419,7 @@ def analyze(
         "projected_memory": sizing.projected,
         "retries": executor.retries,
     }
-    return publish(store, statistics, run, title=f"Deltas of {recipe.output.rstrip('/').rpartition('/')[2]}")
+    return publish(store, statistics, run)
 
 
 def clean(url: str, *, older_than: float = 86400.0, remove: bool = False, storage: StorageConfig | None = None) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from html import escape as _escape
 from itertools import count
 
+import numpy as np
+from numpy.typing import NDArray
+
 STEPS = 11
 """Colours of a ramp, classes q0…q10 (small to large) and d0…d10 (negative to positive)."""
 WIDTH, HEIGHT = 440, 250
@@ -135,8 +138,8 @@ def layer_map(
     def wide(label: str, value: float, at: float) -> str:
         found = step(value)
         return (
-            f'<g><title>{text(label)}: {shown(value)}</title><rect class="cell {found}" x="{left}" y="{at:g}" width="{right - left - gap:g}" '
-            f'height="18"/><text class="on {found}" x="{(left + right) / 2:g}" y="{at + 13:g}" text-anchor="middle">{text(label)} '
+            f'<g><title>{text(label)}: {shown(value)}</title><rect class="cell {found}" x="{left}" y="{at:g}" '
+            f'width="{right - left - gap:g}" height="18"/><text class="on {found}" x="{(left + right) / 2:g}" y="{at + 13:g}" text-anchor="middle">{text(label)} '
             f"{shown(value)}</text></g>"
         )
 
@@ -146,9 +149,8 @@ def layer_map(
             top += 20
     if layers:
         for place, name in enumerate(columns):
-            body.append(
-                f'<text class="tick" x="{left + (place + 0.5) * column - gap / 2:g}" y="{top + 14:g}" text-anchor="middle">{text(name)}</text>'
-            )
+            middle = left + (place + 0.5) * column - gap / 2
+            body.append(f'<text class="tick" x="{middle:g}" y="{top + 14:g}" text-anchor="middle">{text(name)}</text>')
         top += 19
     every = next(n for n in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 100, 1000) if n * height >= 12)
     for row, layer in enumerate(layers):
@@ -170,7 +172,7 @@ def layer_map(
     return svg(right, top, title, body, kind="map", natural=True)
 
 
-def matrix(title: str, labels: Sequence[str], values: Sequence[Sequence[float]], step: Step) -> str:
+def matrix(title: str, labels: Sequence[str], values: NDArray[np.float64], step: Step) -> str:
     """A square of figures in coloured cells; labels as short as δ₁."""
     cell, left, top = (58.0 if len(labels) < 5 else 44.0), 54, 20
     body = []
@@ -178,7 +180,7 @@ def matrix(title: str, labels: Sequence[str], values: Sequence[Sequence[float]],
         body.append(f'<text class="name" x="{left - 8}" y="{top + row * cell + cell / 2 + 4:g}" text-anchor="end">{text(label)}</text>')
         body.append(f'<text class="name" x="{left + row * cell + cell / 2 - 1:g}" y="{top - 7}" text-anchor="middle">{text(label)}</text>')
         for column, other in enumerate(labels):
-            value = values[row][column]
+            value = float(values[row, column])
             found = "diagonal" if row == column else step(value)
             shown = "1" if row == column else ("–" if not math.isfinite(value) else f"{value:.2f}".replace("-", "−"))
             x, y = left + column * cell, top + row * cell
@@ -254,7 +256,7 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], sh
             )
             at += thick
         at += 8
-    return svg(width, at, title, body, kind="bars")
+    return svg(width, at, title, body, kind="bars", natural=True)
 
 
 def lanes(title: str, rows: Sequence[tuple[str, Sequence[Bar]]], seconds: float) -> str:
@@ -276,6 +278,10 @@ def lanes(title: str, rows: Sequence[tuple[str, Sequence[Bar]]], seconds: float)
                 f"{bar.begin:.1f} to {bar.end:.1f} s</title></rect>"
             )
     return svg(width, height, title, body, kind="lanes")
+
+
+def power(exponent: float) -> str:
+    return f"2{_superscript(int(exponent))}"
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:

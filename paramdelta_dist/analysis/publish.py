@@ -16,21 +16,20 @@ from paramdelta_dist.storage import Store
 PAGE = "report.html"
 
 
-def publish(store: Store, statistics: Statistics, run: Mapping[str, Any], *, title: str) -> dict[str, Any]:
+def publish(store: Store, statistics: Statistics, run: Mapping[str, Any]) -> dict[str, Any]:
     """Write the tables, and then the page, into the store's folder. Returns what `summary` says, and where they are."""
     found = summary(statistics)
     files = []
     for name, table in tables(statistics).items():
         store.write(name, render(table))
         files.append(name)
-    store.write(PAGE, render_page(statistics, title, dict(run)))
+    store.write(PAGE, render_page(statistics, run))
     return {"output": store.url, "files": [PAGE, *files], **found, **run}
 
 
 def summary(statistics: Statistics) -> dict[str, Any]:
     """The figures of the whole model as plain values; None where nothing can be said."""
-    subject, row = statistics.subject, statistics.row(WHOLE)
-    assert row is not None
+    subject, row = statistics.subject, statistics.whole
     figures, means = statistics.of_groups, statistics.mean_cosines[WHOLE]
     deltas = [
         {
@@ -62,7 +61,7 @@ def summary(statistics: Statistics) -> dict[str, Any]:
         "base": subject.base,
         "tensors": len(statistics.tensors),
         "parameters": int(statistics.elements.sum()),
-        "nonfinite_tensors": [statistics.tensors[place].name for place in np.flatnonzero(~statistics.finite)],
+        "nonfinite_tensors": [statistics.tensors[int(place)].name for place in np.flatnonzero(~statistics.finite)],
         "deltas": deltas,
         "pairs": pairs,
     }

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paramdelta_dist.checkpoint.components import Component, Place, locate
 from paramdelta_dist.kernels.measuring import Counts, Floats, Measured, Vectors
@@ -99,7 +100,7 @@ class Statistics:
         self.tensors = tensors
         self.places: list[Place] = [locate(tensor.name) for tensor in tensors]
         self.elements: Counts = np.array([tensor.elements for tensor in tensors], np.int64)
-        self.finite = np.isfinite(measured.sums).all(axis=-1)
+        self.finite: NDArray[np.bool_] = np.asarray(np.isfinite(measured.sums).all(axis=-1))
         """[tensors]: whether figures can be had: not of tensors that hold NaN or infinity, which no group counts."""
         self._measured = measured
 
@@ -145,6 +146,11 @@ class Statistics:
         """[bases]: squared norm of each base, over the whole model."""
         first = len(self.subject.vectors.dots)
         return self._total[first : first + len(self.subject.vectors.bases)]
+
+    @property
+    def whole(self) -> int:
+        """The row of all tensors in `of_groups`."""
+        return self._rows[WHOLE]
 
     def row(self, group: Group) -> int | None:
         """The group's row in `of_groups`; None when it has no tensors."""
