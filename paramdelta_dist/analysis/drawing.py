@@ -56,6 +56,11 @@ def percent(value: float | None, digits: int = 3) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{number(100 * value, digits)} %"
 
 
+def cosine(value: float | None, places: int = 3) -> str:
+    """`value` with so many places behind the point, and no sign where that is zero."""
+    return "–" if value is None or not math.isfinite(value) else f"{round(value, places) + 0.0:.{places}f}".replace("-", "−")
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """`value` with so many significant digits, and no exponent where it can be read without."""
     if value is None or not math.isfinite(value):
@@ -137,10 +142,11 @@ def layer_map(
 
     def wide(label: str, value: float, at: float) -> str:
         found = step(value)
+        middle, size = (left + right) / 2, right - left - gap
         return (
-            f'<g><title>{text(label)}: {shown(value)}</title><rect class="cell {found}" x="{left}" y="{at:g}" '
-            f'width="{right - left - gap:g}" height="18"/><text class="on {found}" x="{(left + right) / 2:g}" y="{at + 13:g}" text-anchor="middle">{text(label)} '
-            f"{shown(value)}</text></g>"
+            f"<g><title>{text(label)}: {shown(value)}</title>"
+            f'<rect class="cell {found}" x="{left}" y="{at:g}" width="{size:g}" height="18"/>'
+            f'<text class="on {found}" x="{middle:g}" y="{at + 13:g}" text-anchor="middle">{text(label)} {shown(value)}</text></g>'
         )
 
     for label, value, above in outside:
@@ -182,7 +188,7 @@ def matrix(title: str, labels: Sequence[str], values: NDArray[np.float64], step:
         for column, other in enumerate(labels):
             value = float(values[row, column])
             found = "diagonal" if row == column else step(value)
-            shown = "1" if row == column else ("–" if not math.isfinite(value) else f"{value:.2f}".replace("-", "−"))
+            shown = "1" if row == column else cosine(value, 2)
             x, y = left + column * cell, top + row * cell
             body.append(
                 f'<g><title>{text(label)} and {text(other)}: {number(value, 4)}</title><rect class="cell {found}" x="{x:g}" y="{y:g}" '

@@ -8,7 +8,7 @@ its tensors' cosines.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import NamedTuple
 
@@ -131,8 +131,9 @@ class Statistics:
         total = Measured.nothing(self.subject.vectors, (len(self.groups),))
         elements = np.zeros(len(self.groups), np.int64)
         for row, members in enumerate(self._members.values()):
-            for member in members:
-                self._add(total, row, member)
+            for field in fields(Measured):
+                of_tensors, of_groups = getattr(self._measured, field.name), getattr(total, field.name)
+                of_groups[row] = _peak(of_tensors[members]) if field.name == "peaks" else of_tensors[members].sum(axis=0)
             elements[row] = self.elements[members].sum()
         return self._figures(total, elements)
 
@@ -171,9 +172,7 @@ class Statistics:
 
     @cached_property
     def _total(self) -> Floats:
-        total = np.zeros(self.subject.vectors.sums)
-        for member in self._members.get(WHOLE, ()):
-            total += self._measured.sums[member]
+        total: Floats = self._measured.sums[self._members[WHOLE]].sum(axis=0)
         return total
 
     @cached_property
@@ -191,10 +190,6 @@ class Statistics:
                 key=lambda g: (g.layer is not None, -1 if g.layer is None else g.layer, -1 if g.component is None else order[g.component]),
             )
         }
-
-    def _add(self, total: Measured, row: int, member: int) -> None:
-        part = self._measured
-        total.add(row, Measured(part.sums[member], part.peaks[member], part.zeros[member], part.histograms[member], part.signs[member]))
 
     def _gram(self, sums: Floats) -> Floats:
         size = len(self.subject.vectors.pairs)
@@ -261,6 +256,11 @@ def _groups_of(place: Place) -> Iterator[Group]:
     if place.layer is not None:
         yield Group(None, place.layer)
         yield Group(place.component, place.layer)
+
+
+def _peak(of_tensors: Floats) -> Floats:
+    peak: Floats = of_tensors.max(axis=0, initial=0)
+    return peak
 
 
 def _nan_for_infinity(figures: Floats) -> Floats:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from paramdelta_dist.analysis.drawing import bars, diverging, layer_map, legend, matrix, number, percent, ramp, text
+from paramdelta_dist.analysis.drawing import bars, cosine, diverging, layer_map, legend, matrix, number, percent, ramp, text
 from paramdelta_dist.analysis.parts import colour, folded, key, relative_norms, symbol
 from paramdelta_dist.analysis.statistics import WHOLE, Group, Statistics
 from paramdelta_dist.checkpoint.components import Component
@@ -140,18 +140,14 @@ def _pair_maps(statistics: Statistics, pairs: Sequence[tuple[int, int]], symbols
     maps = []
     for (a, b), table in zip(chosen, tables, strict=True):
         name = f"{symbols[a]} and {symbols[b]}"
-        picture = _map(statistics, f"Cosines of {name} by layer and component", table, diverging(limit), _cosine)
-        maps.append(f'<div class="card"><h3>{name}</h3><figure>{picture}</figure>{_map_table(statistics, table, _cosine)}</div>')
+        picture = _map(statistics, f"Cosines of {name} by layer and component", table, diverging(limit), cosine)
+        maps.append(f'<div class="card"><h3>{name}</h3><figure>{picture}</figure>{_map_table(statistics, table, cosine)}</div>')
     rest = len(pairs) - len(chosen)
     some = f" of the pairs that have most in common, or most against each other; {rest} more in group-pairs.parquet" if rest else ""
-    ends = legend("d", [_cosine(-limit), "0", _cosine(limit)], "From opposite to alike")
+    ends = legend("d", [cosine(-limit), "0", cosine(limit)], "From opposite to alike")
     return (
         f'<h2>… and where</h2><p>Cosines in every layer and component, end to end{some}.</p>{ends}<div class="maps">{"".join(maps)}</div>'
     )
-
-
-def _cosine(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}".replace("-", "−")
 
 
 def _round_up(value: float) -> float:
