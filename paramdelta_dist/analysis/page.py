@@ -180,11 +180,12 @@ def _definitions(statistics: Statistics, run: Mapping[str, Any]) -> str:
         f"({'on Ray' if run['engine'] == 'ray' else 'in one process'})."
     )
     return (
-        "<h2>What the figures are</h2><p>δ is a post-trained model minus its base, element by element. Sums are made in float64, in an "
-        "order that depends on nothing but the models; norms are Euclidean. Figures of a layer, a component or the model are of its "
-        "tensors laid end to end, except where it says mean of tensors. A cosine “end to end” is Σδₐδ_b / √(Σδₐ² Σδ_b²) over the group; "
-        "“mean of tensors” is the unweighted mean of the tensors’ own cosines, those without a change left out. “Same sign” counts the "
-        "parameters that both deltas changed. Integer and derived tensors are not counted. Experts, shared ones included, are one component; encoders "
-        f"of images or sound are “other”.</p><p>{read} Tables beside this page: <code>tensors.parquet</code>, "
-        "<code>tensor-pairs.parquet</code>, <code>groups.parquet</code>, <code>group-pairs.parquet</code>.</p>"
+        "<h2>What the figures are</h2><p>δ is a post-trained model minus its base, element by element. Sums are made in float64, in "
+        "an order that depends on nothing but the models; norms are Euclidean. Figures of a layer, a component or the model are of "
+        "its tensors laid end to end, except where it says mean of tensors. A cosine “end to end” is Σδₐδ_b / √(Σδₐ² Σδ_b²) over the "
+        "group; “mean of tensors” is the unweighted mean of the tensors’ own cosines, those without a change left out. “Same sign” "
+        "counts the parameters that both deltas changed. Integer and derived tensors are not counted. Experts, shared ones included, "
+        f"are one component; encoders of images or sound are “other”.</p><p>{read} Tables beside this page: "
+        "<code>tensors.parquet</code>, <code>tensor-pairs.parquet</code>, <code>groups.parquet</code>, <code>group- "
+        "pairs.parquet</code>.</p>"
     )
