@@ -5,7 +5,24 @@ from typing import TYPE_CHECKING, Any
 from paramdelta_dist._version import __version__
 
 if TYPE_CHECKING:
-    from paramdelta_dist.api import MergeResult, analyze, check, clean, inspect, load_recipe, merge, plan, status, verify
+    from paramdelta_dist.api import (
+        MergeResult,
+        analyze,
+        check,
+        clean,
+        follow,
+        inspect,
+        job_status,
+        list_jobs,
+        load_recipe,
+        logs,
+        merge,
+        plan,
+        status,
+        stop,
+        submit,
+        verify,
+    )
     from paramdelta_dist.recipe import Recipe
 
 __all__ = [
@@ -15,11 +32,17 @@ __all__ = [
     "analyze",
     "check",
     "clean",
+    "follow",
     "inspect",
+    "job_status",
+    "list_jobs",
     "load_recipe",
+    "logs",
     "merge",
     "plan",
     "status",
+    "stop",
+    "submit",
     "verify",
 ]
 

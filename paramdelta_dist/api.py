@@ -7,23 +7,45 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
-from paramdelta_dist.errors import InputChanged, InputError, NotFound, OverBudget, UsageError
+from paramdelta_dist.checkpoint.components import locate
+from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vocabulary_at
+from paramdelta_dist.errors import (
+    CredentialsError,
+    InputChanged,
+    InputError,
+    IntegrityError,
+    NotFound,
+    OutputOccupied,
+    OverBudget,
+    StorageError,
+    UsageError,
+)
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
-from paramdelta_dist.execution.output import claim, committed_meanwhile, output_status, require_shards
-from paramdelta_dist.methods import find_method
+from paramdelta_dist.execution.output import claim, committed_meanwhile, look, output_status, require_shards
+from paramdelta_dist.execution.series import Series, series_status
+from paramdelta_dist.jobs import connect, watching
+from paramdelta_dist.jobs.naming import parse_job_id
+from paramdelta_dist.jobs.parcel import check_ship
+from paramdelta_dist.jobs.reading import Listener, Silent
+from paramdelta_dist.jobs.submitting import Submission
+from paramdelta_dist.jobs.submitting import submit as submit_job
+from paramdelta_dist.jobs.version import require_submitters_version
+from paramdelta_dist.methods import Method, all_methods, find_method, origin
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
-from paramdelta_dist.planning.tiles import count_requests
-from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe, with_all_deltas
+from paramdelta_dist.planning.tiles import bytes_to_sweep, count_requests
+from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, vocabulary_outcomes
+from paramdelta_dist.recipe import MAX_RECIPE, Recipe, of_deltas, parse_recipe, weights_of
 from paramdelta_dist.storage import (
     StorageConfig,
+    Store,
     find_leftovers,
     inside,
     normalize,
@@ -33,16 +55,19 @@ from paramdelta_dist.storage import (
     remove_leftover,
     scheme_of,
 )
+from paramdelta_dist.template import folder_of, is_template
 
 if TYPE_CHECKING:
     from paramdelta_dist.analysis.survey import ShardSurvey
     from paramdelta_dist.execution.executor import Executor
     from paramdelta_dist.execution.making import Job
     from paramdelta_dist.execution.receipts import Receipt
+    from paramdelta_dist.execution.statistics import Gathered
     from paramdelta_dist.execution.verify import FileVerdict
 
 Engine = Literal["local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]
+State = Literal["merged", "nothing to do"]
 
 VERIFY_BUFFERS = 64 << 20
 """Bytes a worker holds of a file whose digest it checks."""
@@ -84,11 +109,13 @@ class MergeResult:
     """What a merge did."""
 
     output: str
-    state: Literal["merged", "nothing to do"]
+    state: State
     """`nothing to do` when the same recipe over the same inputs was committed before, or by another run meanwhile."""
     fingerprint: str
     report: Mapping[str, Any]
     """Bytes, seconds, memory and retries of this run; empty when there was nothing to do."""
+    pointer: str | None = None
+    """The file that names the latest output, where the recipe's output is a template."""
 
 
 def load_recipe(source: str) -> Recipe:
@@ -149,18 +176,79 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
 def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> HomologyReport:
     """Whether the models of a recipe fit together. Reads headers, configs and tokenizers."""
     opened = models or open_models(recipe)
-    return compare(opened[recipe.base], [opened[url] for url in recipe.models[1:]], recipe.storage_config)
+
+    def compared(vocab: str) -> HomologyReport:
+        return compare(opened[recipe.base], [opened[url] for url in recipe.models[1:]], recipe.storage_config, vocab=vocab)
+
+    report = compared(recipe.vocab)
+    if recipe.vocab == "strict" and not any(found.subject in ("tokenizer", "shapes") for found in report.mismatches):
+        return report
+    modes = [mode for mode in VOCABULARY_MODES if not (report if mode == recipe.vocab else compared(mode)).mismatches]
+    return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, _vocabularies(recipe, opened), modes))
+
+
+def _vocabularies(recipe: Recipe, models: Mapping[str, Checkpoint]) -> dict[str, Vocabulary | None]:
+    """The vocabulary of each model, and of the folder whose tokenizer is written, by URL."""
+    storage, source = recipe.storage_config, recipe.tokenizer_url
+    found = {url: read_vocabulary(model, storage) for url, model in models.items()}
+    if source not in found:
+        found[source] = vocabulary_at(source, find_side_files(source, storage), storage)
+    return found
 
 
 def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
-    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together."""
+    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together.
+
+    Where the recipe's output is a template, the plan's recipe has the folder that it stands for: that of an earlier run of
+    this very merge, else a new one.
+    """
     with _collector_paused():
         models = open_models(recipe)
         report = check(recipe, models)
         report.require()
         source = recipe.tokenizer_url
         files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
-        return build_plan(recipe, models, files), report
+        vocabularies = _vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
+        made = build_plan(recipe, models, files, vocabularies)
+        series = _series(recipe)
+        return (made if series is None else _into(made, series.output(series.find(made.fingerprint), made.fingerprint))), report
+
+
+def _series(recipe: Recipe) -> Series | None:
+    return Series(recipe.output, recipe.storage_config) if is_template(recipe.output) else None
+
+
+def _into(merge_plan: MergePlan, output: str) -> MergePlan:
+    """The same merge into another folder: where it goes decides nothing of its bytes."""
+    return replace(merge_plan, recipe=merge_plan.recipe.with_output(output))
+
+
+def methods() -> list[dict[str, Any]]:
+    """Every method there is, as plain values, ours first."""
+    return [_card(each) for each in all_methods()]
+
+
+def method(name: str) -> dict[str, Any]:
+    """One method. Raises UsageError naming the nearest one when there is none of that name."""
+    return _card(find_method(name))
+
+
+def _card(card: Method) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "title": card.title,
+        "family": card.family,
+        "formula": card.formula,
+        "paper": card.paper,
+        "scope": card.scope.value,
+        "takes": card.takes,
+        "parameters": [
+            {"name": p.name, "meaning": p.meaning, "default": p.default, "range": p.range, "for_each": p.each} for p in card.parameters
+        ],
+        "notes": card.notes,
+        "example": card.example.splitlines(),
+        "package": origin(card),
+    }
 
 
 @contextmanager
@@ -191,7 +279,10 @@ def plan_workers(
     storage = recipe.storage_config
     budget = memory or (default_memory() if engine == "local" else RAY_WORKER_MEMORY)
     count = 1 if engine == "ray" else workers or available_cores()
-    known = [len(shard.tensors) * len(merge_plan.models) * TENSOR_RECORD for shard in merge_plan.shards]
+    known = [
+        len(shard.tensors) * len(merge_plan.models) * TENSOR_RECORD + sum(len(t.rows.table) for t in shard.tensors if t.rows)
+        for shard in merge_plan.shards
+    ]
     reserved = RESERVED + (RESERVED_BY_RAY + max(known) if engine == "ray" else sum(known))
     while True:
         shards = min(-(-count // THREADS_A_SHARD), len(merge_plan.shards))
@@ -215,16 +306,44 @@ def plan_workers(
 def plan_document(merge_plan: MergePlan, memory: WorkerMemory, report: HomologyReport) -> dict[str, Any]:
     """A plan as plain values for people and programs: shards, traffic, requests, memory."""
     requests = sum(count_requests(shard, tile_size=memory.tile_size) for shard in merge_plan.shards)
+    swept = sum(bytes_to_sweep(shard, tile_size=memory.tile_size) for shard in merge_plan.shards)
     remote = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config).remote
     writes = sum(-(-shard.size // part_size(shard.size)) if remote else 1 for shard in merge_plan.shards)
     return {
         **merge_plan.as_document(),
-        "bytes_to_read": merge_plan.bytes_to_read,
+        "bytes_to_read": merge_plan.bytes_to_read + swept,
+        "bytes_of_inputs": merge_plan.bytes_to_read,
         "bytes_to_write": merge_plan.bytes_to_write,
         "requests": {"read": requests, "write": writes},
         "memory": asdict(memory),
         "notes": list(report.notes),
     }
+
+
+def tensor_documents(merge_plan: MergePlan) -> list[dict[str, Any]]:
+    """What each tensor of the output gets, as plain values: whether it is merged or copied, and the value of every parameter."""
+    documents = []
+    for shard in merge_plan.shards:
+        for tensor in shard.tensors:
+            place = locate(tensor.name)
+            document: dict[str, Any] = {
+                "name": tensor.name,
+                "file": shard.file,
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "component": place.component.value,
+                "layer": place.layer,
+                "merged": tensor.merged,
+            }
+            if tensor.rows is not None:
+                document["row_runs"] = tensor.rows.count
+            if tensor.merged:
+                way = shard.settings[tensor.settings]
+                own = {name for term in way.terms for name in term.values}
+                document["parameters"] = {name: value for name, value in way.parameters.items() if name not in own}
+                document["terms"] = [{"model": redact(merge_plan.models[term.post]), **term.values} for term in way.terms]
+            documents.append(document)
+    return documents
 
 
 def merge(
@@ -235,31 +354,48 @@ def merge(
     memory: int | None = None,
     device: Device = "auto",
     overwrite: bool = False,
+    patience: float | None = None,
     observer: Observer | None = None,
 ) -> MergeResult:
     """Make the output of a recipe, or go on where an earlier run of it stopped, or find it done.
 
-    `memory` bounds, in bytes, this process (local) or each worker (ray). Raises ParamDeltaErrors only; whatever is
-    raised, the output is either untouched, unfinished and ready to go on, or complete.
+    `memory` bounds, in bytes, this process (local) or each worker (ray). `patience` is how many seconds to wait while a
+    cluster gives no worker at all; the default is a quarter of an hour, in which it can start machines. Raises
+    ParamDeltaErrors only; whatever is raised, the output is either untouched, unfinished and ready to go on, or complete.
     """
     began = time.monotonic()
     observer = observer or _Silent()
+    require_submitters_version()
     merge_plan, _ = plan(recipe)
     where = _device(device, engine)
     sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory)
+    series = _series(recipe)
+    if series is not None:
+        day = series.begin(merge_plan.fingerprint, anew=overwrite)
+        merge_plan = _into(merge_plan, series.output(day, merge_plan.fingerprint))
+    recipe = merge_plan.recipe  # its output is a folder now, whatever it was
+
+    def ended(state: State, report: Mapping[str, Any]) -> MergeResult:
+        if series is not None:
+            series.point(day, merge_plan.fingerprint)
+        return MergeResult(redact(recipe.output), state, merge_plan.fingerprint, report, series.pointer_url if series else None)
+
     store = open_store(recipe.output, recipe.storage_config)
     held = claim(store, merge_plan, overwrite=overwrite)
     if held.committed is not None:
-        return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
+        return ended("nothing to do", {})
     with _collector_paused():  # what computes comes last: a mistake shows without waiting for torch
         from paramdelta_dist.execution.publish import publish
         from paramdelta_dist.execution.shard import run_shard
+        from paramdelta_dist.execution.statistics import Gathered
 
     receipts = dict(held.receipts)
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
     job = _job(merge_plan, sizing, where)
     made: list[Receipt] = []
-    with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device) as executor:
+    with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device, patience) as executor:
+        gathered = _gather(store, merge_plan, job, executor, observer) if missing else Gathered()
+        job = replace(job, statistics=gathered.statistics)
         observer.started(
             "merging",
             merge_plan.bytes_to_write,
@@ -272,35 +408,138 @@ def merge(
                 made.append(receipt)
                 observer.finished(receipt)
                 if committed_meanwhile(store, merge_plan.fingerprint):  # another run of this merge was faster; what it made stays as it is
-                    return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
+                    return ended("nothing to do", {})
     seconds = time.monotonic() - began
     report = {
         "engine": engine,
         "version": __version__,
         "device": job.device,
         "workers": min(executor.workers, max(1, len(missing))) * job.threads,
+        "nodes": executor.nodes,
         "shards": {"made": len(made), "kept": len(receipts) - len(made)},
-        "bytes_read": sum(receipt.bytes_read for receipt in made),
+        "bytes_read": gathered.bytes_read + sum(receipt.bytes_read for receipt in made),
         "bytes_written": sum(receipt.bytes_written for receipt in made),
-        "requests": sum(receipt.requests for receipt in made),
+        "requests": gathered.requests + sum(receipt.requests for receipt in made),
         "seconds": round(seconds, 3),
-        "bytes_per_second": round(sum(r.bytes_read + r.bytes_written for r in made) / max(seconds, 1e-9)),
+        "bytes_per_second": round((gathered.bytes_read + sum(r.bytes_read + r.bytes_written for r in made)) / max(seconds, 1e-9)),
         "peak_memory": max([receipt.peak_memory for receipt in made] + [peak_memory() if engine == "local" else 0]),
         "projected_memory": sizing.projected,
         "retries": executor.retries,
         "copies": executor.copies,
         "restarts": executor.restarts,
+        "retry_causes": dict(executor.causes),
+        "workers_lost": executor.lost,
         "bytes_read_again": executor.bytes_read_again + held.bytes_read,
         "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
         "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
     }
     publish(store, merge_plan, require_shards(store, receipts), report)
-    return MergeResult(redact(recipe.output), "merged", merge_plan.fingerprint, report)
+    return ended("merged", report)
+
+
+def submit(
+    recipe: Recipe,
+    *,
+    address: str | None = None,
+    ship: str = "image",
+    check: bool = True,
+    wait: bool = True,
+    workers: int | None = None,
+    memory: int | None = None,
+    device: Device = "auto",
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Run a merge as a job on a Ray cluster, and with `wait` follow it to its end.
+
+    The same merge into the same output is the same job: one that runs is joined, one that failed or was stopped is followed
+    by its next attempt, and what is done already is not submitted. With `check` the plan is made here first, unless the
+    inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `ship` as in `parcel.pack`.
+
+    Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
+    `exit_code` when it is over, and the merge's `result` or the `error`. Raises what a wrong recipe or plan raises,
+    EngineError when the cluster cannot be reached or is lost, Interrupted on Ctrl-C, which leaves the job running.
+    """
+    listener = listener or Silent()
+    check_ship(ship)
+    fingerprint, begun = None, False
+    if check:
+        try:
+            merge_plan, _ = plan(recipe)
+            plan_workers(merge_plan, engine="ray", workers=workers, memory=memory)
+            fingerprint, begun = merge_plan.fingerprint, False
+            found = _look(merge_plan, overwrite)
+        except (CredentialsError, StorageError) as error:
+            listener.note(f"not everything can be checked from here, so the cluster will: {error}")
+        else:
+            if found == "finished" and not overwrite and merge_plan.recipe.output == recipe.output:
+                return {"state": "nothing to do", "job": None, "exit_code": 0, "output": redact(recipe.output), "fingerprint": fingerprint}
+            begun = found == "begun"
+    options = [f"--workers={workers}"] if workers else []
+    options += [f"--memory={memory}"] if memory else []
+    options += [f"--device={device}"] if device != "auto" else []
+    cluster = connect(address)
+    local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
+    if local:
+        listener.note(f"{local[0]} is a local path: every node of the cluster must see the same files there")
+    made = submit_job(cluster, Submission(recipe, fingerprint, tuple(options), overwrite=overwrite, begun=begun, ship=ship))
+    for note in made.notes:
+        listener.note(note)
+    listener.note(f"job {made.name} {'runs already' if made.joined else 'submitted'} on {redact(cluster.url)}")
+    document = watching.watch(cluster, str(made.name), listener) if wait else watching.look(cluster, str(made.name))
+    return {**document, "joined": made.joined, "fingerprint": fingerprint}
+
+
+def _look(merge_plan: MergePlan, overwrite: bool) -> str:
+    store = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config)
+    try:
+        return look(store, merge_plan)
+    except (OutputOccupied, IntegrityError):
+        if overwrite:
+            return "free"
+        raise
+
+
+def list_jobs(address: str | None = None) -> list[dict[str, Any]]:
+    """The merges that were submitted to a cluster, the latest first."""
+    return sorted(
+        (watching.describe(job) for job in connect(address).jobs() if parse_job_id(job.id)), key=lambda job: job["began"] or 0, reverse=True
+    )
+
+
+def logs(job_id: str, *, address: str | None = None) -> str:
+    """What a job has written so far. Raises NotFound where the cluster knows no such job."""
+    return connect(address).log(_job_id(job_id))
+
+
+def follow(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
+    """Follow a job to its end; returns and raises what `submit` does."""
+    return watching.watch(connect(address), _job_id(job_id), listener or Silent())
+
+
+def stop(job_id: str, *, wait: bool = False, address: str | None = None) -> dict[str, Any]:
+    """Stop a job, which leaves what is finished for the next attempt; with `wait` return when it has ended."""
+    return watching.stop(connect(address), _job_id(job_id), wait=wait)
+
+
+def job_status(job_id: str, *, address: str | None = None) -> dict[str, Any]:
+    """How far a job has come, or how it ended: bytes, shards, rate, workers, retries, seconds left."""
+    return watching.look(connect(address), _job_id(job_id))
+
+
+def _job_id(text: str) -> str:
+    if parse_job_id(text) is None:
+        raise UsageError(f"{text!r} is not the id of a job of ours, such as pdd-0123456789ab-1; `paramdelta-dist jobs` lists them")
+    return text
 
 
 def status(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
-    """What is in an output folder, and how far a merge into it has come."""
-    return output_status(open_store(normalize(url), storage or StorageConfig()))
+    """What is in an output folder, and how far a merge into it has come; of a template, or the folder where its outputs
+    lie, which of them is the latest and which are unfinished."""
+    url = normalize(url)
+    store = open_store(folder_of(url) if is_template(url) else url, storage or StorageConfig())
+    found = output_status(store)
+    return (series_status(store) if found["state"] == "foreign" else None) or found
 
 
 def verify(
@@ -345,6 +584,9 @@ def verify(
     if checks:
         threads = min(workers or available_cores(), len(checks))
         with _executor(engine, workers, threads, memory, "cpu") as executor:
+            if job is not None:
+                gathered = _gather(store, merge_plan, job, executor, observer, keep=False)
+                job = replace(job, statistics=gathered.statistics)
             observer.started("verifying", sum(check.size for check in checks), details={"files": len(checks)})
             for verdict in executor.run(check_file, VerifyJob(url, storage, job), checks, advance=observer.advanced):
                 verdicts.append(verdict)
@@ -374,23 +616,23 @@ def analyze(
 ) -> dict[str, Any]:
     """What the deltas of a recipe are, from one reading of its inputs: tables and a page, written to the folder `output`.
 
-    `output` is by default a folder of this directory, named after the recipe's output. `memory` bounds, in bytes, this
-    process (local) or each worker (ray). Returns a document of the most important figures. Raises ParamDeltaErrors only,
+    `output` is by default the folder `analysis` of this directory. `memory` bounds, in bytes, this process (local) or each
+    worker (ray). Returns a document of the most important figures. Raises ParamDeltaErrors only,
     such as HomologyError where the models do not fit together; nothing is written then.
     """
     began, observer = time.monotonic(), observer or _Silent()
-    folder = normalize(output or f"{recipe.output.rstrip('/').rpartition('/')[2]}-analysis")
-    if inside(folder, recipe.output):
+    folder = normalize(output or "analysis")
+    if not is_template(recipe.output) and inside(folder, recipe.output):
         raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
     store = open_store(folder, recipe.storage_config)
-    merge_plan, _ = plan(with_all_deltas(recipe))
+    merge_plan, _ = plan(of_deltas(recipe))
     sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, writes=False)
     with _collector_paused():
         from paramdelta_dist.analysis.publish import publish
         from paramdelta_dist.analysis.statistics import Statistics, describe
         from paramdelta_dist.analysis.survey import SurveyJob, SurveyUnit, joined, survey_shard
 
-    subject = describe(merge_plan, [delta.weight for delta in recipe.deltas])
+    subject = describe(merge_plan, weights_of(recipe))
     units = [SurveyUnit(shard) for shard in merge_plan.shards]
     job = SurveyJob(
         merge_plan.models, subject.vectors, recipe.storage_config, sizing.tile_size, sizing.tiles_in_flight, threads=sizing.threads
@@ -446,9 +688,7 @@ def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:
 
     recipe = merge_plan.recipe
     return Job(
-        method=find_method(recipe.method),
         models=merge_plan.models,
-        terms=merge_plan.terms,
         output=recipe.output,
         storage=recipe.storage_config,
         fingerprint=merge_plan.fingerprint,
@@ -460,9 +700,21 @@ def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:
     )
 
 
+def _gather(store: Store, merge_plan: MergePlan, job: Job, executor: Executor, observer: Observer, *, keep: bool = True) -> Gathered:
+    """What the method has to know of the whole model before the first tensor is made."""
+    from paramdelta_dist.execution.statistics import gather
+
+    def started(number: int, size: int) -> None:
+        observer.started(f"looking at the model, sweep {number + 1}", size, details={"shards": len(merge_plan.shards)})
+
+    return gather(store, merge_plan, job, executor, started=started, advance=observer.advanced, keep=keep)
+
+
 @contextmanager
-def _executor(engine: Engine, workers: int | None, threads: int, memory: int, device: str) -> Iterator[Executor]:
-    """`threads` workers here, or `workers` (None: as many as the cluster has cores for) of `memory` bytes on Ray."""
+def _executor(
+    engine: Engine, workers: int | None, threads: int, memory: int, device: str, patience: float | None = None
+) -> Iterator[Executor]:
+    """`threads` workers here, or `workers` (None: as many as the cluster gives) of `memory` bytes on Ray."""
     if engine == "local":
         from paramdelta_dist.execution.local import LocalExecutor
 
@@ -470,7 +722,7 @@ def _executor(engine: Engine, workers: int | None, threads: int, memory: int, de
         return
     from paramdelta_dist.execution.ray import RayExecutor
 
-    executor = RayExecutor(workers, memory=memory, gpus=1 if device == "cuda" else 0)
+    executor = RayExecutor(workers, memory=memory, gpus=1 if device == "cuda" else 0, patience=patience)
     try:
         yield executor
     finally:

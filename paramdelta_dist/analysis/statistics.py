@@ -225,7 +225,7 @@ class Statistics:
 
 def describe(plan: MergePlan, weights: Sequence[float]) -> Subject:
     """What to measure of a plan that keeps all deltas of its recipe, whose weights are `weights`."""
-    pairs = [(term.post, term.base) for term in plan.terms]
+    pairs = [(term.post, term.base or 0) for term in plan.terms]
     bases = tuple(sorted({0, *(base for _, base in pairs)}))
     drifts = [base for base in bases if base != 0]
     posts = short_names([plan.models[post] for post, _ in pairs])

@@ -93,7 +93,7 @@ class TileReader:
                 into = None
                 if room is not None and size <= len(room):
                     into, room = room[:size], room[-(-size // ALIGNMENT) * ALIGNMENT :]
-                futures.append(self.pool.submit(self._read, model, read, into))
+                futures.append(self.pool.submit(self._read, read, into))
                 self.bytes_read += size
                 self.requests += 1
             fetching.reads.append(reads)
@@ -107,6 +107,7 @@ class TileReader:
         for buffer in fetching.buffers:
             self.buffers.give_back(buffer)
 
-    def _read(self, model: int, read: Read, into: memoryview | None) -> memoryview:
-        file = self.shard.inputs[read.file].file
-        return self.stores[model].read_range(file.name, read.start, read.stop, identity=file.identity, into=into)
+    def _read(self, read: Read, into: memoryview | None) -> memoryview:
+        source = self.shard.inputs[read.file]  # of another model where that one's rows stand in for this one's
+        file = source.file
+        return self.stores[source.model].read_range(file.name, read.start, read.stop, identity=file.identity, into=into)

@@ -56,6 +56,10 @@ def test_every_picture_has_a_title_and_its_figures_in_a_table(page):
         assert part in html
 
 
+def tensor(name, elements):
+    return TensorPlan(name, True, "BF16", (elements,), elements, 0, 2 * elements, 0, ())
+
+
 def statistics(names, deltas, *, layers_of=1000):
     """Invented figures of tensors with these names."""
     generator = np.random.default_rng(1)
@@ -66,7 +70,7 @@ def statistics(names, deltas, *, layers_of=1000):
     measured.sums[:, len(vectors.dots) :] = generator.uniform(1, 9, (len(names), vectors.sums - len(vectors.dots)))
     measured.histograms[:, :, 30:40] = generator.integers(1, 900, (len(names), deltas, 10))
     measured.signs[:] = (5, 9)
-    tensors = [TensorPlan(name, True, "BF16", 10_000, 0, 20_000, ()) for name in names]
+    tensors = [tensor(name, 10_000) for name in names]
     subject = Subject("/new", tuple(Delta(f"post {d}", f"/post{d}", "/old", 0.5) for d in range(deltas)), ("/old",), vectors)
     return Statistics(subject, tensors, measured)
 
@@ -104,7 +108,7 @@ def test_the_curves_are_the_distances_of_merges_that_were_made(tmp_path, models)
     measured = Measured.nothing(vectors, (1,))
     for place, (one, other) in enumerate(vectors.dots):
         measured.sums[0, place] = found[one] @ found[other]
-    curves = spread(Statistics(subject, [TensorPlan("all", True, "F64", len(found[0]), 0, 0, ())], measured))
+    curves = spread(Statistics(subject, [tensor("all", len(found[0]))], measured))
     assert [curve.label for curve in curves] == ["new", "old", "post", "third"]
     for alpha in (0.0, 0.5, 1.0, 1.7):
         made = flat(new) + alpha * (weights[0] * found[0] + weights[1] * found[1])
