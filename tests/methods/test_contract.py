@@ -97,6 +97,14 @@ def test_ray_changes_no_byte(method, folders, tmp_path):
     assert differing(tmp_path / "local", tmp_path / "ray") == []
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: byte equality of methods on the GPU is unverified here")
+@pytest.mark.parametrize(("method", "parameters"), CASES)
+def test_a_gpu_changes_no_byte(method, parameters, folders, tmp_path):
+    api.merge(recipe_for(method, folders, tmp_path / "cpu", parameters))
+    api.merge(recipe_for(method, folders, tmp_path / "gpu", parameters), device="cuda")
+    assert differing(tmp_path / "cpu", tmp_path / "gpu") == []
+
+
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_at_its_neutral_parameters_a_method_changes_nothing(method, dtype, tmp_path, small_blocks):
