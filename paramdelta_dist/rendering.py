@@ -146,10 +146,12 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
         console.print(f"… and {len(shards) - FEW} more")
     memory, requests = document["memory"], document["requests"]
     counts = document["tensors"]
+    times = document["bytes_to_read"] / max(1, document["bytes_of_inputs"])
+    again = f", {format_size(document['bytes_of_inputs'])} of inputs {times:.2g} times" if times > 1 else ""
     facts = {
         "output": document["recipe"]["output"],
         "tensors": f"{counts['merged']} merged, {counts['copied']} copied from the base, {document['total_parameters']:,} parameters",
-        "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests",
+        "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests{again}",
         "to write": f"{format_size(document['bytes_to_write'])} in {requests['write']:,} requests, {_count(shards, 'shard')}",
         "memory": _memory_line(memory),
         "tiles": f"{format_memory(memory['tile_size'])}, {memory['tiles_in_flight']} in flight a shard",

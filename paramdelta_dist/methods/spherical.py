@@ -244,7 +244,7 @@ output: s3://models/Mistral-7B-between
     sweeps=_nuslerp_sweeps,
     blocks=Blocks.ROWS,
     scratch=2,
-    temporary=10,
+    temporary=11,
     neutral={},
 )
 
