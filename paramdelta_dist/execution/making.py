@@ -117,10 +117,11 @@ class TileMaker:
                     total = partial if block.first == 0 else sweep.combine(total, partial)
                 statistics += (sweep.finish(total, subject_of(segment.run, settings, statistics)),)
         subject, out, count = subject_of(segment.run, settings, statistics), view(piece, _torch_dtype(segment.run.dtype)), 0
+        begin = segment.run.tensors[0].first
         for block in _blocks(segment):
             base, terms, sources = self._inputs(fetched, block, settings)
             target = out[block.first - segment.first : block.last - segment.first]
-            more, first = self._runner(settings).apply(apply, subject, block.first, target, base, terms)
+            more, first = self._runner(settings).apply(apply, subject, begin + block.first, target, base, terms)
             if more and not self._job.allow_nonfinite:
                 raise NonFinite(self._nonfinite_message(block, first, sources))
             count += more
@@ -167,21 +168,29 @@ class TileMaker:
         )
 
     def _copy(self, fetched: FetchedTile, segment: Segment, piece: memoryview) -> None:
+        """Take the tensor from the first model that has it; rows of a vocabulary are in that model's dtype, not yet the output's."""
         width = DTYPES[segment.run.dtype].itemsize
         for block in _blocks(segment):
             target = piece[(block.first - segment.first) * width : (block.last - segment.first) * width]
+            copied = False
             for model, url in enumerate(self._job.models):
-                data = fetched.source(block, model)
-                if model == 0:
-                    assert data is not None
-                    target[:] = data
-                elif data is not None and data != target:
+                data, source = fetched.source(block, model), segment.run.sources[model]
+                if data is None or source is None:
+                    continue
+                if not copied:
+                    copied = True
+                    if source.dtype == segment.run.dtype:
+                        target[:] = data
+                    else:
+                        view(target, _torch_dtype(segment.run.dtype)).copy_(view(data, _torch_dtype(source.dtype)))
+                elif data != target:
                     differing = next(place for place, (one, other) in enumerate(zip(data, target, strict=True)) if one != other)
                     tensor, _ = segment.run.tensor_at(block.first + differing // width)
                     raise CheckpointError(
                         f"tensor {tensor.name!r} is {tensor.dtype}, which is copied and not merged, and {redact(url)} holds other "
                         "values than the base; it must agree in all models"
                     )
+            assert copied, f"{segment.run.tensors[0].name} is of no model"
 
     def _values(self, fetched: FetchedTile, segment: Segment, model: int) -> torch.Tensor | None:
         data, source = fetched.source(segment, model), segment.run.sources[model]

@@ -13,8 +13,10 @@ from paramdelta_dist.errors import Interrupted, ParamDeltaError
 from paramdelta_dist.execution.digests import StreamDigests
 from paramdelta_dist.execution.machine import peak_memory
 from paramdelta_dist.execution.making import Job
+from paramdelta_dist.execution.metering import METER, READ_BYTES, WRITTEN_BYTES, Stopwatch
 from paramdelta_dist.execution.output import require_claim
-from paramdelta_dist.execution.pipeline import TilePipeline, tile_pipeline
+from paramdelta_dist.execution.pipeline import TilePipeline, tile_pipeline, tile_reader
+from paramdelta_dist.execution.reader import Reader
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import Step, cut_tiles, steps_of
@@ -22,6 +24,12 @@ from paramdelta_dist.storage import Store, open_store
 
 
 def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
+    """Make one shard and publish it with its receipt, as `stream_shard` does, from bytes that are read for it alone."""
+    with tile_reader(job, shard) as reader:
+        return stream_shard(job, shard, reader, advance=advance, cancelled=cancelled)
+
+
+def stream_shard(job: Job, shard: Shard, reader: Reader, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
     """Make one shard and publish it with its receipt. The bytes depend on recipe and inputs alone.
 
     `advance` is called with the bytes written of the file as they are made, `cancelled` before each tile. Raises Interrupted
@@ -32,9 +40,12 @@ def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancell
     output = open_store(job.output, job.storage)
     filled = [tensor for tensor in shard.tensors if tensor.nbytes]
     digests = StreamDigests([(tensor.start, tensor.start + tensor.nbytes) for tensor in filled])
-    with tile_pipeline(job, shard) as pipeline:
+    writing = Stopwatch("write")
+    with tile_pipeline(job, shard, reader) as pipeline:
         try:
-            identity = output.put(shard.file, _chunks(job, shard, pipeline, digests, output, advance, cancelled), size=shard.size)
+            chunks = _chunks(job, shard, pipeline, digests, writing, output, advance, cancelled)
+            identity = output.put(shard.file, chunks, size=shard.size)
+            writing.stop()
         except ParamDeltaError as error:
             error.bytes_read = pipeline.reader.bytes_read
             raise
@@ -63,12 +74,15 @@ def _chunks(
     shard: Shard,
     pipeline: TilePipeline,
     digests: StreamDigests,
+    writing: Stopwatch,
     output: Store,
     advance: Callable[[int], None],
     cancelled: Callable[[], bool],
 ) -> Iterator[memoryview | bytes]:
     """Header, then tiles; each chunk is valid until the next is asked for. Raises at the end, before anything becomes
     visible, if the output is no longer ours."""
+    read = 0
+    METER.add(WRITTEN_BYTES, len(shard.header))
     digests.update(shard.header)
     yield shard.header
     advance(len(shard.header))
@@ -81,9 +95,15 @@ def _chunks(
 
     for made in pipeline.make(steps()):
         digests.update(made.data)
+        METER.add(READ_BYTES, pipeline.reader.bytes_read - read)
+        read = pipeline.reader.bytes_read
+        writing.start()
         yield made.data
+        writing.stop()
+        METER.add(WRITTEN_BYTES, len(made.data))
         advance(len(made.data))
     if cancelled():  # another attempt may have been faster
         raise Interrupted("stopped")
     # in a thread of the reader's: obstore runs this generator where no other request can be made
     pipeline.reader.pool.submit(require_claim, output, job.fingerprint).result()
+    writing.start()  # what is under way is still to arrive

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
 from paramdelta_dist.kernels.blocks import BLOCK, block_elements
 from paramdelta_dist.methods import Blocks, Scope, find_method
-from paramdelta_dist.planning.plan import Shard, Source, TensorPlan
+from paramdelta_dist.planning.plan import Shard, Source, TensorPlan, parts_of
 from paramdelta_dist.planning.settings import Settings
 
 CUT = 64
@@ -20,8 +20,8 @@ CUT = 64
 
 
 class Run(NamedTuple):
-    """Tensors whose bytes follow one another in the output and in each model, none of them empty; a single one where the
-    method that computes it looks at more than elements."""
+    """Tensors, or parts of them, whose bytes follow one another in the output and in each model, none of them empty; a single
+    one where the method that computes it looks at more than elements."""
 
     tensors: tuple[TensorPlan, ...]
     merged: bool
@@ -42,19 +42,19 @@ class Run(NamedTuple):
     """Times all of it has to be looked at before the first element is made. 0 for one that is copied."""
 
     def tensor_at(self, element: int) -> tuple[TensorPlan, int]:
-        """The tensor that holds an element of the run, and its position in it."""
+        """The tensor that holds an element of the run, and the element's position in the whole of it."""
         for tensor in self.tensors:
             if element < tensor.elements:
-                return tensor, element
+                return tensor, tensor.first + element
             element -= tensor.elements
         raise IndexError(f"element {element} is beyond the run")
 
 
 def find_runs(shard: Shard) -> Iterator[Run]:
-    """The runs of a shard in the order of their bytes; every tensor that has elements is in exactly one."""
+    """The runs of a shard in the order of their bytes; every tensor that has elements, or every part of it, is in exactly one."""
     ways = [_way(settings) for settings in shard.settings]
     tensors: list[TensorPlan] = []
-    for tensor in shard.tensors:
+    for tensor in parts_of(shard.tensors):
         if not tensor.elements:
             continue
         if tensors and not ((not tensor.merged or ways[tensor.settings].joined) and _follows(tensors[-1], tensor)):

@@ -28,6 +28,9 @@ LARGEST_REQUEST = REQUEST + REQUEST // WASTE
 SLACK = 256 << 10
 """Room in a buffer for aligning pieces; a tile of more pieces than that takes fresh memory for the rest."""
 
+MOST_SEGMENTS = 512
+"""Segments of a tile: rows of a vocabulary in another order are a segment each, and a request for each model."""
+
 
 class Segment(NamedTuple):
     """Elements [first, last) of one run."""
@@ -154,7 +157,8 @@ def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
             filled = filled or [0] * len(widths)
             room = min((tile_size - used) // width for used, width in zip(filled, widths, strict=True) if width)
             last = run.elements if run.elements - first <= room else first + room // run.cut * run.cut
-            if segments and (last == first or (run.sweeps and first == 0 and last < run.elements)):
+            full = last == first or len(segments) == MOST_SEGMENTS
+            if segments and (full or (run.sweeps and first == 0 and last < run.elements)):
                 yield _Stretch(Tile(start, position, tuple(segments)), 1)
                 start, segments, filled = position, [], []
                 continue
