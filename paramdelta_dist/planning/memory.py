@@ -94,7 +94,8 @@ def plan_memory(
         copies = REMOTE_COPIES if remote_inputs else 1
         buffers = int(in_flight * models * copies * (tile + tile // WASTE + SLACK))
         output = OUTPUTS * threads * tile + (_parts(plan, tile) if remote_output else WRITE_MEMORY)
-        scratch = threads * ((1 + method.scratch + method.temporary) * needs.block * 2 + needs.kernels) + 2 * header
+        sets = 1 if method.wide else 2  # of blocks: in float64, and in float32 where there are tensors of 16 bits
+        scratch = threads * ((1 + method.scratch + method.temporary) * needs.block * sets + needs.kernels) + 2 * header
         return reserved + workers * (buffers + points * (output + scratch + needs.statistics(tile, threads)))
 
     for tile in tiles:  # the largest that fits at all
