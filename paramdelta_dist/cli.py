@@ -131,7 +131,7 @@ def plan(
         made, report = api.plan(_recipe(recipe, base, delta, output))
         sizing = api.plan_workers(made, engine=engine.value, workers=workers, memory=_bytes(memory, "--memory"))
         document = api.plan_document(made, sizing, report)
-        document["seconds_at_bandwidth"] = round((made.bytes_to_read + made.bytes_to_write) / (speed or 1), 1)
+        document["seconds_at_bandwidth"] = round((document["bytes_to_read"] + made.bytes_to_write) / (speed or 1), 1)
         document["bandwidth"] = speed
         if tensors:
             document["tensor_list"] = api.tensor_documents(made)

@@ -103,7 +103,7 @@ output: s3://models/Mistral-7B-fused
     sweeps=_sweeps,
     blocks=Blocks.ROWS,
     scratch=2,
-    temporary=24,
+    temporary=12,
     wide=True,
     neutral={},
 )

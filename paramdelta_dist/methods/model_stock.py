@@ -93,7 +93,7 @@ output: s3://models/Mistral-7B-stock
     sweeps=_sweeps,
     blocks=Blocks.ROWS,
     scratch=2,
-    temporary=5,
+    temporary=13,
     scales=True,
     permutes=True,
 )

@@ -121,6 +121,12 @@ NORMALIZE_WEIGHTS = Parameter("normalize_weights", "whether weights are divided 
 ALMOST_NOTHING = 1e-8
 
 
+def _no_sum(parameters: Values, terms: Sequence[Values]) -> str | None:
+    if parameters[NORMALIZE_WEIGHTS.name] and math.fsum(term["weight"] for term in terms) == 0:
+        return "the weights add up to 0, and their sum is what is divided by; change a weight, or give `normalize_weights: false`"
+    return None
+
+
 def _multislerp_factors(gram: Gram, subject: Subject) -> Sequence[float]:
     weights = [values["weight"] for values in subject.terms]
     if subject.parameters[NORMALIZE_WEIGHTS.name]:
@@ -244,7 +250,7 @@ output: s3://models/Mistral-7B-between
     sweeps=_nuslerp_sweeps,
     blocks=Blocks.ROWS,
     scratch=2,
-    temporary=8,
+    temporary=11,
     neutral={},
 )
 
@@ -273,6 +279,7 @@ output: s3://models/Mistral-7B-between
     notes="The step in the tangent space that it is described with has length zero. Where directions cancel: Σ wᵢ xᵢ.",
     apply=_combine,
     sweeps=_combination(_multislerp_factors),
+    check=_no_sum,
     scratch=2,
     neutral={},
     permutes=True,

@@ -33,6 +33,8 @@ OUTPUTS = 2
 BLOCK_BYTES = BLOCK * 8
 """One scratch block of the kernel at its widest."""
 
+KERNELS = 8 << 20
+"""What kernels that draw numbers or add in float64 keep in each thread."""
 RESERVED = 384 << 20
 """The interpreter with torch, the storage clients and their threads: measured 250 to 350 MiB, see the memory test."""
 TENSOR_RECORD = 1 << 10
@@ -92,7 +94,8 @@ def plan_memory(
         copies = REMOTE_COPIES if remote_inputs else 1
         buffers = int(in_flight * models * copies * (tile + tile // WASTE + SLACK))
         output = OUTPUTS * threads * tile + (_parts(plan, tile) if remote_output else WRITE_MEMORY)
-        scratch = threads * (1 + method.scratch + method.temporary) * needs.block * 2 + 2 * header
+        sets = 1 if method.wide else 2  # of blocks: in float64, and in float32 where there are tensors of 16 bits
+        scratch = threads * ((1 + method.scratch + method.temporary) * needs.block * sets + needs.kernels) + 2 * header
         return reserved + workers * (buffers + points * (output + scratch + needs.statistics(tile, threads)))
 
     for tile in tiles:  # the largest that fits at all
@@ -121,6 +124,8 @@ class _Needs:
 
     block: int = BLOCK_BYTES
     """Bytes of a scratch block."""
+    kernels: int = 0
+    """Bytes that kernels keep in each thread."""
     smallest: int = 0
     """Bytes of the smallest tile that holds a block of every tensor."""
     wholes: frozenset[int] = frozenset()
@@ -156,7 +161,7 @@ def _needs(plan: MergePlan, method: Method) -> _Needs:
             largest = partials.get(key := (run.settings, size, sweep.exact))
             if largest is None or largest[0].elements < run.elements:
                 partials[key] = (run, size, sweep.exact)
-    return _Needs(block * 8, smallest, frozenset(wholes), tuple(partials.values()))
+    return _Needs(block * 8, KERNELS, smallest, frozenset(wholes), tuple(partials.values()))
 
 
 def _parts(plan: MergePlan, tile: int) -> int:

@@ -61,7 +61,8 @@ class Resolver:
         self._given = models
         self._recipe, self._method = recipe, find_method(recipe.method)
         self._include, self._exclude = Globs(recipe.include, "include"), Globs(recipe.exclude, "exclude")
-        self._layers = count_layers(names) if recipe.has_rules else 0
+        self._ruled = recipe.has_rules
+        self._layers = count_layers(names) if self._ruled else 0
         self._general = self._choosers(recipe.parameters, "parameters")
         self._entries = self._all_entries()
         self._known: dict[tuple[Any, ...], Settings] = {}
@@ -88,7 +89,7 @@ class Resolver:
 
     def settings(self, name: str) -> Settings:
         """Those of the tensor `name`; the same object for equal ones. Raises UsageError where a parameter has no value."""
-        if not self._recipe.has_rules and self._known:
+        if not self._ruled and self._known:
             return next(iter(self._known.values()))
         values = [{p.name: self._value(p, entry.own, name) for p in self._method.for_each} for entry in self._entries]
         parameters = {p.name: self._value(p, {}, name, needed=not p.each) for p in self._method.parameters}
@@ -100,7 +101,7 @@ class Resolver:
                 if not self._idle(value)
             )
             if problem := self._method.check(parameters, [term.values for term in terms]):
-                where = f" for tensor {shown(name)}" if self._recipe.has_rules else ""
+                where = f" for tensor {shown(name)}" if self._ruled else ""
                 raise UsageError(f"{self._method.name}{where}: {problem}")
             self._known[key] = Settings(self._method.name, self._based, parameters, terms)
         return self._known[key]

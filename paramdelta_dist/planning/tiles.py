@@ -114,27 +114,38 @@ def _room(run: Run, tile_size: int) -> int:
 
 
 def count_requests(shard: Shard, *, tile_size: int) -> int:
-    """How many reads the tiles of a shard take, without making all of them."""
-    return sum(
-        stretch.tiles * sum(len(tile_reads(stretch.tile, model)) for model in range(len(stretch.tile.segments[0].run.sources)))
-        for stretch in _stretches(shard, tile_size)
-    ) + sum(
-        run.sweeps * len(tile_reads(tile, model))
-        for run in find_runs(shard)
-        if is_streamed(run, tile_size)
-        for tile in sweep_tiles(run, tile_size=tile_size)
-        for model in range(len(run.sources))
-    )
+    """How many reads the tiles of a shard take, and the sweeps before them, without making all of them."""
+    over_model, over_tensors = _sweeps_of(shard)
+
+    def reads(tile: Tile) -> int:
+        return sum(len(tile_reads(tile, model)) for model in range(len(tile.segments[0].run.sources))) if tile.segments else 0
+
+    total = 0
+    for tile, count in _stretches(shard, tile_size):
+        merged = tile._replace(segments=tuple(segment for segment in tile.segments if segment.run.merged)) if over_model else tile
+        total += count * (reads(tile) + over_model * reads(merged))
+    for run in find_runs(shard) if over_tensors else ():
+        if is_streamed(run, tile_size):
+            total += run.sweeps * sum(reads(tile) for tile in sweep_tiles(run, tile_size=tile_size))
+    return total
 
 
 def bytes_to_sweep(shard: Shard, *, tile_size: int) -> int:
     """Bytes that sweeps over streamed tensors and over the whole model read, besides what making the tensors reads."""
-    over_model = [sum(sweep.scope is Scope.MODEL for sweep in settings.sweeps) for settings in shard.settings]
+    over_model, over_tensors = _sweeps_of(shard)
+    if not over_model and not over_tensors:
+        return 0
     return sum(
-        (run.sweeps * is_streamed(run, tile_size) + over_model[run.settings]) * run.elements * sum(widths_of(run)[1:])
+        (run.sweeps * is_streamed(run, tile_size) + over_model) * run.elements * sum(widths_of(run)[1:])
         for run in find_runs(shard)
         if run.merged
     )
+
+
+def _sweeps_of(shard: Shard) -> tuple[int, int]:
+    """The most sweeps that any of its tensors needs over the model, the same for all, and over itself."""
+    scopes = [[sweep.scope for sweep in settings.sweeps] for settings in shard.settings] or [[]]
+    return max(each.count(Scope.MODEL) for each in scopes), max(each.count(Scope.TENSOR) for each in scopes)
 
 
 class _Stretch(NamedTuple):

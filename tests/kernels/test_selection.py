@@ -63,7 +63,14 @@ def selected(x, cut, size):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(KINDS), st.sampled_from(FLOATS), st.integers(1, 20_000), st.floats(0, 1), st.integers(1, 4))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(KINDS),
+    st.sampled_from(FLOATS),
+    st.integers(1, 20_000),
+    st.floats(0, 1),
+    st.integers(1000, 20_000),
+)
 def test_what_is_selected_is_what_sorting_selects(seed, kind, dtype, n, share, size):
     x = values(seed, n, dtype, kind)
     rank = max(1, math.ceil(share * n))

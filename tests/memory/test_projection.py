@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from paramdelta_dist.sizes import parse_size
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests.models import save_model
 
@@ -47,6 +48,29 @@ def test_a_local_merge_stays_under_its_projection_with_a_tensor_larger_than_its_
     document, peak = run(*arguments, "--memory", "512MiB")
     assert document["state"] == "merged"
     assert peak <= document["projected_memory"] <= 512 << 20
+
+
+@pytest.mark.parametrize(("memory", "readings"), [("512MiB", 4), ("2GiB", 1)])
+def test_a_method_that_looks_at_whole_tensors_streams_them_or_has_them_whole_as_the_budget_allows(models, tmp_path, memory, readings):
+    new, post, _ = models
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"method: ties\nparameters: {{density: 0.2}}\nbase: {new}\ndeltas: [{{post: {post}}}]\noutput: {tmp_path / 'out'}\n")
+    document, peak = run(str(recipe), "--workers", "2", "--memory", memory)
+    assert "error" not in document, document
+    assert peak <= document["projected_memory"] <= parse_size(memory)
+    assert document["bytes_read"] == pytest.approx(readings * 2 * 2 * BIG, rel=0.001)
+
+
+@pytest.mark.parametrize("method", ["della", "nuslerp"])
+def test_rows_longer_than_any_block_stay_under_the_projection(tmp_path, method):
+    new, post = (save_model(tmp_path / name, {"row": torch.randn(1 << 16).bfloat16().repeat(1 << 6)}) for name in ("new", "post"))
+    given = f"deltas: [{{post: {post}, density: 0.5}}]" if method == "della" else f"models: [{{model: {post}}}]"
+    recipe = tmp_path / "recipe.yaml"
+    extra = "parameters: {nuslerp_flatten: false}\n" if method == "nuslerp" else ""
+    recipe.write_text(f"method: {method}\n{extra}base: {new}\n{given}\noutput: {tmp_path / 'out'}\n")
+    document, peak = run(str(recipe), "--workers", "1", "--memory", "2GiB")
+    assert "error" not in document, document
+    assert peak <= document["projected_memory"] <= 2 << 30
 
 
 def uploaded(folders, server):

@@ -246,6 +246,20 @@ def test_opposite_directions_do_not_stop_a_merge():
     assert torch.isfinite(run("model_stock", torch.zeros_like(one), over(torch.zeros_like(one), [one, -one]))).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "values"),
+    [
+        ("multislerp", {"normalize_weights": True}, [{"weight": 1.0}, {"weight": -1.0}]),
+        ("della", {}, [{"density": 0.9, "epsilon": 0.15}]),
+        ("della_linear", {}, [{"density": 1.0, "epsilon": 0.4}, {"density": 0.3, "epsilon": 0.4}]),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_refused_and_others_are_not(name, parameters, values):
+    method = find_method(name)
+    assert method.check(parameters, values)
+    assert method.check({"normalize_weights": False}, [{"density": 1.0, "epsilon": 0.5, "weight": 0.0}]) is None
+
+
 DROPPING = ("dare", "della", "breadcrumbs")
 WHOLE = [scene for scene in SCENES if not scene[0].startswith(DROPPING) and scene[1].get("select_topk") != 0]
 

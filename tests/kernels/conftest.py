@@ -1,0 +1,12 @@
+"""Kernels compute in the calling thread alone, as they do in workers: torch's own threads would fight over the cores."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
