@@ -17,10 +17,28 @@ from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.checkpoint.components import locate
 from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vocabulary_at
-from paramdelta_dist.errors import InputChanged, InputError, NotFound, OverBudget, UsageError
+from paramdelta_dist.errors import (
+    CredentialsError,
+    InputChanged,
+    InputError,
+    IntegrityError,
+    NotFound,
+    OutputOccupied,
+    OverBudget,
+    StorageError,
+    UsageError,
+)
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
-from paramdelta_dist.execution.output import claim, committed_meanwhile, output_status, require_shards
+from paramdelta_dist.execution.output import claim, committed_meanwhile, look, output_status, require_shards
+from paramdelta_dist.execution.series import Series, series_status
 from paramdelta_dist.importing import Imported
+from paramdelta_dist.jobs import connect, watching
+from paramdelta_dist.jobs.naming import parse_job_id
+from paramdelta_dist.jobs.parcel import check_ship
+from paramdelta_dist.jobs.reading import Listener, Silent
+from paramdelta_dist.jobs.submitting import Submission
+from paramdelta_dist.jobs.submitting import submit as submit_job
+from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.methods import Method, all_methods, find_method, origin
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
@@ -38,6 +56,7 @@ from paramdelta_dist.storage import (
     remove_leftover,
     scheme_of,
 )
+from paramdelta_dist.template import folder_of, is_template
 
 if TYPE_CHECKING:
     from paramdelta_dist.execution.executor import Executor
@@ -48,6 +67,7 @@ if TYPE_CHECKING:
 
 Engine = Literal["local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]
+State = Literal["merged", "nothing to do"]
 
 VERIFY_BUFFERS = 64 << 20
 """Bytes a worker holds of a file whose digest it checks."""
@@ -89,11 +109,13 @@ class MergeResult:
     """What a merge did."""
 
     output: str
-    state: Literal["merged", "nothing to do"]
+    state: State
     """`nothing to do` when the same recipe over the same inputs was committed before, or by another run meanwhile."""
     fingerprint: str
     report: Mapping[str, Any]
     """Bytes, seconds, memory and retries of this run; empty when there was nothing to do."""
+    pointer: str | None = None
+    """The file that names the latest output, where the recipe's output is a template."""
 
 
 def load_recipe(source: str) -> Recipe:
@@ -187,7 +209,11 @@ def _vocabularies(recipe: Recipe, models: Mapping[str, Checkpoint]) -> dict[str,
 
 
 def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
-    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together."""
+    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together.
+
+    Where the recipe's output is a template, the plan's recipe has the folder that it stands for: that of an earlier run of
+    this very merge, else a new one.
+    """
     with _collector_paused():
         models = open_models(recipe)
         report = check(recipe, models)
@@ -195,7 +221,18 @@ def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
         source = recipe.tokenizer_url
         files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
         vocabularies = _vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
-        return build_plan(recipe, models, files, vocabularies), report
+        made = build_plan(recipe, models, files, vocabularies)
+        series = _series(recipe)
+        return (made if series is None else _into(made, series.output(series.find(made.fingerprint), made.fingerprint))), report
+
+
+def _series(recipe: Recipe) -> Series | None:
+    return Series(recipe.output, recipe.storage_config) if is_template(recipe.output) else None
+
+
+def _into(merge_plan: MergePlan, output: str) -> MergePlan:
+    """The same merge into another folder: where it goes decides nothing of its bytes."""
+    return replace(merge_plan, recipe=merge_plan.recipe.with_output(output))
 
 
 def methods() -> list[dict[str, Any]]:
@@ -326,22 +363,36 @@ def merge(
     memory: int | None = None,
     device: Device = "auto",
     overwrite: bool = False,
+    patience: float | None = None,
     observer: Observer | None = None,
 ) -> MergeResult:
     """Make the output of a recipe, or go on where an earlier run of it stopped, or find it done.
 
-    `memory` bounds, in bytes, this process (local) or each worker (ray). Raises ParamDeltaErrors only; whatever is
-    raised, the output is either untouched, unfinished and ready to go on, or complete.
+    `memory` bounds, in bytes, this process (local) or each worker (ray). `patience` is how many seconds to wait while a
+    cluster gives no worker at all; the default is a quarter of an hour, in which it can start machines. Raises
+    ParamDeltaErrors only; whatever is raised, the output is either untouched, unfinished and ready to go on, or complete.
     """
     began = time.monotonic()
     observer = observer or _Silent()
+    require_submitters_version()
     merge_plan, _ = plan(recipe)
     where = _device(device, engine)
     sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory)
+    series = _series(recipe)
+    if series is not None:
+        day = series.begin(merge_plan.fingerprint, anew=overwrite)
+        merge_plan = _into(merge_plan, series.output(day, merge_plan.fingerprint))
+    recipe = merge_plan.recipe  # its output is a folder now, whatever it was
+
+    def ended(state: State, report: Mapping[str, Any]) -> MergeResult:
+        if series is not None:
+            series.point(day, merge_plan.fingerprint)
+        return MergeResult(redact(recipe.output), state, merge_plan.fingerprint, report, series.pointer_url if series else None)
+
     store = open_store(recipe.output, recipe.storage_config)
     held = claim(store, merge_plan, overwrite=overwrite)
     if held.committed is not None:
-        return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
+        return ended("nothing to do", {})
     with _collector_paused():  # what computes comes last: a mistake shows without waiting for torch
         from paramdelta_dist.execution.publish import publish
         from paramdelta_dist.execution.shard import run_shard
@@ -351,7 +402,7 @@ def merge(
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
     job = _job(merge_plan, sizing, where)
     made: list[Receipt] = []
-    with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device) as executor:
+    with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device, patience) as executor:
         gathered = _gather(store, merge_plan, job, executor, observer) if missing else Gathered()
         job = replace(job, statistics=gathered.statistics)
         observer.started(
@@ -366,13 +417,14 @@ def merge(
                 made.append(receipt)
                 observer.finished(receipt)
                 if committed_meanwhile(store, merge_plan.fingerprint):  # another run of this merge was faster; what it made stays as it is
-                    return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
+                    return ended("nothing to do", {})
     seconds = time.monotonic() - began
     report = {
         "engine": engine,
         "version": __version__,
         "device": job.device,
         "workers": min(executor.workers, max(1, len(missing))) * job.threads,
+        "nodes": executor.nodes,
         "shards": {"made": len(made), "kept": len(receipts) - len(made)},
         "bytes_read": gathered.bytes_read + sum(receipt.bytes_read for receipt in made),
         "bytes_written": sum(receipt.bytes_written for receipt in made),
@@ -384,17 +436,119 @@ def merge(
         "retries": executor.retries,
         "copies": executor.copies,
         "restarts": executor.restarts,
+        "retry_causes": dict(executor.causes),
+        "workers_lost": executor.lost,
         "bytes_read_again": executor.bytes_read_again + held.bytes_read,
         "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
         "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
     }
     publish(store, merge_plan, require_shards(store, receipts), report)
-    return MergeResult(redact(recipe.output), "merged", merge_plan.fingerprint, report)
+    return ended("merged", report)
+
+
+def submit(
+    recipe: Recipe,
+    *,
+    address: str | None = None,
+    ship: str = "image",
+    check: bool = True,
+    wait: bool = True,
+    workers: int | None = None,
+    memory: int | None = None,
+    device: Device = "auto",
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Run a merge as a job on a Ray cluster, and with `wait` follow it to its end.
+
+    The same merge into the same output is the same job: one that runs is joined, one that failed or was stopped is followed
+    by its next attempt, and what is done already is not submitted. With `check` the plan is made here first, unless the
+    inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `ship` as in `parcel.pack`.
+
+    Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
+    `exit_code` when it is over, and the merge's `result` or the `error`. Raises what a wrong recipe or plan raises,
+    EngineError when the cluster cannot be reached or is lost, Interrupted on Ctrl-C, which leaves the job running.
+    """
+    listener = listener or Silent()
+    check_ship(ship)
+    fingerprint, begun = None, False
+    if check:
+        try:
+            merge_plan, _ = plan(recipe)
+            plan_workers(merge_plan, engine="ray", workers=workers, memory=memory)
+            fingerprint, begun = merge_plan.fingerprint, False
+            found = _look(merge_plan, overwrite)
+        except (CredentialsError, StorageError) as error:
+            listener.note(f"not everything can be checked from here, so the cluster will: {error}")
+        else:
+            if found == "finished" and not overwrite and merge_plan.recipe.output == recipe.output:
+                return {"state": "nothing to do", "job": None, "exit_code": 0, "output": redact(recipe.output), "fingerprint": fingerprint}
+            begun = found == "begun"
+    options = [f"--workers={workers}"] if workers else []
+    options += [f"--memory={memory}"] if memory else []
+    options += [f"--device={device}"] if device != "auto" else []
+    cluster = connect(address)
+    local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
+    if local:
+        listener.note(f"{local[0]} is a local path: every node of the cluster must see the same files there")
+    made = submit_job(cluster, Submission(recipe, fingerprint, tuple(options), overwrite=overwrite, begun=begun, ship=ship))
+    for note in made.notes:
+        listener.note(note)
+    listener.note(f"job {made.name} {'runs already' if made.joined else 'submitted'} on {redact(cluster.url)}")
+    document = watching.watch(cluster, str(made.name), listener) if wait else watching.look(cluster, str(made.name))
+    return {**document, "joined": made.joined, "fingerprint": fingerprint}
+
+
+def _look(merge_plan: MergePlan, overwrite: bool) -> str:
+    store = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config)
+    try:
+        return look(store, merge_plan)
+    except (OutputOccupied, IntegrityError):
+        if overwrite:
+            return "free"
+        raise
+
+
+def list_jobs(address: str | None = None) -> list[dict[str, Any]]:
+    """The merges that were submitted to a cluster, the latest first."""
+    return sorted(
+        (watching.describe(job) for job in connect(address).jobs() if parse_job_id(job.id)), key=lambda job: job["began"] or 0, reverse=True
+    )
+
+
+def logs(job_id: str, *, address: str | None = None) -> str:
+    """What a job has written so far. Raises NotFound where the cluster knows no such job."""
+    return connect(address).log(_job_id(job_id))
+
+
+def follow(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
+    """Follow a job to its end; returns and raises what `submit` does."""
+    return watching.watch(connect(address), _job_id(job_id), listener or Silent())
+
+
+def stop(job_id: str, *, wait: bool = False, address: str | None = None) -> dict[str, Any]:
+    """Stop a job, which leaves what is finished for the next attempt; with `wait` return when it has ended."""
+    return watching.stop(connect(address), _job_id(job_id), wait=wait)
+
+
+def job_status(job_id: str, *, address: str | None = None) -> dict[str, Any]:
+    """How far a job has come, or how it ended: bytes, shards, rate, workers, retries, seconds left."""
+    return watching.look(connect(address), _job_id(job_id))
+
+
+def _job_id(text: str) -> str:
+    if parse_job_id(text) is None:
+        raise UsageError(f"{text!r} is not the id of a job of ours, such as pdd-0123456789ab-1; `paramdelta-dist jobs` lists them")
+    return text
 
 
 def status(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
-    """What is in an output folder, and how far a merge into it has come."""
-    return output_status(open_store(normalize(url), storage or StorageConfig()))
+    """What is in an output folder, and how far a merge into it has come; of a template, or the folder where its outputs
+    lie, which of them is the latest and which are unfinished."""
+    url = normalize(url)
+    store = open_store(folder_of(url) if is_template(url) else url, storage or StorageConfig())
+    found = output_status(store)
+    return (series_status(store) if found["state"] == "foreign" else None) or found
 
 
 def verify(
@@ -507,8 +661,10 @@ def _gather(store: Store, merge_plan: MergePlan, job: Job, executor: Executor, o
 
 
 @contextmanager
-def _executor(engine: Engine, workers: int | None, threads: int, memory: int, device: str) -> Iterator[Executor]:
-    """`threads` workers here, or `workers` (None: as many as the cluster has cores for) of `memory` bytes on Ray."""
+def _executor(
+    engine: Engine, workers: int | None, threads: int, memory: int, device: str, patience: float | None = None
+) -> Iterator[Executor]:
+    """`threads` workers here, or `workers` (None: as many as the cluster gives) of `memory` bytes on Ray."""
     if engine == "local":
         from paramdelta_dist.execution.local import LocalExecutor
 
@@ -516,7 +672,7 @@ def _executor(engine: Engine, workers: int | None, threads: int, memory: int, de
         return
     from paramdelta_dist.execution.ray import RayExecutor
 
-    executor = RayExecutor(workers, memory=memory, gpus=1 if device == "cuda" else 0)
+    executor = RayExecutor(workers, memory=memory, gpus=1 if device == "cuda" else 0, patience=patience)
     try:
         yield executor
     finally:

@@ -50,10 +50,19 @@ OutputOption = Annotated[str | None, typer.Option("--output", help="In place of 
 EngineOption = Annotated[
     Engine, typer.Option(help="Threads of this process, or actors of a Ray cluster (RAY_ADDRESS, else an embedded one).")
 ]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Shards made at a time. Default: the cores there are.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Shards made at a time. Default: the cores there are, or on a cluster as many as it gives.")
+]
 MemoryOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most memory of this process, or of each Ray worker: 2GiB. Default: half of the machine.")
 ]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Dashboard of the cluster: http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine."
+    ),
+]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: pdd-0123456789ab-1.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")]
 
 
@@ -77,6 +86,10 @@ def merge(
     memory: MemoryOption = None,
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
+    patience: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="How long to wait while a cluster gives no worker at all: 5min. Default: 15min."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge: make the output of a recipe, or go on where an earlier run stopped."""
@@ -91,6 +104,7 @@ def merge(
                 memory=_bytes(memory, "--memory"),
                 device=device.value,
                 overwrite=overwrite,
+                patience=_seconds(patience, "--patience"),
                 observer=observer,
             )
         _show(rendering.merge_document(result), rendering.merge_summary, as_json)
@@ -184,12 +198,104 @@ def _write_new(path: str, text: str) -> None:
 
 
 @app.command()
-def status(output: Annotated[str, typer.Argument(help="Output folder, local or at a URL.")], as_json: JsonOption = False) -> None:
-    """Tell what is in an output folder and how far a merge into it has come."""
+def submit(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML), local or at a URL.")],
+    address: AddressOption = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end, or return as soon as it is submitted.")] = True,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Make the plan here first, or leave that to the cluster.")] = True,
+    ship: Annotated[
+        str,
+        typer.Option(
+            metavar="image|package|wheel|FILE.whl",
+            help="The code that runs: what the cluster has, what runs here, or a wheel (built from this checkout, or a file).",
+        ),
+    ] = "image",
+    workers: WorkersOption = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of each worker: 2GiB.")] = None,
+    device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a merge as a job on a Ray cluster. Submitting it again joins the job, goes on after a failure, or finds it done."""
     with _reporting(as_json):
         from paramdelta_dist import api, rendering
 
-        _show(api.status(output), rendering.status_lines, as_json)
+        with rendering.job_view(sys.stderr) as view:
+            document = api.submit(
+                api.load_recipe(recipe),
+                address=address,
+                ship=ship,
+                check=check,
+                wait=wait,
+                workers=workers,
+                memory=_bytes(memory, "--memory"),
+                device=device.value,
+                overwrite=overwrite,
+                listener=view,
+            )
+        _show(document, rendering.job_end if wait else rendering.job_id, as_json)
+        raise typer.Exit(document.get("exit_code") or 0)
+
+
+@app.command()
+def jobs(address: AddressOption = None, as_json: JsonOption = False) -> None:
+    """List the merges that were submitted to a cluster."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        _show({"jobs": api.list_jobs(address)}, rendering.job_table, as_json)
+
+
+@app.command()
+def logs(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends, and exit as it does.")] = False,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what a job has written."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        if not follow:
+            log = api.logs(job, address=address)
+            _print_json({"job": job, "log": log}) if as_json else print(_printable(log, keep="\n\t"), end="")
+            return
+        with rendering.job_view(sys.stderr if as_json else sys.stdout) as view:
+            document = api.follow(job, address=address, listener=view)
+        _show(document, rendering.job_end, as_json)
+        raise typer.Exit(document["exit_code"])
+
+
+@app.command()
+def stop(
+    job: JobArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it has ended.")] = False,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop a job. What is finished is kept: submitting again goes on from there."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        _show(api.stop(job, wait=wait, address=address), rendering.job_stopped, as_json)
+
+
+@app.command()
+def status(
+    what: Annotated[str, typer.Argument(metavar="OUTPUT|JOB", help="Output folder, local or at a URL, or the id of a job.")],
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what is in an output folder and how far a merge into it, or a job, has come."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+        from paramdelta_dist.jobs.naming import parse_job_id
+
+        if parse_job_id(what):
+            _show(api.job_status(what, address=address), rendering.job_lines, as_json)
+        else:
+            _show(api.status(what), rendering.status_lines, as_json)
 
 
 @app.command()
@@ -238,12 +344,8 @@ def clean(
     """Find, and with --yes remove, what killed merges left in an output: unfinished files and open multipart uploads."""
     with _reporting(as_json):
         from paramdelta_dist import api, rendering
-        from paramdelta_dist.sizes import parse_duration
 
-        try:
-            age = parse_duration(older_than)
-        except ValueError as error:
-            raise UsageError(f"--older-than: {error}") from None
+        age = _seconds(older_than, "--older-than") or 0.0
         storage = api.load_recipe(recipe).storage_config if recipe else None
         _show(api.clean(output, older_than=age, remove=yes, storage=storage), rendering.clean_lines, as_json)
 
@@ -358,3 +460,14 @@ def _bytes(text: str | None, flag: str) -> int | None:
     if size <= 0:
         raise UsageError(f"{flag}: {text} is nothing")
     return size
+
+
+def _seconds(text: str | None, flag: str) -> float | None:
+    if text is None:
+        return None
+    from paramdelta_dist.sizes import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}") from None

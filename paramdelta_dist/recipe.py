@@ -22,6 +22,7 @@ from paramdelta_dist.methods import METHODS, Method, Parameter, Roles, find_meth
 from paramdelta_dist.sizes import parse_size
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.urls import inside, normalize, redact
+from paramdelta_dist.template import check_template
 
 MAX_RECIPE = 1 << 20
 """Longest recipe that is read, in bytes."""
@@ -169,6 +170,7 @@ class Recipe(_Section):
     entries: Annotated[tuple[Entry, ...], BeforeValidator(_list_of("models", "model"))] = Field(default=(), alias="models")
     """What `models:` says."""
     output: Url
+    """A folder, or a template of one (see `template`) that becomes a folder when the plan is made."""
     dtype: Annotated[str | None, BeforeValidator(_dtype)] = None
     """Safetensors name of the dtype floating-point tensors are written in; None keeps the base's, tensor by tensor."""
     shard_size: Size = 5 * 10**9
@@ -189,6 +191,11 @@ class Recipe(_Section):
     def _known_method(cls, value: str) -> str:
         return _as_value_error(lambda name: find_method(name).name)(value)  # type: ignore[no-any-return]
 
+    @field_validator("output")
+    @classmethod
+    def _known_template(cls, value: str) -> str:
+        return _as_value_error(check_template)(value)  # type: ignore[no-any-return]
+
     @model_validator(mode="wrap")
     @classmethod
     def _fits_its_method(cls, value: Any, handler: Any) -> Recipe:
@@ -207,14 +214,16 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _places_differ(self) -> Recipe:
-        if not self.models:  # which is refused in other words
-            return self
+        if self.models:  # else it is refused in other words
+            self._require_own_output()
+        return self
+
+    def _require_own_output(self) -> None:
         for url in (*self.models, self.tokenizer_url):
             if inside(self.output, url) or inside(url, self.output):
                 raise ValueError(
                     f"output {redact(self.output)} and the input {redact(url)} are in each other; write to a folder of its own"
                 )
-        return self
 
     @property
     def base(self) -> str:
@@ -252,6 +261,15 @@ class Recipe(_Section):
     @property
     def storage_config(self) -> StorageConfig:
         return StorageConfig({prefix: StoreSettings(**section.model_dump()) for prefix, section in self.storage.items()})
+
+    def with_output(self, output: str) -> Recipe:
+        """This recipe with another normalized output. Raises RecipeError when that is in an input, or an input in it."""
+        recipe = self.model_copy(update={"output": output})
+        try:
+            recipe._require_own_output()
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+        return recipe
 
     def as_document(self) -> dict[str, Any]:
         """The recipe as plain values, for cards and provenance: no defaults, no storage settings, URLs without secrets."""

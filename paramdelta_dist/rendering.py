@@ -6,14 +6,14 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from paramdelta_dist.sizes import format_memory, format_seconds, format_size
@@ -29,6 +29,10 @@ FEW = 12
 """Rows of a list that are shown before the rest is only counted."""
 
 
+def _columns() -> tuple[ProgressColumn, ...]:
+    return TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+
+
 @contextmanager
 def progress() -> Iterator[Observer]:
     """A bar where stderr is a terminal, JSON lines elsewhere.
@@ -39,8 +43,7 @@ def progress() -> Iterator[Observer]:
         if not sys.stderr.isatty():
             yield ProgressLines()
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        with Progress(*_columns(), console=Console(stderr=True)) as bar:
             yield ProgressBar(bar)
 
 
@@ -67,6 +70,10 @@ class ProgressBar:
     def advanced(self, size: int) -> None:
         if self._task is not None:
             self._bar.advance(self._task, size)
+
+    def reached(self, done: int) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=done)
 
     def finished(self, result: Receipt | FileVerdict) -> None: ...
 
@@ -104,27 +111,68 @@ class ProgressLines:
         print(json.dumps({"event": event, "time": round(time.time(), 3), **fields}), file=sys.stderr, flush=True)
 
 
+@contextmanager
+def job_view(stream: TextIO) -> Iterator[JobView]:
+    """A job's log on `stream` as it comes; its progress as a bar where that is a terminal, as its JSON lines elsewhere."""
+    if not (stream.isatty() and sys.stderr.isatty()):
+        yield JobView(lambda line: print(line, file=stream, flush=True), None)
+        return
+    with Progress(*_columns(), console=Console(file=stream)) as bar:
+        yield JobView(lambda line: bar.console.print(escape(line), highlight=False, soft_wrap=True), ProgressBar(bar))
+
+
+class JobView:
+    """What a job writes, and what is said about it. Its text may come from a stranger, and is kept from the terminal's ears."""
+
+    def __init__(self, show: Callable[[str], None], bar: ProgressBar | None) -> None:
+        self._show, self._bar = show, bar
+
+    def line(self, text: str) -> None:
+        self._show("".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text))
+
+    def event(self, fields: dict[str, Any], text: str) -> None:
+        if self._bar is None:
+            self.line(text)
+        elif fields["event"] == "started":
+            details: dict[str, Any] = {name: fields[name] for name in ("shards", "bytes_to_read", "memory") if name in fields}
+            self._bar.started(fields.get("what", "merging"), fields["bytes_total"], done=fields.get("bytes_done", 0), details=details)
+        elif fields["event"] == "progress":
+            self._bar.reached(fields["bytes_done"])
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True) if self._bar is None else self.line(text)
+
+
 def merge_document(result: MergeResult) -> dict[str, Any]:
-    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **result.report}
+    pointer = {"pointer": result.pointer} if result.pointer else {}
+    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **pointer, **result.report}
 
 
 def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> None:
     console = Console(file=stream, highlight=False, soft_wrap=True)
+    latest = f"  {escape(document['pointer'])} names it the latest" if "pointer" in document else ""
     if document["state"] == "nothing to do":
         console.print(f"nothing to do: {escape(document['output'])} holds this merge of these inputs already")
+        if latest:
+            console.print(latest)
         return
     moved = document["bytes_read"] + document["bytes_written"]
     kept = f", {document['shards']['kept']} kept from an earlier run" if document["shards"]["kept"] else ""
     console.print(f"merged into {escape(document['output'])}")
+    if latest:
+        console.print(latest)
     console.print(
         f"  {format_size(document['bytes_read'])} read, {format_size(document['bytes_written'])} written in "
         f"{format_seconds(document['seconds'])}: {format_size(moved / max(document['seconds'], 1e-9))}/s"
     )
+    nodes = f" on {_plural(document['nodes'], 'node')}" if document["engine"] == "ray" else ""
     console.print(
-        f"  {_plural(document['shards']['made'], 'shard')} made{kept} by {_plural(document['workers'], 'worker')}; "
+        f"  {_plural(document['shards']['made'], 'shard')} made{kept} by {_plural(document['workers'], 'worker')}{nodes}; "
         f"peak memory of a process {format_memory(document['peak_memory'])}"
     )
     console.print(f"  {document['tensors']['merged']} tensors merged, {document['tensors']['copied']} copied from the base")
+    if document["workers_lost"]:
+        console.print(f"  {_plural(document['workers_lost'], 'worker')} lost on the way; what they were at was made by others")
     if document["bytes_read_again"]:
         console.print(
             f"  {format_size(document['bytes_read_again'])} were read again, for attempts that failed or to check what was in place"
@@ -148,10 +196,12 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
         console.print(f"… and {len(shards) - FEW} more")
     memory, requests = document["memory"], document["requests"]
     counts = document["tensors"]
+    times = document["bytes_to_read"] / max(1, document["bytes_of_inputs"])
+    again = f", {format_size(document['bytes_of_inputs'])} of inputs {times:.2g} times" if times > 1 else ""
     facts = {
         "output": document["recipe"]["output"],
         "tensors": f"{counts['merged']} merged, {counts['copied']} copied from the base, {document['total_parameters']:,} parameters",
-        "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests",
+        "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests{again}",
         "to write": f"{format_size(document['bytes_to_write'])} in {requests['write']:,} requests, {_count(shards, 'shard')}",
         "memory": _memory_line(memory),
         "tiles": f"{format_memory(memory['tile_size'])}, {memory['tiles_in_flight']} in flight a shard",
@@ -283,6 +333,9 @@ def inspect_tables(document: dict[str, Any]) -> None:
 
 def status_lines(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
+    if document["state"] == "series":
+        _facts(console, _series_facts(document))
+        return
     states = {
         "absent": "nothing is there",
         "foreign": "files that no merge of ours made",
@@ -306,6 +359,92 @@ def status_lines(document: dict[str, Any]) -> None:
             f"{format_seconds(report['seconds'])}, {format_size(report['bytes_per_second'])}/s, {_plural(report['workers'], 'worker')}"
         )
     _facts(console, facts)
+
+
+def job_id(document: dict[str, Any]) -> None:
+    """For `submit --no-wait`: the id alone, so that a script can take it."""
+    print(document["job"] or f"nothing to do: {document['output']} holds this merge of these inputs already")
+
+
+def job_end(document: dict[str, Any]) -> None:
+    """How a followed job ended; what it wrote was shown while it came."""
+    if document["state"] == "nothing to do":
+        merge_summary(document)
+    elif "error" in document:
+        print(f"error: {document['error']['message']}", file=sys.stderr)
+    elif "result" in document:
+        merge_summary(document["result"])
+    else:
+        print(f"job {document['job']} {document['state']}")
+
+
+def job_stopped(document: dict[str, Any]) -> None:
+    if not document["told_to_stop"]:
+        print(f"job {document['job']} was over already: {document['state']}")
+    elif document["state"] == "stopped":
+        print(f"job {document['job']} is stopped; what is finished is kept, and submitting again goes on from there")
+    else:
+        print(f"job {document['job']} is told to stop; --wait waits for its end")
+
+
+def job_table(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if not document["jobs"]:
+        console.print("no merge was submitted to this cluster")
+        return
+    table = Table("job", "state", "began", "took", "output", box=None, pad_edge=False)
+    for job in document["jobs"]:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["began"])) if job["began"] else ""
+        took = format_seconds(job["seconds"]) if job["seconds"] is not None else ""
+        table.add_row(job["job"], job["state"], began, took, escape(job["output"] or ""))
+    console.print(table)
+
+
+def job_lines(document: dict[str, Any]) -> None:
+    """The status of a job, running or over."""
+    console = Console(highlight=False, soft_wrap=True)
+    facts = {"job": document["job"], "state": document["state"], "output": document["output"] or "unknown"}
+    if document["seconds"] is not None:
+        facts["time"] = format_seconds(document["seconds"])
+    result = document.get("result", {})
+    if "bytes_written" in result:
+        facts["merged"] = f"{format_size(result['bytes_read'])} read, {format_size(result['bytes_written'])} written"
+        facts["rate"] = f"{format_size(result['bytes_per_second'])}/s, read and written"
+        facts["shards"] = f"{result['shards']['made']} made, {result['shards']['kept']} kept from an earlier run"
+        facts["workers"], facts["retries"] = str(result["workers"]), str(result["retries"])
+    elif result:
+        facts["merged"] = result["state"]
+    elif document.get("bytes", {}).get("total"):
+        size, shards = document["bytes"], document["shards"]
+        facts["bytes"] = f"{format_size(size['done'])} of {format_size(size['total'])} ({size['done'] / size['total']:.0%})"
+        facts["shards"] = f"{shards['finished']} finished by this job, {shards['total']} in all"
+        for name, suffix in (("workers", ""), ("retries", "")):
+            if document[name] is not None:
+                facts[name] = f"{document[name]}{suffix}"
+        if document["bytes_per_second"] and not document.get("exit_code"):
+            facts["rate"] = f"{format_size(document['bytes_per_second'])}/s written"
+            facts["time left"] = format_seconds(document["seconds_left"]) if document["seconds_left"] is not None else "unknown"
+    if "error" in document:
+        driver = document["error"].get("driver", {}).get("message")
+        facts["ended"] = document["error"]["message"] + (f": {driver}" if driver else "")
+    _facts(console, facts)
+
+
+def _series_facts(document: dict[str, Any]) -> dict[str, str]:
+    complete, unfinished = document["complete"], document["unfinished"]
+    facts = {"outputs in": document["output"]}
+    for name, pointer in document["latest"].items():
+        facts[name] = f"{pointer['output']}, committed {pointer['committed']}"
+    facts["complete"] = _few(complete)
+    if unfinished:
+        facts["unfinished"] = f"{_few(unfinished)}; running or stopped, the same merge command goes on"
+    return facts
+
+
+def _few(names: list[str]) -> str:
+    """How many, and the last of them, which are the newest where names begin with a date."""
+    shown = ", ".join(names[-3:])
+    return f"{len(names)}: {'… ' if len(names) > 3 else ''}{shown}" if names else "none"
 
 
 def verify_lines(document: dict[str, Any]) -> None:

@@ -94,3 +94,24 @@ def wait(condition) -> None:
     while not condition():
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.01)
+
+
+@dataclass(frozen=True)
+class Nap:
+    """A unit that takes its time on whatever node it is given to, in steps."""
+
+    file: str
+    seconds: float = 0.1
+    size: int = 1000
+
+
+def nap(job: None, unit: Nap, *, advance, cancelled) -> tuple[str, str]:
+    """The file, and the id of the node it was made on."""
+    import ray
+
+    for _ in range(20):
+        if cancelled():
+            raise Interrupted("stopped")
+        time.sleep(unit.seconds / 20)
+        advance(unit.size // 20)
+    return unit.file, ray.get_runtime_context().get_node_id()

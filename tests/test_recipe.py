@@ -468,9 +468,9 @@ def test_environment_variables_are_not_expanded_and_the_home_is(monkeypatch, tmp
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SECRET", "hunter2")
     monkeypatch.chdir(tmp_path)
-    recipe = parsed("base: ~/new\noutput: $HOME/${SECRET}\ndeltas: [{post: '%SECRET%', base: s3://b/$SECRET}, {post: '{{SECRET}}'}]")
+    recipe = parsed("base: ~/new\noutput: $HOME/$SECRET\ndeltas: [{post: '%SECRET%', base: s3://b/$SECRET}, {post: '{{SECRET}}'}]")
     assert recipe.base == f"{tmp_path}/home/new"
-    assert recipe.output == f"{tmp_path}/$HOME/${{SECRET}}"
+    assert recipe.output == f"{tmp_path}/$HOME/$SECRET"
     assert [(d.post, d.base) for d in recipe.deltas] == [(f"{tmp_path}/%SECRET%", "s3://b/$SECRET"), (f"{tmp_path}/{{{{SECRET}}}}", None)]
 
 

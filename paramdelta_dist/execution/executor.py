@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 
@@ -34,7 +34,11 @@ class Executor(Protocol):
     """Runs a function over units somewhere. Knows nothing of what it computes."""
 
     workers: int
-    """How many units run at a time."""
+    """How many units run at a time; on a cluster, how many ran at most, known when a run has ended."""
+    nodes: int
+    """Machines on which units were made,"""
+    lost: int
+    """and workers that ended by themselves, in runs that have ended."""
     retries: int
     """Attempts at units that failed or were lost and were made up for, in runs that have ended."""
     copies: int
@@ -42,7 +46,12 @@ class Executor(Protocol):
     restarts: int
     """Units that were taken from a worker, because the attempt was late."""
     bytes_read_again: int
-    """Input bytes of attempts that failed, as far as they are known: those of a lost worker are not."""
+    """Input bytes of attempts that failed; of those whose worker was lost, what it had told of last."""
+
+    @property
+    def causes(self) -> Mapping[str, int]:
+        """Why units were begun again, and how often, in the words of `metering.RETRIES`."""
+        ...
 
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         """Results as units finish, when nothing works on the unit any more. `advance` is told bytes as they are done, and

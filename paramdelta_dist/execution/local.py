@@ -16,8 +16,13 @@ class LocalExecutor:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self.retries = self.copies = self.restarts = 0
+        self.nodes = 1
+        self.lost = self.retries = self.copies = self.restarts = 0
         self.bytes_read_again = 0
+
+    @property
+    def causes(self) -> dict[str, int]:
+        return {"error": self.retries} if self.retries else {}
 
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         stop = threading.Event()

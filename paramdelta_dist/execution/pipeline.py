@@ -7,6 +7,7 @@ thread, the one the consumer looks at included. All memory is made once.
 from __future__ import annotations
 
 import mmap
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from paramdelta_dist.execution.buffers import BufferPool
 from paramdelta_dist.execution.making import Job, TileMaker, subject_of
+from paramdelta_dist.execution.metering import METER, STAGE_SECONDS
 from paramdelta_dist.execution.reader import Fetching, TileReader, buffer_size
 from paramdelta_dist.kernels.merging import one_thread
 from paramdelta_dist.methods import Sweep
@@ -105,13 +107,17 @@ class TilePipeline:
 
     def _work(self, step: Step, fetching: Fetching, output: mmap.mmap | None, statistics: tuple[Any, ...]) -> Any:
         """How many elements of a tile that was made are not finite; the partials of one that was looked at."""
+        began = time.perf_counter()
         fetched, maker = fetching.result(), self._makers.get()
+        there = time.perf_counter()
+        METER.add(STAGE_SECONDS, there - began, "read")
         try:
             if output is not None:
                 return maker.make(fetched, memoryview(output)[: step.tile.stop - step.tile.start], statistics)
             sweep = self._sweep(step, statistics)
             return [partial for segment in step.tile.segments for partial in maker.look(fetched, segment, sweep, statistics)]
         finally:
+            METER.add(STAGE_SECONDS, time.perf_counter() - there, "compute")
             self._makers.put(maker)
             fetched.parts.clear()
             self.reader.release(fetching)

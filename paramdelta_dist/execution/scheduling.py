@@ -8,6 +8,8 @@ The rules, where `typical` is the median time per byte of recent units:
 - Late, while others wait in the queue: it is stopped and its unit made anew, if that costs less than going on. Once a unit, and
   not when many attempts are late: then the world is slow, not they. A worker that is slow as a rule is measured by its own pace.
 - Late, with idle workers and an empty queue: one of them makes a copy, on another node if there is one.
+- On a node that is about to go, nothing begins any more. What waits there is withdrawn, and what is under way is stopped and made
+  anew elsewhere once it is seen that it will not be done in time.
 
 Whoever finishes first wins, and the others are told to stop. A unit counts as done only when none of its attempts is under way
 any more, so that nobody writes to its file after its result is known; if two finished, the result of the later one counts, since
@@ -27,6 +29,8 @@ from typing import Any
 
 from paramdelta_dist.errors import EngineError, Interrupted, ParamDeltaError
 from paramdelta_dist.execution.executor import Unit
+from paramdelta_dist.execution.metering import RETRIES, SHARDS, Meter
+from paramdelta_dist.execution.worker_log import place
 from paramdelta_dist.storage.retry import ATTEMPTS
 
 log = logging.getLogger(__name__)
@@ -51,6 +55,10 @@ STOP_SECONDS = 15.0
 """What an attempt gets to abandon its upload before its worker is ended."""
 KNOWN_UNITS = 2
 """How many units must have finished for a typical time to be known."""
+LEAVE_SECONDS = 10.0
+"""How long before a node goes its last unit must be done: an attempt that is stopped then still takes back its upload."""
+NODE_LOSSES = 20
+"""How many nodes may be lost while at one unit: losing nodes is routine, but a unit that ends every node must end the run."""
 
 
 class Order(Enum):
@@ -74,7 +82,12 @@ class Task:
     """Those that may still do something."""
     finished: bool = False
     result: Any = None
+    begun: int = 0
+    """Attempts so far."""
     failures: int = 0
+    """Attempts that ended in an error or with their worker,"""
+    node_losses: int = 0
+    """and those that ended with the node."""
     restarted: bool = False
     shown: int = 0
     """Bytes that the observer has been told of."""
@@ -89,6 +102,10 @@ class Worker:
     """A worker that runs, as the schedule sees it."""
 
     node: str = ""
+    address: str = ""
+    """Of the node, for people."""
+    leaves: float | None = None
+    """When its node goes, if it is about to; infinite if nobody said when."""
     attempts: deque[Attempt] = field(default_factory=deque)
     """The first is under way, the others wait."""
     paces: deque[float] = field(default_factory=lambda: deque(maxlen=3))
@@ -103,17 +120,24 @@ class Attempt:
     worker: Worker
     ticket: int
     """Its number; later attempts have higher ones."""
+    number: int
+    """Which attempt at its unit it is, from 1."""
     began: float
     """When it was given to the worker, or came first there."""
     done: int = 0
     worked: float = 0.0
     """Seconds in which the worker has done `done` bytes."""
+    read: int = 0
+    """Bytes of inputs it had read then."""
     reported: float | None = None
     """When it said so."""
     withdrawing: bool = False
     stopped: float | None = None
     """When it was told to stop."""
     killed: bool = False
+
+    def __str__(self) -> str:
+        return place(self.task.unit.file, self.number, self.worker.address or self.worker.node)
 
     def age(self, now: float) -> float:
         """Seconds it has been worked at: as the worker counts them, since what it is given may take time to arrive."""
@@ -138,7 +162,11 @@ class Schedule:
         """Of units that are done, until the caller takes them."""
         self.retries = self.copies = self.restarts = 0
         self.bytes_read_again = 0
+        self.meter = Meter()
+        """Attempts by how they ended, and retries by cause."""
         self.workers: list[Worker] = []
+        self.nodes: set[str] = set()
+        """Those on which a unit was made."""
         self._advance = advance
         self._queue = deque(Task(unit) for unit in units)
         self._later: list[tuple[float, Task]] = []
@@ -153,8 +181,12 @@ class Schedule:
         """A worker runs and can be given units."""
         self.workers.append(worker)
 
-    def lost(self, worker: Worker, reason: str) -> None:
-        """A worker is no more. Raises EngineError when the unit it was at has cost too many of them."""
+    def leaving(self, worker: Worker, when: float) -> None:
+        """The node of a worker goes at a time that is known, or infinite if it is not."""
+        worker.leaves = when
+
+    def lost(self, worker: Worker, reason: str, *, with_node: bool = False) -> None:
+        """A worker is no more, perhaps with its node. Raises EngineError when the unit it was at has cost too many of them."""
         if worker not in self.workers:
             return
         self.workers.remove(worker)
@@ -164,23 +196,31 @@ class Schedule:
             return
         head = worker.attempts[0]
         task = head.task
+        self.bytes_read_again += head.read
+        self.meter.add(SHARDS, value="lost")
         self._leave(head, 0.0)
         if not task.finished:
-            task.failures += not head.killed
-            if task.failures >= ATTEMPTS:
+            if with_node:
+                task.node_losses += 1
+            else:
+                task.failures += not head.killed
+            if task.failures >= ATTEMPTS or task.node_losses >= NODE_LOSSES:
                 raise EngineError(
-                    f"{task.unit.file}: {task.failures} workers were lost while at it, the last: {reason}. If they ran out of "
-                    "memory, allow more (--memory) or fewer workers; run again to go on with what is done"
+                    f"{task.unit.file}: {task.failures + task.node_losses} workers were lost while at it, the last on "
+                    f"{worker.address or worker.node}: {reason}. If they ran out of memory, allow more (--memory) or fewer workers; "
+                    "run again to go on with what is done"
                 )
             self.retries += 1
-            log.warning("a worker was lost (%s); %s starts again", reason, task.unit.file)
+            if head.stopped is None:  # else its beginning anew was counted when it was stopped
+                self.meter.add(RETRIES, value="node_lost" if with_node else "worker_lost")
+            log.warning("%s: its %s was lost (%s); it starts again", head, "node" if with_node else "worker", reason)
         self._again(task)
 
-    def progressed(self, worker: Worker, ticket: int, done: int, worked: float, now: float) -> None:
-        """A worker has done `done` bytes of the attempt with this ticket, in `worked` seconds."""
+    def progressed(self, worker: Worker, ticket: int, done: int, worked: float, now: float, *, read: int = 0) -> None:
+        """A worker has done `done` bytes of the attempt with this ticket, in `worked` seconds, and read `read` of inputs for it."""
         head = worker.attempts[0] if worker.attempts else None
         if head is not None and head.ticket == ticket:
-            head.done, head.worked, head.reported = done, worked, now
+            head.done, head.worked, head.reported, head.read = done, worked, now, read
             self._show(head.task)
 
     def withdrawn(self, attempt: Attempt) -> None:
@@ -194,6 +234,8 @@ class Schedule:
         if attempt not in attempt.worker.attempts:
             return
         self._leave(attempt, now)
+        self.nodes.add(attempt.worker.node)
+        self.meter.add(SHARDS, value="made")
         task = attempt.task
         pace = (now - attempt.began) / task.weight
         attempt.worker.paces.append(pace)
@@ -210,16 +252,19 @@ class Schedule:
         self.bytes_read_again += error.bytes_read
         self._leave(attempt, now)
         task = attempt.task
-        if task.finished or (attempt.stopped is not None and isinstance(error, Interrupted)):
+        called_off = task.finished or (attempt.stopped is not None and isinstance(error, Interrupted))
+        self.meter.add(SHARDS, value="stopped" if called_off else "failed")
+        if called_off:
             self._again(task)
             return
         task.failures += 1
         if not error.retryable or task.failures >= ATTEMPTS:
             raise error
         self.retries += 1
+        self.meter.add(RETRIES, value="error")
         self._show(task)
         if not task.attempts:
-            log.warning("%s failed (%s); attempt %d follows", task.unit.file, error, task.failures + 1)
+            log.warning("%s failed (%s); attempt %d follows", attempt, error, task.begun + 1)
             self._later.append((now + 2.0**task.failures, task))
 
     def orders(self, now: float) -> list[tuple[Order, Attempt]]:
@@ -233,6 +278,7 @@ class Schedule:
             self._withdraw(now)
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
+            self._vacate(now)
             self._typical = median(self._paces) if len(self._paces) >= KNOWN_UNITS else 0.0
             if self._queue:
                 self._restart(now)
@@ -248,20 +294,44 @@ class Schedule:
             for worker in self.workers:
                 if not self._queue or (depth > 1 and len(self._queue) <= len(self.workers)):
                     return
-                if len(worker.attempts) < depth and not (worker.attempts and worker.attempts[0].stopped is not None):
+                held_up = worker.leaves is not None or (worker.attempts and worker.attempts[0].stopped is not None)
+                if len(worker.attempts) < depth and not held_up:
                     self._start(self._queue.popleft(), worker, now)
 
     def _start(self, task: Task, worker: Worker, now: float) -> None:
         self._tickets += 1
-        attempt = Attempt(task, worker, self._tickets, now)
+        task.begun += 1
+        attempt = Attempt(task, worker, self._tickets, task.begun, now)
         task.attempts.append(attempt)
         worker.attempts.append(attempt)
         self._orders.append((Order.START, attempt))
 
     def _idle(self) -> list[Worker]:
         """Workers without a unit, the fastest first, less those that get the ones being withdrawn."""
-        idle = sorted((worker for worker in self.workers if not worker.attempts), key=self._pace)
+        idle = sorted((worker for worker in self.workers if not worker.attempts and worker.leaves is None), key=self._pace)
         return idle[sum(worker.attempts[-1].withdrawing for worker in self.workers if len(worker.attempts) > 1) :]
+
+    def _vacate(self, now: float) -> None:
+        """Take from workers that are about to go what they cannot finish."""
+        for worker in self.workers:
+            if worker.leaves is None or not worker.attempts:
+                continue
+            head, *waiting = worker.attempts
+            for attempt in waiting:
+                if not attempt.withdrawing:
+                    attempt.withdrawing = True
+                    self._orders.append((Order.WITHDRAW, attempt))
+            if head.stopped is None and now + self._left_at_least(head, now) > worker.leaves - LEAVE_SECONDS:
+                self.restarts += 1
+                self.meter.add(RETRIES, value="leaving")
+                self._stop(head, now)
+                log.warning("%s: its node goes in %.0f s; it starts again elsewhere", head, max(worker.leaves - now, 0))
+
+    def _left_at_least(self, attempt: Attempt, now: float) -> float:
+        """Seconds it will take still, and 0 where nothing is known."""
+        if self._typical:
+            return self._left(attempt, now)
+        return max(attempt.worked * attempt.task.weight / attempt.done - attempt.age(now), 0.0) if attempt.done else 0.0
 
     def _withdraw(self, now: float) -> None:
         waiting = [worker.attempts[-1] for worker in self.workers if len(worker.attempts) > 1 and not worker.attempts[-1].withdrawing]
@@ -307,8 +377,9 @@ class Schedule:
             attempt.task.restarted = True
             self.restarts += 1
             attempt.worker.paces.append(attempt.worked / attempt.done if attempt.done else HUNG * self._typical)
+            self.meter.add(RETRIES, value="late")
             self._stop(attempt, now)
-            log.info("%s takes too long on one worker; it starts again", attempt.task.unit.file)
+            log.info("%s takes too long; it starts again", attempt)
 
     def _worth_restarting(self, attempt: Attempt, now: float) -> bool:
         own = max(self._pace(attempt.worker), self._typical) * attempt.task.weight
@@ -323,7 +394,7 @@ class Schedule:
                 idle.remove(worker)
                 self.copies += 1
                 self._start(attempt.task, worker, now)
-                log.info("%s takes too long on one worker; another makes it too", attempt.task.unit.file)
+                log.info("%s takes too long; %s makes it too", attempt, worker.address or worker.node)
             if not idle:
                 return
 

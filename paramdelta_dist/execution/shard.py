@@ -13,6 +13,7 @@ from paramdelta_dist.errors import Interrupted, ParamDeltaError
 from paramdelta_dist.execution.digests import StreamDigests
 from paramdelta_dist.execution.machine import peak_memory
 from paramdelta_dist.execution.making import Job
+from paramdelta_dist.execution.metering import METER, READ_BYTES, WRITTEN_BYTES, Stopwatch
 from paramdelta_dist.execution.output import require_claim
 from paramdelta_dist.execution.pipeline import TilePipeline, tile_pipeline
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
@@ -32,9 +33,12 @@ def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancell
     output = open_store(job.output, job.storage)
     filled = [tensor for tensor in shard.tensors if tensor.nbytes]
     digests = StreamDigests([(tensor.start, tensor.start + tensor.nbytes) for tensor in filled])
+    writing = Stopwatch("write")
     with tile_pipeline(job, shard) as pipeline:
         try:
-            identity = output.put(shard.file, _chunks(job, shard, pipeline, digests, output, advance, cancelled), size=shard.size)
+            chunks = _chunks(job, shard, pipeline, digests, writing, output, advance, cancelled)
+            identity = output.put(shard.file, chunks, size=shard.size)
+            writing.stop()
         except ParamDeltaError as error:
             error.bytes_read = pipeline.reader.bytes_read
             raise
@@ -63,12 +67,15 @@ def _chunks(
     shard: Shard,
     pipeline: TilePipeline,
     digests: StreamDigests,
+    writing: Stopwatch,
     output: Store,
     advance: Callable[[int], None],
     cancelled: Callable[[], bool],
 ) -> Iterator[memoryview | bytes]:
     """Header, then tiles; each chunk is valid until the next is asked for. Raises at the end, before anything becomes
     visible, if the output is no longer ours."""
+    read = 0
+    METER.add(WRITTEN_BYTES, len(shard.header))
     digests.update(shard.header)
     yield shard.header
     advance(len(shard.header))
@@ -81,9 +88,15 @@ def _chunks(
 
     for made in pipeline.make(steps()):
         digests.update(made.data)
+        METER.add(READ_BYTES, pipeline.reader.bytes_read - read)
+        read = pipeline.reader.bytes_read
+        writing.start()
         yield made.data
+        writing.stop()
+        METER.add(WRITTEN_BYTES, len(made.data))
         advance(len(made.data))
     if cancelled():  # another attempt may have been faster
         raise Interrupted("stopped")
     # in a thread of the reader's: obstore runs this generator where no other request can be made
     pipeline.reader.pool.submit(require_claim, output, job.fingerprint).result()
+    writing.start()  # what is under way is still to arrive

@@ -11,6 +11,7 @@ from ray.cluster_utils import Cluster
 from paramdelta_dist import api
 from paramdelta_dist.errors import EngineError, NonFinite
 from paramdelta_dist.execution import ray as ray_engine
+from paramdelta_dist.execution import ray_cluster
 from tests.models import recipe, save_model
 
 
@@ -93,7 +94,7 @@ def test_an_error_of_the_input_comes_out_as_itself_and_ends_the_job(tmp_path):
 
 
 def test_workers_that_cannot_be_placed_end_with_a_diagnosis(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_engine, "START_TIMEOUT_SECONDS", 2.0)
+    monkeypatch.setattr(ray_engine, "PATIENCE_SECONDS", 2.0)
     monkeypatch.setattr(api, "RAY_WORKER_MEMORY", 1 << 50)
     real = api.plan_workers
 
@@ -103,14 +104,14 @@ def test_workers_that_cannot_be_placed_end_with_a_diagnosis(models, tmp_path, mo
         return replace(real(*arguments, **options), projected=1 << 45)
 
     monkeypatch.setattr(api, "plan_workers", greedy)
-    with pytest.raises(EngineError, match=r"no worker could be started.*33554432 MiB of memory.*--memory") as raised:
+    with pytest.raises(EngineError, match=r"(?s)no worker could be started.*1 CPU and 32 TiB of memory.*--memory") as raised:
         api.merge(recipe(*models, tmp_path / "out"), engine="ray", workers=1)
     assert raised.value.exit_code == 75
 
 
 def test_an_address_where_no_cluster_is_ends_with_75(models, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(ray_engine, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.5)
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:1") as raised:
         api.merge(recipe(*models, tmp_path / "out"), engine="ray")
     assert raised.value.exit_code == 75

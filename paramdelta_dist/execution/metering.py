@@ -1,0 +1,87 @@
+"""What is counted while work goes on, for whoever publishes it: bytes, shards, retries, and where threads spend their seconds.
+
+Counting takes a microsecond and happens once a tile, so it is always on; only the Ray engine publishes what was counted.
+Labels have the values listed here and no others: what a monitoring system stores does not grow with models or runs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A count that only grows. Prometheus sees it as `ray_<name>_total`."""
+
+    name: str
+    description: str
+    label: str = ""
+    """Name of its one label, if it has one,"""
+    values: tuple[str, ...] = ("",)
+    """and what that can be."""
+
+
+READ_BYTES = Metric("paramdelta_read_bytes", "Bytes of inputs that were asked for.")
+WRITTEN_BYTES = Metric("paramdelta_written_bytes", "Bytes of shards that their store has taken.")
+STAGE_SECONDS = Metric(
+    "paramdelta_stage_seconds",
+    "Seconds of threads, by what they did. read: waited for bytes of inputs; compute: made tiles; write: waited for the output's "
+    "store to take bytes. The threads of a worker do these at the same time, so that the largest is what limits it.",
+    "stage",
+    ("read", "compute", "write"),
+)
+SHARDS = Metric(
+    "paramdelta_shards",
+    "Attempts at shards that ended. made: with a shard; failed: with an error; lost: with their worker; stopped: were called off.",
+    "outcome",
+    ("made", "failed", "lost", "stopped"),
+)
+RETRIES = Metric(
+    "paramdelta_retries",
+    "Shards that were begun once more. error: an attempt failed; worker_lost, node_lost: with it; late: it took too long; "
+    "leaving: its node was about to go.",
+    "cause",
+    ("error", "worker_lost", "node_lost", "late", "leaving"),
+)
+METRICS = (READ_BYTES, WRITTEN_BYTES, STAGE_SECONDS, SHARDS, RETRIES)
+
+
+class Meter:
+    """Totals by metric and value of its label. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals: dict[tuple[Metric, str], float] = {(metric, value): 0.0 for metric in METRICS for value in metric.values}
+
+    def add(self, metric: Metric, amount: float = 1, value: str = "") -> None:
+        """Count `amount` more. Raises KeyError for a value of the label that is not listed."""
+        with self._lock:
+            self._totals[metric, value] += amount
+
+    def totals(self) -> dict[tuple[Metric, str], float]:
+        """Everything that was counted so far."""
+        with self._lock:
+            return dict(self._totals)
+
+    def total(self, metric: Metric) -> dict[str, int]:
+        """What was counted of one metric, by its label; only what is not zero."""
+        return {value: round(amount) for (of, value), amount in self.totals().items() if of is metric and amount}
+
+
+METER = Meter()
+"""Of this process: what it read, computed and wrote."""
+
+
+class Stopwatch:
+    """Counts the seconds between its starts and stops as those of one stage."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage, self._began = stage, 0.0
+
+    def start(self) -> None:
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        METER.add(STAGE_SECONDS, time.perf_counter() - self._began, self._stage)
