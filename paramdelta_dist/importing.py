@@ -415,7 +415,7 @@ class _Importer:
                 rules += _rules(levels[-1], change, {}, names=_BEHIND, outside=True)
                 if any("match" in rule for rule in rules):
                     self.notes.append(
-                        f"{where}: filters in slices are taken to mean tensors inside or outside the layers as in Llama, Mistral, Qwen and GPT; "
+                        f"{where}: filters in slices are taken to mean tensors in or out of the layers as in Llama, Mistral, Qwen and GPT; "
                         "look at `plan --tensors`"
                     )
         except ValueError as error:

@@ -237,7 +237,7 @@ def test_a_model_that_is_merged_as_it_is_has_the_first_ones_row_for_tokens_it_la
         "three": make_tokenizer(special=(*SPECIAL, "<y>")),
     }
     folders = {model: make_model(tmp_path / model, tokenizer, seed=seed) for seed, (model, tokenizer) in enumerate(tokenizers.items())}
-    weights = {"one": 0.5, "two": 0.3, "three": 0.2}
+    weights = {"one": 0.5, "two": 0.375, "three": 0.125}
     entries = [{"model": str(folders[model]), "weight": weight} for model, weight in weights.items()]
     for source, written in ((0, "one"), (2, "three")):
         out = tmp_path / f"out{source}"
