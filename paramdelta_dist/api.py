@@ -16,7 +16,9 @@ from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.checkpoint.components import locate
+from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vocabulary_at
+from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
 from paramdelta_dist.errors import (
     CredentialsError,
     InputChanged,
@@ -188,15 +190,36 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
 def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> HomologyReport:
     """Whether the models of a recipe fit together. Reads headers, configs and tokenizers."""
     opened = models or open_models(recipe)
+    base, selection = opened[recipe.base], Selection(recipe.include, recipe.exclude)
+
+    def left_out(name: str) -> bool:
+        return not selection.has(name)
 
     def compared(vocab: str) -> HomologyReport:
-        return compare(opened[recipe.base], [opened[url] for url in recipe.models[1:]], recipe.storage_config, vocab=vocab)
+        others = [opened[url] for url in recipe.models[1:]]
+        return compare(base, others, recipe.storage_config, vocab=vocab, copied=left_out)
 
+    if any(is_vocabulary_tensor(name) and left_out(name) for name in base.tensors):
+        _require_the_bases_tokenizer(recipe, base)
     report = compared(recipe.vocab)
     if recipe.vocab == "strict" and not any(found.subject in ("tokenizer", "shapes") for found in report.mismatches):
         return report
     modes = [mode for mode in VOCABULARY_MODES if not (report if mode == recipe.vocab else compared(mode)).mismatches]
     return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, _vocabularies(recipe, opened), modes))
+
+
+def _require_the_bases_tokenizer(recipe: Recipe, base: Checkpoint) -> None:
+    """Raise UsageError where rows of the base would be written with a tokenizer that gives their numbers to other tokens."""
+    storage, source = recipe.storage_config, recipe.tokenizer_url
+    if source == recipe.base:
+        return
+    ours, theirs = read_vocabulary(base, storage), vocabulary_at(source, find_side_files(source, storage), storage)
+    if ours is None or theirs is None or ours.digest == theirs.digest or (ours.tokens and ours.tokens == theirs.tokens):
+        return
+    raise UsageError(
+        f"embeddings or output head are left out and so the base's, but {redact(source)}, whose tokenizer is written, has other tokens "
+        "than the base: set `tokenizer_from: base`"
+    )
 
 
 def _vocabularies(recipe: Recipe, models: Mapping[str, Checkpoint]) -> dict[str, Vocabulary | None]:

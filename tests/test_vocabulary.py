@@ -266,3 +266,24 @@ def test_methods_that_look_at_the_whole_tensor_need_equal_vocabularies_or_leave_
     api.plan(ties(1.0))
     made, _ = api.plan(ties(0.5, exclude=["*embed_tokens*", "lm_head*"], tokenizer_from="base"))
     assert made.copied == 2
+
+
+def test_models_of_other_vocabularies_merge_when_embeddings_and_head_are_left_out(tmp_path):
+    tokenizers = three_tokenizers()
+    folders = {model: make_model(tmp_path / model, tokenizer, seed=seed) for seed, (model, tokenizer) in enumerate(tokenizers.items())}
+    left_out = {"exclude": ["*embed_tokens*", "lm_head*"]}
+    models = folders["base"], folders["post"], folders["old"]
+    with pytest.raises(UsageError, match="set `tokenizer_from: base`"):
+        api.plan(recipe(*models, tmp_path / "out", **left_out))
+    api.merge(recipe(*models, tmp_path / "out", **left_out, tokenizer_from="base", weight=0.5))
+    base, post, old = (oracle.load(folder) for folder in models)
+    expected = {name: oracle.merge({name: t}, [(post, old, 0.5)])[name] for name, t in base.items() if name not in (EMBEDDINGS, HEAD)}
+    oracle.assert_within_one_rounding(oracle.load(tmp_path / "out"), {**expected, **{name: base[name] for name in (EMBEDDINGS, HEAD)}})
+
+
+def test_one_vocabulary_tensor_cannot_stay_while_the_other_grows(tmp_path):
+    plain, more = make_tokenizer(), make_tokenizer(special=(*SPECIAL, "<x>"))
+    old, new = make_model(tmp_path / "old", plain), make_model(tmp_path / "new", plain)
+    post = make_model(tmp_path / "post", more)
+    with pytest.raises(UsageError, match="leave out both or neither"):
+        api.plan(recipe(new, post, old, tmp_path / "out", exclude="lm_head*", vocab="pad", tokenizer_from="base"))

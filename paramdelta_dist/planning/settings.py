@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.rules import Chooser, Globs, count_layers, parse_value
+from paramdelta_dist.checkpoint.rules import Chooser, Selection, count_layers, parse_value
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.methods import Parameter, Roles, Sweep, find_method
 from paramdelta_dist.recipe import Recipe
@@ -58,7 +58,7 @@ class Resolver:
     def __init__(self, recipe: Recipe, names: Collection[str]) -> None:
         """`names` are those of all tensors: they tell how many layers there are."""
         self._recipe, self._method = recipe, find_method(recipe.method)
-        self._include, self._exclude = Globs(recipe.include, "include"), Globs(recipe.exclude, "exclude")
+        self._selection = Selection(recipe.include, recipe.exclude)
         self._layers = count_layers(names) if recipe.has_rules else 0
         self._general = self._choosers(recipe.parameters, "parameters")
         self._entries = self._all_entries()
@@ -79,8 +79,7 @@ class Resolver:
 
     def selected(self, name: str) -> bool:
         """Whether `include` and `exclude` leave the tensor `name` to the method; else it is copied from the base."""
-        included = self._include.match(name) if self._recipe.include else True
-        return not self._exclude.match(name) and included
+        return self._selection.has(name)
 
     def settings(self, name: str) -> Settings:
         """Those of the tensor `name`; the same object for equal ones. Raises UsageError where a parameter has no value."""
@@ -105,7 +104,7 @@ class Resolver:
         """Raise UsageError naming every rule and glob that matched no tensor, once all tensors were asked about."""
         choosers = [*self._general.values(), *(chooser for entry in self._entries for chooser in entry.own.values())]
         problems = [problem for chooser in choosers for problem in chooser.idle()]
-        problems += [*self._include.idle(), *self._exclude.idle()]
+        problems += self._selection.idle()
         if problems:
             raise UsageError("the recipe has rules without effect:" + "".join(f"\n  - {problem}" for problem in problems))
 
