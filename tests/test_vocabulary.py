@@ -13,7 +13,7 @@ from paramdelta_dist.checkpoint.tokenizer import read_vocabulary
 from paramdelta_dist.errors import HomologyError, UsageError
 from paramdelta_dist.planning import memory
 from paramdelta_dist.recipe import Recipe
-from paramdelta_dist.storage import StorageConfig
+from paramdelta_dist.storage import StorageConfig, open_store
 from tests import oracle
 from tests.models import recipe
 from tests.vocabularies import expected_rows, make_model, make_tokenizer
@@ -93,6 +93,22 @@ def test_tiles_and_workers_do_not_change_a_byte(tmp_path, monkeypatch, tile):
     api.merge(made, workers=1)
     oracle.assert_same(oracle.load(tmp_path / "one"), oracle.load(out))
     assert api.verify(str(out), deep=True, recompute=1.0)["ok"]
+
+
+def test_rows_read_from_s3_are_the_same(tmp_path, s3_server, monkeypatch):
+    out, _ = by_token(tmp_path, three_tokenizers())
+    for name, value in s3_server.environ.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"s3://{s3_server.make_bucket()}"
+    urls = {model: f"{bucket}/{model}" for model in ("base", "post", "old")}
+    for model, url in urls.items():
+        store = open_store(url, StorageConfig())
+        for path in (tmp_path / model).iterdir():
+            store.write(path.name, path.read_bytes())
+    again = tmp_path / "again"
+    made = recipe(urls["base"], urls["post"], str(tmp_path / "old"), again, weight=0.7, vocab="by-token", shard_size="20KB")
+    api.merge(made, workers=2)
+    oracle.assert_same(oracle.load(again), oracle.load(out))
 
 
 def test_padded_embeddings_stay_padded(tmp_path):

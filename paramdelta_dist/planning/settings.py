@@ -5,7 +5,7 @@ This is the one place where a recipe's parameters become values. Workers see the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -77,14 +77,20 @@ class Resolver:
                 urls += [entry.post] if entry.base is None else [entry.post, entry.base]
         return tuple(dict.fromkeys(urls))
 
-    def selected(self, name: str) -> bool:
-        """Whether `include` and `exclude` leave the tensor `name` to the method; else it is copied from the base."""
-        return self._selection.has(name)
+    def choose(self, names: Iterable[str]) -> dict[str, Settings]:
+        """The settings of those of these tensors that `include` and `exclude` leave to the method; the others are copied from the base.
+
+        Raises UsageError naming every rule and glob that decides nothing about them, and where a parameter has no value.
+        """
+        if self._recipe.include or self._recipe.exclude:
+            names = [name for name in names if self._selection.has(name)]
+        ruled = self._recipe.has_rules
+        chosen = {name: self.settings(name) for name in names} if ruled else dict.fromkeys(names, self.settings(""))
+        self._require_used()
+        return chosen
 
     def settings(self, name: str) -> Settings:
         """Those of the tensor `name`; the same object for equal ones. Raises UsageError where a parameter has no value."""
-        if not self._recipe.has_rules and self._known:
-            return next(iter(self._known.values()))
         values = [{p.name: self._value(p, entry.own, name) for p in self._method.for_each} for entry in self._entries]
         parameters = {p.name: self._value(p, {}, name, needed=not p.each) for p in self._method.parameters}
         key = (*(tuple(value.values()) for value in values), *parameters.values())
@@ -100,8 +106,7 @@ class Resolver:
             self._known[key] = Settings(self._method.name, self._based, parameters, terms)
         return self._known[key]
 
-    def require_used(self) -> None:
-        """Raise UsageError naming every rule and glob that matched no tensor, once all tensors were asked about."""
+    def _require_used(self) -> None:
         choosers = [*self._general.values(), *(chooser for entry in self._entries for chooser in entry.own.values())]
         problems = [problem for chooser in choosers for problem in chooser.idle()]
         problems += self._selection.idle()
