@@ -371,7 +371,7 @@ def tensor_documents(merge_plan: MergePlan) -> list[dict[str, Any]]:
                 document["row_runs"] = tensor.rows.count
             if tensor.merged:
                 way = shard.settings[tensor.settings]
-                own = {name for term in way.terms for name in term.values}
+                own = {parameter.name for parameter in find_method(way.method).for_each}
                 document["parameters"] = {name: value for name, value in way.parameters.items() if name not in own}
                 document["terms"] = [{"model": redact(merge_plan.models[term.post]), **term.values} for term in way.terms]
             documents.append(document)

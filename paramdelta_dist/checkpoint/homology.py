@@ -91,7 +91,7 @@ def compare(
         found, told = _vocabulary_differences(base, vocabulary, other, read_vocabulary(other, storage), vocab)
         mismatches += found
         notes += told
-    notes += _config_notes(base, others)
+    notes += _config_notes(base, others, vocab)
     return HomologyReport(redact(base.url), tuple(redact(other.url) for other in others), tuple(mismatches), tuple(notes))
 
 
@@ -135,6 +135,8 @@ def _config_mismatches(base: Checkpoint, other: Checkpoint, vocab: str) -> list[
             continue  # a field left at its default; shapes and names decide
         elif leaf in ("architectures", "model_type"):
             remedy = "only models of one architecture share a delta; check the path"
+        elif leaf == "vocab_size":
+            remedy = "choose `vocab: pad` or `vocab: by-token` in the recipe, or pick a post-trained model with the base's vocabulary"
         elif leaf in MUST_AGREE:
             remedy = "pick the post-trained model that grew from this architecture and size"
         else:
@@ -143,13 +145,15 @@ def _config_mismatches(base: Checkpoint, other: Checkpoint, vocab: str) -> list[
     return found
 
 
-def _config_notes(base: Checkpoint, others: Sequence[Checkpoint]) -> list[str]:
+def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], vocab: str) -> list[str]:
     if base.config is None:
         return []
     differing: dict[str, Any] = {}
     for other in others:
         if other.config is not None:
             differing |= {key: ours for key, ours, _ in _differing_fields(base, other) if key.rpartition(".")[2] not in MUST_AGREE}
+    if vocab == "by-token":  # they follow the tokenizer that is written
+        differing = {key: ours for key, ours in differing.items() if not key.endswith(("_token_id", "_token_index"))}
     items = sorted(differing.items())
     return [f"config field {shown(key)} differs between the models; taken from the base: {shown(value)}" for key, value in items]
 
