@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import glob
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -784,6 +785,13 @@ def verify(
     }
 
 
+def _comparable(recipe: Recipe) -> Recipe:
+    """The recipe that reads all deltas whole, without embeddings and heads whose rows need not belong to the same tokens."""
+    selection, base = Selection(recipe.include, recipe.exclude), open_checkpoint(recipe.base, recipe.storage_config)
+    rowed = [name for name in base.tensors if is_vocabulary_tensor(name) and (recipe.vocab != "strict" or not selection.has(name))]
+    return of_deltas(recipe).model_copy(update={"exclude": tuple(map(glob.escape, rowed))})
+
+
 def analyze(
     recipe: Recipe,
     output: str | None = None,
@@ -804,7 +812,7 @@ def analyze(
     if not is_template(recipe.output) and inside(folder, recipe.output):
         raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
     store = open_store(folder, recipe.storage_config)
-    merge_plan, _ = plan(of_deltas(recipe))
+    merge_plan, _ = plan(_comparable(recipe))
     sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, writes=False)
     with _collector_paused():
         from paramdelta_dist.analysis.publish import publish

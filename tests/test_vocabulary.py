@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+import pyarrow.parquet
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -303,3 +304,16 @@ def test_one_vocabulary_tensor_cannot_stay_while_the_other_grows(tmp_path):
     post = make_model(tmp_path / "post", more)
     with pytest.raises(UsageError, match="leave out both or neither"):
         api.plan(recipe(new, post, old, tmp_path / "out", exclude="lm_head*", vocab="pad", tokenizer_from="base"))
+
+
+@pytest.mark.parametrize("options", [{"vocab": "by-token"}, {"exclude": ["*embed_tokens*", "lm_head*"], "tokenizer_from": "base"}])
+def test_an_analysis_leaves_out_rows_that_belong_to_different_tokens(tmp_path, options):
+    folders = {
+        model: make_model(tmp_path / model, tokenizer, seed=seed) for seed, (model, tokenizer) in enumerate(three_tokenizers().items())
+    }
+    made = recipe(folders["base"], folders["post"], folders["old"], tmp_path / "out", **options)
+    api.analyze(made, str(tmp_path / "analysis"))
+    tables = {path.name: pyarrow.parquet.read_table(path) for path in (tmp_path / "analysis").glob("*.parquet")}
+    names = {name for table in tables.values() if "tensor" in table.column_names for name in table["tensor"].to_pylist()}
+    assert any(name.endswith("q_proj.weight") for name in names)
+    assert not names & {EMBEDDINGS, HEAD}
