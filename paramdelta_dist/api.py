@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import glob
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,9 @@ from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.checkpoint.components import locate
+from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vocabulary_at
+from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
 from paramdelta_dist.errors import (
     CredentialsError,
     InputChanged,
@@ -199,15 +202,36 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
 def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> HomologyReport:
     """Whether the models of a recipe fit together. Reads headers, configs and tokenizers."""
     opened = models or open_models(recipe)
+    base, selection = opened[recipe.base], Selection(recipe.include, recipe.exclude)
+
+    def left_out(name: str) -> bool:
+        return not selection.has(name)
 
     def compared(vocab: str) -> HomologyReport:
-        return compare(opened[recipe.base], [opened[url] for url in recipe.models[1:]], recipe.storage_config, vocab=vocab)
+        others = [opened[url] for url in recipe.models[1:]]
+        return compare(base, others, recipe.storage_config, vocab=vocab, copied=left_out)
 
+    if any(is_vocabulary_tensor(name) and left_out(name) for name in base.tensors):
+        _require_the_bases_tokenizer(recipe, base)
     report = compared(recipe.vocab)
     if recipe.vocab == "strict" and not any(found.subject in ("tokenizer", "shapes") for found in report.mismatches):
         return report
     modes = [mode for mode in VOCABULARY_MODES if not (report if mode == recipe.vocab else compared(mode)).mismatches]
     return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, _vocabularies(recipe, opened), modes))
+
+
+def _require_the_bases_tokenizer(recipe: Recipe, base: Checkpoint) -> None:
+    """Raise UsageError where rows of the base would be written with a tokenizer that gives their numbers to other tokens."""
+    storage, source = recipe.storage_config, recipe.tokenizer_url
+    if source == recipe.base:
+        return
+    ours, theirs = read_vocabulary(base, storage), vocabulary_at(source, find_side_files(source, storage), storage)
+    if ours is None or theirs is None or ours.digest == theirs.digest or (ours.tokens and ours.tokens == theirs.tokens):
+        return
+    raise UsageError(
+        f"embeddings or output head are left out and so the base's, but {redact(source)}, whose tokenizer is written, has other tokens "
+        "than the base: set `tokenizer_from: base`"
+    )
 
 
 def _vocabularies(recipe: Recipe, models: Mapping[str, Checkpoint]) -> dict[str, Vocabulary | None]:
@@ -382,7 +406,7 @@ def tensor_documents(merge_plan: MergePlan) -> list[dict[str, Any]]:
                 document["row_runs"] = tensor.rows.count
             if tensor.merged:
                 way = shard.settings[tensor.settings]
-                own = {name for term in way.terms for name in term.values}
+                own = {parameter.name for parameter in find_method(way.method).for_each}
                 document["parameters"] = {name: value for name, value in way.parameters.items() if name not in own}
                 document["terms"] = [{"model": redact(merge_plan.models[term.post]), **term.values} for term in way.terms]
             documents.append(document)
@@ -761,6 +785,13 @@ def verify(
     }
 
 
+def _comparable(recipe: Recipe) -> Recipe:
+    """The recipe that reads all deltas whole, without embeddings and heads whose rows need not belong to the same tokens."""
+    selection, base = Selection(recipe.include, recipe.exclude), open_checkpoint(recipe.base, recipe.storage_config)
+    rowed = [name for name in base.tensors if is_vocabulary_tensor(name) and (recipe.vocab != "strict" or not selection.has(name))]
+    return of_deltas(recipe).model_copy(update={"exclude": tuple(map(glob.escape, rowed))})
+
+
 def analyze(
     recipe: Recipe,
     output: str | None = None,
@@ -781,7 +812,7 @@ def analyze(
     if not is_template(recipe.output) and inside(folder, recipe.output):
         raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
     store = open_store(folder, recipe.storage_config)
-    merge_plan, _ = plan(of_deltas(recipe))
+    merge_plan, _ = plan(_comparable(recipe))
     sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, writes=False)
     with _collector_paused():
         from paramdelta_dist.analysis.publish import publish

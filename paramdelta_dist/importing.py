@@ -6,7 +6,7 @@ The schema is that of mergekit 0.1.5. Nothing is guessed: whatever has no equal 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -410,14 +410,19 @@ class _Importer:
             else:
                 rules = []
                 for part, settings in zip(slices, levels, strict=True):
-                    rules += _rules(settings, change, {"layers": f"{part.first}-{part.last}"})
-                rules += _rules(levels[0], change, {"component": "embedding"}, outside=True)
-                rules += _rules(levels[-1], change, {}, outside=True)
+                    rules += _rules(settings, change, {"layers": f"{part.first}-{part.last}"}, names=_INSIDE)
+                rules += _rules(levels[0], change, {"component": "embedding"}, names=_BEFORE, outside=True)
+                rules += _rules(levels[-1], change, {}, names=_BEHIND, outside=True)
+                if any("match" in rule for rule in rules):
+                    self.notes.append(
+                        f"{where}: filters in slices are taken to mean tensors in or out of the layers as in Llama, Mistral, Qwen and GPT; "
+                        "look at `plan --tensors`"
+                    )
         except ValueError as error:
             self.problems.append(f"{where}: {error}")
             return None
         if any("match" in rule for rule in rules):
-            self.notes.append("filters: one that matches no tensor is an error here, and is passed over by mergekit")
+            self.notes.append("filters: one that decides about no tensor is an error here, and is passed over by mergekit")
         values = [rule.get("value") for rule in rules]
         if not rules or all(value is None for value in values):
             return None
@@ -475,9 +480,30 @@ class _Importer:
         self.notes += known.notes
 
 
-def _rules(settings: Sequence[Any], change: Change, where: Mapping[str, str], *, outside: bool = False) -> Iterator[dict[str, Any]]:
-    """Rules for the tensors that `where` selects, from settings of which the strongest comes first. `outside` the layers gradients have
-    their first number. Raises ValueError."""
+_BEFORE = ("model.embed_tokens.weight", "transformer.wte.weight", "transformer.wpe.weight", "gpt_neox.embed_in.weight")
+_BEHIND = ("model.norm.weight", "lm_head.weight", "transformer.ln_f.bias", "model.final_layernorm.weight", "embed_out.weight")
+_INSIDE = (
+    *(
+        f"model.layers.0.self_attn.{name}.weight"
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "q_norm", "k_norm", "dense")
+    ),
+    *(
+        f"model.layers.0.mlp.{name}.bias"
+        for name in ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "experts.0.up_proj")
+    ),
+    *(f"model.layers.0.{name}_layernorm.weight" for name in ("input", "post_attention", "pre_feedforward", "post_feedforward")),
+    *(f"model.layers.0.block_sparse_moe.{name}.weight" for name in ("gate", "experts.0.w1", "experts.0.w2", "experts.0.w3")),
+    *(f"transformer.h.0.{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "ln_1", "ln_2")),
+)
+"""Names of tensors before, behind and inside the layers, of usual architectures."""
+
+
+def _rules(
+    settings: Sequence[Any], change: Change, where: Mapping[str, str], *, names: Sequence[str] = (), outside: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Rules for the tensors that `where` selects, from settings of which the strongest comes first. Filters that mean other tensors than
+    any of `names` are left out; `outside` the layers gradients have their first number. Raises ValueError."""
+    others = {*_BEFORE, *_BEHIND, *_INSIDE} - set(names)
     for setting in settings:
         if setting is None:
             continue
@@ -486,10 +512,19 @@ def _rules(settings: Sequence[Any], change: Change, where: Mapping[str, str], *,
                 raise ValueError("should be a value, a gradient, or a list of `{filter, value}`")
             pattern = entry.get("filter")
             general = pattern in (None, "*")
+            if not general and names and not _means(str(pattern), names, others, outside=outside):
+                continue
             found = {} if general else {"match": "*" + re.sub(r"([*?[])", r"[\1]", str(pattern)) + "*"}
             yield {**found, **where, "value": _changed(entry["value"], change, outside=outside)}
             if general:
                 return
+
+
+def _means(pattern: str, names: Sequence[str], others: Iterable[str], *, outside: bool) -> bool:
+    """Whether a filter may mean one of `names`: of a name that is not known anywhere, it is thought to stand inside the layers."""
+    if any(pattern in name for name in names):
+        return True
+    return not outside and not any(pattern in name for name in others)
 
 
 def _is_conditional(setting: Any) -> bool:

@@ -85,7 +85,7 @@ def test_slerp_with_gradients_and_filters():
         "tokenizer_from": "base",
     }
     assert "exactly 32 layers" in notes
-    assert "filters: one that matches no tensor is an error here" in notes
+    assert "filters: one that decides about no tensor is an error here" in notes
 
 
 TIES = """
@@ -196,7 +196,6 @@ def test_slices_that_go_through_the_layers_are_rules_by_layer():
                 {"match": "*mlp*", "layers": "8-15", "value": 2},
                 {"layers": "8-15", "value": 3},
                 {"component": "embedding", "value": 0},
-                {"match": "*mlp*", "value": 2},
                 {"value": 3},
             ],
         }

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+import pyarrow.parquet
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -13,7 +14,7 @@ from paramdelta_dist.checkpoint.tokenizer import read_vocabulary
 from paramdelta_dist.errors import HomologyError, UsageError
 from paramdelta_dist.planning import memory
 from paramdelta_dist.recipe import Recipe
-from paramdelta_dist.storage import StorageConfig
+from paramdelta_dist.storage import StorageConfig, open_store
 from tests import oracle
 from tests.models import recipe
 from tests.vocabularies import expected_rows, make_model, make_tokenizer
@@ -93,6 +94,22 @@ def test_tiles_and_workers_do_not_change_a_byte(tmp_path, monkeypatch, tile):
     api.merge(made, workers=1)
     oracle.assert_same(oracle.load(tmp_path / "one"), oracle.load(out))
     assert api.verify(str(out), deep=True, recompute=1.0)["ok"]
+
+
+def test_rows_read_from_s3_are_the_same(tmp_path, s3_server, monkeypatch):
+    out, _ = by_token(tmp_path, three_tokenizers())
+    for name, value in s3_server.environ.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"s3://{s3_server.make_bucket()}"
+    urls = {model: f"{bucket}/{model}" for model in ("base", "post", "old")}
+    for model, url in urls.items():
+        store = open_store(url, StorageConfig())
+        for path in (tmp_path / model).iterdir():
+            store.write(path.name, path.read_bytes())
+    again = tmp_path / "again"
+    made = recipe(urls["base"], urls["post"], str(tmp_path / "old"), again, weight=0.7, vocab="by-token", shard_size="20KB")
+    api.merge(made, workers=2)
+    oracle.assert_same(oracle.load(again), oracle.load(out))
 
 
 def test_padded_embeddings_stay_padded(tmp_path):
@@ -237,7 +254,7 @@ def test_a_model_that_is_merged_as_it_is_has_the_first_ones_row_for_tokens_it_la
         "three": make_tokenizer(special=(*SPECIAL, "<y>")),
     }
     folders = {model: make_model(tmp_path / model, tokenizer, seed=seed) for seed, (model, tokenizer) in enumerate(tokenizers.items())}
-    weights = {"one": 0.5, "two": 0.3, "three": 0.2}
+    weights = {"one": 0.5, "two": 0.375, "three": 0.125}
     entries = [{"model": str(folders[model]), "weight": weight} for model, weight in weights.items()]
     for source, written in ((0, "one"), (2, "three")):
         out = tmp_path / f"out{source}"
@@ -266,3 +283,37 @@ def test_methods_that_look_at_the_whole_tensor_need_equal_vocabularies_or_leave_
     api.plan(ties(1.0))
     made, _ = api.plan(ties(0.5, exclude=["*embed_tokens*", "lm_head*"], tokenizer_from="base"))
     assert made.copied == 2
+
+
+def test_models_of_other_vocabularies_merge_when_embeddings_and_head_are_left_out(tmp_path):
+    tokenizers = three_tokenizers()
+    folders = {model: make_model(tmp_path / model, tokenizer, seed=seed) for seed, (model, tokenizer) in enumerate(tokenizers.items())}
+    left_out = {"exclude": ["*embed_tokens*", "lm_head*"]}
+    models = folders["base"], folders["post"], folders["old"]
+    with pytest.raises(UsageError, match="set `tokenizer_from: base`"):
+        api.plan(recipe(*models, tmp_path / "out", **left_out))
+    api.merge(recipe(*models, tmp_path / "out", **left_out, tokenizer_from="base", weight=0.5))
+    base, post, old = (oracle.load(folder) for folder in models)
+    expected = {name: oracle.merge({name: t}, [(post, old, 0.5)])[name] for name, t in base.items() if name not in (EMBEDDINGS, HEAD)}
+    oracle.assert_within_one_rounding(oracle.load(tmp_path / "out"), {**expected, **{name: base[name] for name in (EMBEDDINGS, HEAD)}})
+
+
+def test_one_vocabulary_tensor_cannot_stay_while_the_other_grows(tmp_path):
+    plain, more = make_tokenizer(), make_tokenizer(special=(*SPECIAL, "<x>"))
+    old, new = make_model(tmp_path / "old", plain), make_model(tmp_path / "new", plain)
+    post = make_model(tmp_path / "post", more)
+    with pytest.raises(UsageError, match="leave out both or neither"):
+        api.plan(recipe(new, post, old, tmp_path / "out", exclude="lm_head*", vocab="pad", tokenizer_from="base"))
+
+
+@pytest.mark.parametrize("options", [{"vocab": "by-token"}, {"exclude": ["*embed_tokens*", "lm_head*"], "tokenizer_from": "base"}])
+def test_an_analysis_leaves_out_rows_that_belong_to_different_tokens(tmp_path, options):
+    folders = {
+        model: make_model(tmp_path / model, tokenizer, seed=seed) for seed, (model, tokenizer) in enumerate(three_tokenizers().items())
+    }
+    made = recipe(folders["base"], folders["post"], folders["old"], tmp_path / "out", **options)
+    api.analyze(made, str(tmp_path / "analysis"))
+    tables = {path.name: pyarrow.parquet.read_table(path) for path in (tmp_path / "analysis").glob("*.parquet")}
+    names = {name for table in tables.values() if "tensor" in table.column_names for name in table["tensor"].to_pylist()}
+    assert any(name.endswith("q_proj.weight") for name in names)
+    assert not names & {EMBEDDINGS, HEAD}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,22 +62,36 @@ class HomologyReport:
         raise HomologyError(f"the models are not homologous with the base {self.base}: {count}\n  - " + "\n  - ".join(lines) + more)
 
 
-def compare(base: Checkpoint, others: Sequence[Checkpoint], storage: StorageConfig, *, vocab: str = "strict") -> HomologyReport:
+def _nothing(_: str) -> bool:
+    return False
+
+
+def compare(
+    base: Checkpoint,
+    others: Sequence[Checkpoint],
+    storage: StorageConfig,
+    *,
+    vocab: str = "strict",
+    copied: Callable[[str], bool] = _nothing,
+) -> HomologyReport:
     """Compare every model with the base. Reads config and tokenizer files, no weights.
 
     Shapes, names and the meaning of rows must agree; dtypes and file layout need not. With `vocab` "pad" only the rows that
-    all models have must mean the same; with "by-token" every tokenizer must be readable, and say what the rows mean.
+    all models have must mean the same; with "by-token" every tokenizer must be readable, and say what the rows mean. Tensors that
+    are `copied` from the base, by name, need not be alike, and where all that have a row for each token are, vocabularies need not either.
     """
+    rowed = [name for name in base.tensors if is_vocabulary_tensor(name)]
+    vocab = "ignored" if rowed and all(map(copied, rowed)) else vocab
     mismatches: list[Mismatch] = []
     notes: list[str] = []
     vocabulary = read_vocabulary(base, storage)
     for other in others:
         mismatches += _config_mismatches(base, other, vocab)
-        mismatches += _tensor_mismatches(base, other, vocab)
+        mismatches += _tensor_mismatches(base, other, vocab, copied)
         found, told = _vocabulary_differences(base, vocabulary, other, read_vocabulary(other, storage), vocab)
         mismatches += found
         notes += told
-    notes += _config_notes(base, others)
+    notes += _config_notes(base, others, vocab)
     return HomologyReport(redact(base.url), tuple(redact(other.url) for other in others), tuple(mismatches), tuple(notes))
 
 
@@ -121,6 +135,8 @@ def _config_mismatches(base: Checkpoint, other: Checkpoint, vocab: str) -> list[
             continue  # a field left at its default; shapes and names decide
         elif leaf in ("architectures", "model_type"):
             remedy = "only models of one architecture share a delta; check the path"
+        elif leaf == "vocab_size":
+            remedy = "choose `vocab: pad` or `vocab: by-token` in the recipe, or pick a post-trained model with the base's vocabulary"
         elif leaf in MUST_AGREE:
             remedy = "pick the post-trained model that grew from this architecture and size"
         else:
@@ -129,22 +145,26 @@ def _config_mismatches(base: Checkpoint, other: Checkpoint, vocab: str) -> list[
     return found
 
 
-def _config_notes(base: Checkpoint, others: Sequence[Checkpoint]) -> list[str]:
+def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], vocab: str) -> list[str]:
     if base.config is None:
         return []
     differing: dict[str, Any] = {}
     for other in others:
         if other.config is not None:
             differing |= {key: ours for key, ours, _ in _differing_fields(base, other) if key.rpartition(".")[2] not in MUST_AGREE}
+    if vocab == "by-token":  # they follow the tokenizer that is written
+        differing = {key: ours for key, ours in differing.items() if not key.endswith(("_token_id", "_token_index"))}
     items = sorted(differing.items())
     return [f"config field {shown(key)} differs between the models; taken from the base: {shown(value)}" for key, value in items]
 
 
-def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str) -> list[Mismatch]:
+def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: Callable[[str], bool]) -> list[Mismatch]:
     url = redact(other.url)
     found = []
     for name, tensor in base.tensors.items():
         theirs = other.tensors.get(name)
+        if (theirs is None or theirs.shape != tensor.shape) and copied(name):
+            continue
         if theirs is None:
             if not is_derived_buffer(name):
                 found.append(Mismatch(url, "tensors", f"{shown(name)} is missing", _missing_remedy(name, base, other)))
@@ -159,7 +179,7 @@ def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str) -> list[
                     _shape_remedy(name, tensor.shape, theirs.shape),
                 )
             )
-    extra = [name for name in other.tensors if name not in base.tensors and not is_derived_buffer(name)]
+    extra = [name for name in other.tensors if name not in base.tensors and not is_derived_buffer(name) and not copied(name)]
     found += [Mismatch(url, "tensors", f"{shown(name)} is not in the base", _missing_remedy(name, other, base)) for name in extra]
     return found
 
@@ -187,6 +207,8 @@ def _vocabulary_differences(
     base: Checkpoint, ours: Vocabulary | None, other: Checkpoint, theirs: Vocabulary | None, vocab: str
 ) -> tuple[list[Mismatch], list[str]]:
     url = redact(other.url)
+    if vocab == "ignored":
+        return [], []
     if vocab == "by-token":
         unread = {redact(m.url) for m, v in ((base, ours), (other, theirs)) if v is None or v.ids is None}
         remedy = (

@@ -195,26 +195,29 @@ class Chooser:
         return problems
 
 
-class Globs:
-    """Globs on the names of tensors; remembers which of them matched something."""
+class Selection:
+    """The tensors that globs on their names leave to the method; remembers which of the globs matched something."""
 
-    def __init__(self, patterns: Sequence[str], where: str) -> None:
-        """`where` names the list in messages."""
-        self._patterns, self._where = patterns, where
-        self._matched: set[str] = set()
+    def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+        """Without `include`, all are included."""
+        self._globs = {"include": include, "exclude": exclude}
+        self._matched: set[tuple[str, str]] = set()
 
-    def match(self, name: str) -> bool:
-        """Whether any of them matches; all are tried."""
-        found = [pattern for pattern in self._patterns if fnmatchcase(name, pattern)]
-        self._matched.update(found)
-        return bool(found)
+    def has(self, name: str) -> bool:
+        """Whether it is included, where anything is, and not excluded."""
+        found = {
+            where: [pattern for pattern in patterns if fnmatchcase(name, pattern)] for where, patterns in self._globs.items() if patterns
+        }
+        self._matched.update((where, pattern) for where, patterns in found.items() for pattern in patterns)
+        return bool(found.get("include", True)) and not found.get("exclude")
 
     def idle(self) -> list[str]:
-        """Those that matched nothing."""
+        """The globs that matched nothing."""
         return [
-            f"{self._where}: {pattern!r} matches no tensor that would be merged"
-            for pattern in self._patterns
-            if pattern not in self._matched
+            f"{where}: {pattern!r} matches no tensor that would be merged"
+            for where, patterns in self._globs.items()
+            for pattern in patterns
+            if (where, pattern) not in self._matched
         ]
 
 

@@ -203,8 +203,7 @@ def build_plan(
     models = resolver.models
     opened = [checkpoints[url] for url in models]
     kinds = _account(opened)
-    chosen = {name: resolver.settings(name) for name, is_merged in kinds.items() if is_merged and resolver.selected(name)}
-    resolver.require_used()
+    chosen = resolver.choose(name for name, is_merged in kinds.items() if is_merged)
     settings = list({id(way): way for way in chosen.values()}.values())
     _require_one_way_of_looking(settings)
     places = {id(way): position for position, way in enumerate(settings)}
@@ -297,16 +296,18 @@ def _shard(
     """Position in the shard's inputs, by model and position among its files."""
     tables = [model.tensors for model in models]
     plans, offset = [], len(layout.header)
-    used, everyone = [way.models for way in settings], range(len(models))
+    used, everyone, the_base = [way.models for way in settings], frozenset(range(len(models))), frozenset({0})
     for tensor in layout.tensors:
         way = ways.get(tensor.name)
-        derived = not kinds[tensor.name] and is_derived_buffer(tensor.name)
         rows = maps.get(tensor.name)
+        if way is not None:
+            needed = used[way] if rows is None else everyone
+        else:  # left out, or a derived buffer, which follows from the config: the base's alone
+            needed = the_base if kinds[tensor.name] or is_derived_buffer(tensor.name) else everyone
         sources: list[Source | None] = []
         for position, table in enumerate(tables):
             held = table.get(tensor.name)
-            unused = rows is None and position not in (used[way] if way is not None else {0} if kinds[tensor.name] else everyone)
-            if held is None or unused or (position and derived):  # a derived buffer follows from the config, which is the base's
+            if held is None or position not in needed:
                 sources.append(None)
                 continue
             file = inputs.setdefault((position, held.file), len(inputs))

@@ -5,12 +5,12 @@ This is the one place where a recipe's parameters become values. Workers see the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.rules import Chooser, Globs, count_layers, parse_value
+from paramdelta_dist.checkpoint.rules import Chooser, Selection, count_layers, parse_value
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.methods import Parameter, Roles, Sweep, find_method
 from paramdelta_dist.recipe import Recipe
@@ -60,9 +60,8 @@ class Resolver:
         which order; else they are those that a weight makes necessary."""
         self._given = models
         self._recipe, self._method = recipe, find_method(recipe.method)
-        self._include, self._exclude = Globs(recipe.include, "include"), Globs(recipe.exclude, "exclude")
-        self._ruled = recipe.has_rules
-        self._layers = count_layers(names) if self._ruled else 0
+        self._selection = Selection(recipe.include, recipe.exclude)
+        self._layers = count_layers(names) if recipe.has_rules else 0
         self._general = self._choosers(recipe.parameters, "parameters")
         self._entries = self._all_entries()
         self._known: dict[tuple[Any, ...], Settings] = {}
@@ -82,15 +81,20 @@ class Resolver:
                 urls += [entry.post] if entry.base is None else [entry.post, entry.base]
         return tuple(dict.fromkeys(urls))
 
-    def selected(self, name: str) -> bool:
-        """Whether `include` and `exclude` leave the tensor `name` to the method; else it is copied from the base."""
-        included = self._include.match(name) if self._recipe.include else True
-        return not self._exclude.match(name) and included
+    def choose(self, names: Iterable[str]) -> dict[str, Settings]:
+        """The settings of those of these tensors that `include` and `exclude` leave to the method; the others are copied from the base.
+
+        Raises UsageError naming every rule and glob that decides nothing about them, and where a parameter has no value.
+        """
+        if self._recipe.include or self._recipe.exclude:
+            names = [name for name in names if self._selection.has(name)]
+        ruled = self._recipe.has_rules
+        chosen = {name: self.settings(name) for name in names} if ruled else dict.fromkeys(names, self.settings(""))
+        self._require_used()
+        return chosen
 
     def settings(self, name: str) -> Settings:
         """Those of the tensor `name`; the same object for equal ones. Raises UsageError where a parameter has no value."""
-        if not self._ruled and self._known:
-            return next(iter(self._known.values()))
         values = [{p.name: self._value(p, entry.own, name) for p in self._method.for_each} for entry in self._entries]
         parameters = {p.name: self._value(p, {}, name, needed=not p.each) for p in self._method.parameters}
         key = (*(tuple(value.values()) for value in values), *parameters.values())
@@ -101,16 +105,15 @@ class Resolver:
                 if not self._idle(value)
             )
             if problem := self._method.check(parameters, [term.values for term in terms]):
-                where = f" for tensor {shown(name)}" if self._ruled else ""
+                where = f" for tensor {shown(name)}" if self._recipe.has_rules else ""
                 raise UsageError(f"{self._method.name}{where}: {problem}")
             self._known[key] = Settings(self._method.name, self._based, parameters, terms)
         return self._known[key]
 
-    def require_used(self) -> None:
-        """Raise UsageError naming every rule and glob that matched no tensor, once all tensors were asked about."""
+    def _require_used(self) -> None:
         choosers = [*self._general.values(), *(chooser for entry in self._entries for chooser in entry.own.values())]
         problems = [problem for chooser in choosers for problem in chooser.idle()]
-        problems += [*self._include.idle(), *self._exclude.idle()]
+        problems += self._selection.idle()
         if problems:
             raise UsageError("the recipe has rules without effect:" + "".join(f"\n  - {problem}" for problem in problems))
 

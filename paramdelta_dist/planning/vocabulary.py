@@ -71,7 +71,20 @@ class VocabularyPlanner:
             if not found.plain:
                 _require_cuttable(way, name, len(self._models[0].tensors[name].shape))
                 maps[name] = found
+        self._require_equal_heights(settings, maps)
         return maps
+
+    def _require_equal_heights(self, settings: Mapping[str, Settings], maps: Mapping[str, RowMap]) -> None:
+        """Raise UsageError where one vocabulary tensor gets another number of rows and one that is copied from the base stays."""
+        for name, tensor in self._models[0].tensors.items():
+            if name in settings or not is_vocabulary_tensor(name) or not tensor.shape:
+                continue
+            other = next((other for other, rows in maps.items() if rows.rows != tensor.shape[0]), None)
+            if other is not None:
+                raise UsageError(
+                    f"{shown(name)} is left out and keeps the base's {tensor.shape[0]:,} rows, but {shown(other)} would get "
+                    f"{maps[other].rows:,}; leave out both or neither"
+                )
 
     def outcome(self, mode: str, name: str, way: Settings) -> str:
         """What a mode would do with the rows of a tensor, in words."""
