@@ -86,7 +86,7 @@ def test_calls_of_aws_in_the_pages_exist_and_their_documents_fit(path):
         assert operation in model.operation_names, command
         members = model.operation_model(operation).input_shape.members
         options = [word for word in words[3:] if word.startswith("--")]
-        known = {"--" + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", member).lower() for member in members} | {"--cli-input-json"}
+        known = {"--" + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", member).lower() for member in members} | {"--cli-input-json", "--region"}
         assert set(options) <= known, command
         if "--lifecycle-configuration" in words:
             document = load(ROOT / words[words.index("--lifecycle-configuration") + 1].removeprefix("file://"))
