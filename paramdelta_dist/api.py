@@ -45,12 +45,13 @@ from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RE
 from paramdelta_dist.planning.sweep import SweepPlan, build_sweep
 from paramdelta_dist.planning.tiles import bytes_to_sweep, count_requests
 from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, Vocabularies, vocabulary_outcomes
-from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
+from paramdelta_dist.recipe import MAX_RECIPE, Recipe, of_deltas, parse_recipe, weights_of
 from paramdelta_dist.storage import (
     Identity,
     StorageConfig,
     Store,
     find_leftovers,
+    inside,
     normalize,
     open_store,
     part_size,
@@ -61,6 +62,7 @@ from paramdelta_dist.storage import (
 from paramdelta_dist.template import folder_of, is_template
 
 if TYPE_CHECKING:
+    from paramdelta_dist.analysis.survey import ShardSurvey
     from paramdelta_dist.execution.executor import Executor
     from paramdelta_dist.execution.making import Job
     from paramdelta_dist.execution.receipts import Receipt
@@ -98,7 +100,7 @@ class Observer(Protocol):
         """`size` more bytes are done; negative where a piece of work starts again."""
         ...
 
-    def finished(self, result: Receipt | FileVerdict) -> None:
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None:
         """A file is done."""
         ...
 
@@ -110,7 +112,7 @@ class _Silent:
 
     def advanced(self, size: int) -> None: ...
 
-    def finished(self, result: Receipt | FileVerdict) -> None: ...
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -298,9 +300,16 @@ def _collector_paused() -> Iterator[None]:
 
 
 def plan_workers(
-    merge_plan: MergePlan, *, engine: Engine = "local", workers: int | None = None, memory: int | None = None, points: int = 1
+    merge_plan: MergePlan,
+    *,
+    engine: Engine = "local",
+    workers: int | None = None,
+    memory: int | None = None,
+    points: int = 1,
+    writes: bool = True,
 ) -> WorkerMemory:
-    """How a merge would use this machine (local) or each worker (ray), within `memory` bytes of one process.
+    """How a merge (or, without `writes`, reading its inputs) would use this machine (local) or each worker (ray), within
+    `memory` bytes of one process.
 
     Here, workers are threads: some make tiles of the same shard, so that a model of one file uses all of them. Those that
     were not asked for are reduced until they fit. `points` outputs are made at a time from the same reading. Raises OverBudget
@@ -327,7 +336,7 @@ def plan_workers(
                 workers=shards,
                 threads=min(max(1, count // shards // points), MOST_THREADS_A_SHARD),
                 remote_inputs=any(open_store(url, storage).remote for url in merge_plan.models),
-                remote_output=open_store(recipe.output, storage).remote,
+                remote_output=writes and open_store(recipe.output, storage).remote,
                 reserved=reserved,
                 points=points,
             )
@@ -750,6 +759,65 @@ def verify(
         "bytes_read": sum(verdict.bytes_read for verdict in verdicts),
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def analyze(
+    recipe: Recipe,
+    output: str | None = None,
+    *,
+    engine: Engine = "local",
+    workers: int | None = None,
+    memory: int | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """What the deltas of a recipe are, from one reading of its inputs: tables and a page, written to the folder `output`.
+
+    `output` is by default the folder `analysis` of this directory. `memory` bounds, in bytes, this process (local) or each
+    worker (ray). Returns a document of the most important figures. Raises ParamDeltaErrors only,
+    such as HomologyError where the models do not fit together; nothing is written then.
+    """
+    began, observer = time.monotonic(), observer or _Silent()
+    folder = normalize(output or "analysis")
+    if not is_template(recipe.output) and inside(folder, recipe.output):
+        raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
+    store = open_store(folder, recipe.storage_config)
+    merge_plan, _ = plan(of_deltas(recipe))
+    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, writes=False)
+    with _collector_paused():
+        from paramdelta_dist.analysis.publish import publish
+        from paramdelta_dist.analysis.statistics import Statistics, describe
+        from paramdelta_dist.analysis.survey import SurveyJob, SurveyUnit, joined, survey_shard
+
+    subject = describe(merge_plan, weights_of(recipe))
+    units = [SurveyUnit(shard) for shard in merge_plan.shards]
+    job = SurveyJob(
+        merge_plan.models, subject.vectors, recipe.storage_config, sizing.tile_size, sizing.tiles_in_flight, threads=sizing.threads
+    )
+    surveys: dict[str, ShardSurvey] = {}
+    with _executor(engine, workers, sizing.workers, sizing.projected, "cpu") as executor:
+        observer.started(
+            "analyzing",
+            sum(unit.size for unit in units),
+            details={"shards": len(units), "memory": asdict(sizing)},
+        )
+        with closing(executor.run(survey_shard, job, units, advance=observer.advanced)) as results:
+            for survey in results:
+                surveys[survey.file] = survey
+                observer.finished(survey)
+    statistics = Statistics(subject, *joined(merge_plan, subject.vectors, surveys))
+    seconds = time.monotonic() - began
+    run = {
+        "engine": engine,
+        "version": __version__,
+        "workers": min(executor.workers, len(units)) * sizing.threads,
+        "bytes_read": sum(survey.bytes_read for survey in surveys.values()),
+        "requests": sum(survey.requests for survey in surveys.values()),
+        "seconds": round(seconds, 3),
+        "peak_memory": max(survey.peak_memory for survey in surveys.values()),
+        "projected_memory": sizing.projected,
+        "retries": executor.retries,
+    }
+    return publish(store, statistics, run)
 
 
 def clean(url: str, *, older_than: float = 86400.0, remove: bool = False, storage: StorageConfig | None = None) -> dict[str, Any]:

@@ -334,6 +334,35 @@ def verify(
 
 
 @app.command()
+def analyze(
+    recipe: RecipeArgument = None,
+    base: BaseOption = None,
+    delta: DeltaOption = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Folder for the tables and the page, local or at a URL. Default: ./analysis.")
+    ] = None,
+    engine: EngineOption = Engine.local,
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Analyze the deltas of a recipe: sizes, cosines and distributions, as tables and an HTML page. Writes no model."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        with rendering.progress() as observer:
+            document = api.analyze(
+                _recipe(recipe, base, delta, None, output_needed=False),
+                output,
+                engine=engine.value,
+                workers=workers,
+                memory=_bytes(memory, "--memory"),
+                observer=observer,
+            )
+        _show(document, rendering.analyze_lines, as_json)
+
+
+@app.command()
 def clean(
     output: Annotated[str, typer.Argument(help="Output folder, local or at a URL.")],
     older_than: Annotated[str, typer.Option(metavar="AGE", help="Only what was begun at least this long ago: 24h, 30min, 7d.")] = "24h",

@@ -388,6 +388,27 @@ def _at(document: Mapping[Any, Any], point: Mapping[str, Any]) -> dict[Any, Any]
     return changed
 
 
+def of_deltas(recipe: Recipe) -> Recipe:
+    """The recipe that adds every delta of `recipe` whole, whatever its method does with them: for who wants to read all of them.
+
+    Models that are merged as they are count as deltas of the recipe's base, or where there is none of the first of them.
+    """
+    deltas = [{"post": delta.post, "base": delta.base or recipe.base} for delta in recipe.deltas]
+    deltas += [{"post": entry.model} for entry in recipe.entries if entry.model != recipe.base]
+    if not deltas:
+        raise RecipeError("the recipe has no model besides its base")
+    rest = {"shard_size": recipe.shard_size, "storage": recipe.storage, "tokenizer_from": "base"}
+    return Recipe.model_validate({"base": recipe.base, "deltas": deltas, "output": "memory://nothing-is-written", **rest})
+
+
+def weights_of(recipe: Recipe) -> list[float]:
+    """The weight of each delta of `of_deltas(recipe)`; 1 where it is chosen by rules or the method has none."""
+    entries = [*recipe.deltas, *(entry for entry in recipe.entries if entry.model != recipe.base)]
+    general = recipe.parameters.get("weight", 1.0)
+    given = [entry.given.get("weight", general) for entry in entries]
+    return [float(weight) if _is_number(weight) else 1.0 for weight in given]
+
+
 _Misfit = tuple[str, tuple[str | int, ...], str]
 """Kind, place and description of what a recipe says that its method does not know."""
 

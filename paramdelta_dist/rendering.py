@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -20,6 +19,7 @@ from rich.table import Table
 from paramdelta_dist.sizes import format_memory, format_seconds, format_size
 
 if TYPE_CHECKING:
+    from paramdelta_dist.analysis.survey import ShardSurvey
     from paramdelta_dist.api import MergeResult, Observer
     from paramdelta_dist.execution.receipts import Receipt
     from paramdelta_dist.execution.verify import FileVerdict
@@ -71,7 +71,7 @@ class ProgressBar:
         self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
     ) -> None:
         lines = []
-        if "shards" in details:
+        if "bytes_to_read" in details:
             shards = _plural(details["shards"], "shard")
             lines.append(f"{format_size(details['bytes_to_read'])} to read, {format_size(total)} to write in {shards}")
         if "memory" in details:
@@ -90,7 +90,7 @@ class ProgressBar:
         if self._task is not None:
             self._bar.update(self._task, completed=done)
 
-    def finished(self, result: Receipt | FileVerdict) -> None: ...
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None: ...
 
 
 class ProgressLines:
@@ -122,9 +122,9 @@ class ProgressLines:
             told: dict[str, Any] = {"bytes_total": self._total, "bytes_done": done, "bytes_per_second": round(rate), "seconds_left": left}
             self._tell("progress", **told, **self._counts())
 
-    def finished(self, result: Receipt | FileVerdict) -> None:
-        fields = asdict(result)
-        self._tell("finished", **{key: fields[key] for key in ("file", "size", "seconds", "worker", "problems") if key in fields})
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None:
+        told = ("file", "size", "seconds", "worker", "problems")
+        self._tell("finished", **{key: getattr(result, key) for key in told if hasattr(result, key)})
 
     @staticmethod
     def _tell(event: str, **fields: Any) -> None:
@@ -485,6 +485,38 @@ def verify_lines(document: dict[str, Any]) -> None:
         console.print(f"{escape(document['output'])} is what was committed")
     else:
         print(f"error: {document['output']}: {_plural(len(document['problems']), 'problem')}", file=sys.stderr)
+
+
+def analyze_lines(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table("delta", "‖δ‖", "‖δ‖ / ‖base‖", "max |δ|", "unchanged", box=None, pad_edge=False)
+    for delta in document["deltas"]:
+        table.add_row(
+            escape(delta["label"]),
+            *(_figure(delta[key]) for key in ("norm", "relative_norm", "max_abs")),
+            _figure(delta["zero_share"], percent=True),
+        )
+    console.print(table)
+    if document["pairs"]:
+        pairs = Table("cosine between", "", "whole model", "mean of tensors", "same sign", box=None, pad_edge=False)
+        for pair in document["pairs"][:FEW]:
+            figures = (_figure(pair["cosine"]), _figure(pair["mean_cosine"]), _figure(pair["sign_agreement"], percent=True))
+            pairs.add_row(escape(pair["first"]), escape(pair["second"]), *figures)
+        console.print(pairs)
+    if document["nonfinite_tensors"]:
+        console.print(f"{_plural(len(document['nonfinite_tensors']), 'tensor')} hold NaN or infinity and were left out of all sums")
+    rate = format_size(document["bytes_read"] / max(document["seconds"], 1e-9))
+    console.print(
+        f"{_plural(document['tensors'], 'tensor')}, {document['parameters']:,} parameters: {format_size(document['bytes_read'])} read in "
+        f"{format_seconds(document['seconds'])}, {rate}/s"
+    )
+    console.print(f"written to {escape(document['output'])}: {', '.join(document['files'])}")
+
+
+def _figure(value: float | None, *, percent: bool = False) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if percent else f"{value:.4g}"
 
 
 def clean_lines(document: dict[str, Any]) -> None:
