@@ -33,7 +33,14 @@ say() { printf 'launch: %s\n' "$*" >&2; }
 
 answers() { timeout 5 bash -c ": <>/dev/tcp/$1/$PORT" 2>/dev/null; }
 
-address_of() { getent ahostsv4 "$1" | awk 'NR == 1 {print $1}'; }
+address_of() { # of a host, whose name may not be known yet while machines start
+  local found end=$((SECONDS + START_SECONDS))
+  until found=$(getent ahostsv4 "$1" | awk 'NR == 1 {print $1}') && [[ -n $found ]]; do
+    ((SECONDS < end)) || { say "no address is known of $1"; exit "$TEMPORARY_FAILURE"; }
+    sleep 1
+  done
+  echo "$found"
+}
 
 # Sets first (yes or no), nodes (how many) and head (the first node's address; empty where only the first node asks).
 find_place() {

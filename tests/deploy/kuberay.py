@@ -39,7 +39,7 @@ CLUSTER_SPEC = _strict(
         envFrom={"type": "array"},
         volumeMounts={"type": "array"},
     ),
-    authOptions=_strict(mode={"enum": ["disabled", "token"]}),
+    authOptions=_strict(mode={"enum": ["disabled", "token"]}, secretName=_TEXT),
     gcsFaultToleranceOptions=_FREE,
     headServiceAnnotations=_TEXTS,
     managedBy=_TEXT,

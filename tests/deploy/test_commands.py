@@ -86,12 +86,48 @@ def test_calls_of_aws_in_the_pages_exist_and_their_documents_fit(path):
         assert operation in model.operation_names, command
         members = model.operation_model(operation).input_shape.members
         options = [word for word in words[3:] if word.startswith("--")]
-        known = {"--" + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", member).lower() for member in members} | {"--cli-input-json"}
+        known = {"--" + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", member).lower() for member in members} | {"--cli-input-json", "--region"}
         assert set(options) <= known, command
         if "--lifecycle-configuration" in words:
             document = load(ROOT / words[words.index("--lifecycle-configuration") + 1].removeprefix("file://"))
             report = ParamValidator().validate(document, members["LifecycleConfiguration"])
             assert not report.has_errors(), report.generate_report()
+
+
+def ray_commands():
+    """(file, words) of every `ray` that a page, a cluster file or the launcher runs, and what KubeRay makes of a group's parameters."""
+    from tests.deploy import kuberay, kustomize
+
+    lines = [(page, command) for page in PAGES for command in readme_commands(page)]
+    lines += [
+        (path, part.strip())
+        for path in sorted((ROOT / "cluster").glob("*.yaml"))
+        for key in ("head_start_ray_commands", "worker_start_ray_commands")
+        for command in load(path)[key]
+        for part in command.split(";")
+    ]
+    launcher = DEPLOY / "launch.sh"
+    lines += [
+        (launcher, f"ray start --block --object-store-memory=1 {rest}") for rest in re.findall(r"start_ray (--.*)", launcher.read_text())
+    ]
+    job = next(each for each in kustomize.build(DEPLOY / "kubernetes/overlays/eks-job") if each["kind"] == "RayJob")
+    for group, role in zip(kuberay.groups(job["spec"]["rayClusterSpec"]), ("--head", "--address=head:6379"), strict=True):
+        parameters = [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
+        lines.append((DEPLOY / "kubernetes/job/rayjob.yaml", " ".join(["ray start", role, *parameters])))
+    split = [(path, shlex.split(line, comments=True)) for path, line in lines]
+    return [(path, [word for word in words if word != "&"]) for path, words in split if words[:1] == ["ray"]]
+
+
+def test_commands_of_ray_are_ones_that_ray_accepts():
+    from ray.scripts.scripts import cli
+
+    found = ray_commands()
+    assert {words[1] for _, words in found} >= {"up", "dashboard", "start", "stop"}
+    for path, (_, command, *rest) in found:
+        if "$PORT" in " ".join(rest):
+            rest = [word.replace("$PORT", "6379") for word in rest]
+        assert command in cli.commands, f"{name(path)}: ray {command}"
+        cli.commands[command].make_context(command, list(rest))
 
 
 def shellcheck(*arguments, text=None):

@@ -156,7 +156,8 @@ def test_the_recipe_is_where_the_command_looks_for_it_and_is_one(overlay):
 
     documents = made(overlay)
     [(name, text)] = documents["ConfigMap"]["data"].items()
-    Recipe.model_validate(yaml.safe_load(text))
+    recipe = Recipe.model_validate(yaml.safe_load(text))
+    assert "{inputs}" in recipe.output, "changed inputs of a night make a new output"
     found = pods(documents)
     pod = found.get("submit", found["head"])
     [mount] = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "recipe"]

@@ -174,6 +174,12 @@ def test_a_node_that_finds_no_first_one_says_try_again_later(tmp_path):
     assert f"no answer from the first node at {own_address()}:{port} in 1 s" in told
 
 
+def test_a_host_that_nobody_knows_is_to_be_tried_again_later(tmp_path):
+    (tmp_path / "hosts").write_text("nobody.invalid\n")
+    got, told = ended(node("true", cwd=tmp_path, PDD_START_SECONDS=1, BATCH_HOSTS_FILE="hosts"))
+    assert (got, "no address is known of nobody.invalid" in told) == (75, True), told
+
+
 def test_without_a_command_it_tells_its_usage(tmp_path):
     got, told = ended(node(cwd=tmp_path))
     assert (got, "usage: launch.sh COMMAND" in told) == (2, True)
