@@ -12,6 +12,7 @@ BENCHMARKS = {
     "slow-store": "benchmarks.slow_store",
     "kernel": "benchmarks.kernel",
     "planning": "benchmarks.planning",
+    "many-tensors": "benchmarks.many_tensors",
     "scale-out": "benchmarks.scale_out",
     "gpu": "benchmarks.gpu",
 }

@@ -99,7 +99,6 @@ def measure_kernel(dtype: Any, count: int) -> dict[str, float | None]:
     import torch
 
     from paramdelta_dist.kernels.merging import DEVICE_PADDING, Merger
-    from paramdelta_dist.methods.paramdelta import PARAMDELTA
 
     slots = 2 * count + 2
     n = KERNEL_BYTES // (slots * dtype.itemsize) // DEVICE_PADDING * DEVICE_PADDING
@@ -110,7 +109,7 @@ def measure_kernel(dtype: Any, count: int) -> dict[str, float | None]:
         tensor.normal_()
     pairs = tuple((1 + 2 * delta, 2 + 2 * delta) for delta in range(count))
     weights = (1.0,) * count
-    plain = Merger(PARAMDELTA.function, weights, PARAMDELTA.scratch, torch.device("cuda"))
+    plain = Merger(weights, torch.device("cuda"))
     deltas = [(views[post], views[old]) for post, old in pairs]
     source, target = arena[: moved // 2], torch.empty(moved // 2, dtype=torch.uint8, device="cuda")
     functions = {
@@ -134,7 +133,6 @@ def measure_pipeline(*, pinned: bool) -> dict[int, dict[str, float]]:
     import torch
 
     from paramdelta_dist.kernels.device import DeviceMerger, pin, unpin
-    from paramdelta_dist.methods.paramdelta import PARAMDELTA
 
     buffers = [[mmap.mmap(-1, RUN) for _ in range(4)] for _ in range(4)]
     every = [buffer for each in buffers for buffer in each]
@@ -143,7 +141,7 @@ def measure_pipeline(*, pinned: bool) -> dict[int, dict[str, float]]:
         if pinned:
             pin(buffer)
     runs = [[torch.frombuffer(buffer, dtype=torch.bfloat16) for buffer in each] for each in buffers]
-    mergers = [DeviceMerger(PARAMDELTA.function, [1.0], PARAMDELTA.scratch, torch.device("cuda"), fused=True) for _ in runs]
+    mergers = [DeviceMerger([1.0], torch.device("cuda")) for _ in runs]
 
     def merge(threads: int) -> float:
         def work(number: int) -> None:

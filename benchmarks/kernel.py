@@ -14,7 +14,6 @@ import torch
 from benchmarks import harness
 from benchmarks.harness import Figures
 from paramdelta_dist.kernels.merging import Merger
-from paramdelta_dist.methods import find_method
 
 TILE = 4 << 20
 """Bytes of each buffer of a tile, as on local disks."""
@@ -98,8 +97,7 @@ def _case(dtype: torch.dtype, deltas: int, threads: int, place: str, size: int) 
 
 
 def _merger(deltas: int) -> Merger:
-    method = find_method("paramdelta")
-    return Merger(method.function, [1.0] * deltas, method.scratch, torch.device("cpu"))
+    return Merger([1.0] * deltas, torch.device("cpu"))
 
 
 def _tiles(dtype: torch.dtype, deltas: int, size: int, working_set: int) -> list[Tile]:

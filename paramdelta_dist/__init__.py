@@ -5,10 +5,46 @@ from typing import TYPE_CHECKING, Any
 from paramdelta_dist._version import __version__
 
 if TYPE_CHECKING:
-    from paramdelta_dist.api import MergeResult, check, clean, inspect, load_recipe, merge, plan, status, verify
+    from paramdelta_dist.api import (
+        MergeResult,
+        analyze,
+        check,
+        clean,
+        follow,
+        inspect,
+        job_status,
+        list_jobs,
+        load_recipe,
+        logs,
+        merge,
+        plan,
+        status,
+        stop,
+        submit,
+        verify,
+    )
     from paramdelta_dist.recipe import Recipe
 
-__all__ = ["MergeResult", "Recipe", "__version__", "check", "clean", "inspect", "load_recipe", "merge", "plan", "status", "verify"]
+__all__ = [
+    "MergeResult",
+    "Recipe",
+    "__version__",
+    "analyze",
+    "check",
+    "clean",
+    "follow",
+    "inspect",
+    "job_status",
+    "list_jobs",
+    "load_recipe",
+    "logs",
+    "merge",
+    "plan",
+    "status",
+    "stop",
+    "submit",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,27 +4,54 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from paramdelta_dist import importing
 from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
-from paramdelta_dist.errors import InputChanged, InputError, NotFound, OverBudget, UsageError
+from paramdelta_dist.checkpoint.components import locate
+from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vocabulary_at
+from paramdelta_dist.errors import (
+    CredentialsError,
+    InputChanged,
+    InputError,
+    IntegrityError,
+    NotFound,
+    OutputOccupied,
+    OverBudget,
+    StorageError,
+    UsageError,
+)
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
-from paramdelta_dist.execution.output import claim, committed_meanwhile, output_status, require_shards
-from paramdelta_dist.methods import find_method
+from paramdelta_dist.execution.output import claim, committed_meanwhile, look, output_status, require_shards
+from paramdelta_dist.execution.series import Series, series_status
+from paramdelta_dist.importing import Imported
+from paramdelta_dist.jobs import connect, watching
+from paramdelta_dist.jobs.naming import parse_job_id
+from paramdelta_dist.jobs.parcel import check_ship
+from paramdelta_dist.jobs.reading import Listener, Silent
+from paramdelta_dist.jobs.submitting import Submission
+from paramdelta_dist.jobs.submitting import submit as submit_job
+from paramdelta_dist.jobs.version import require_submitters_version
+from paramdelta_dist.methods import Method, all_methods, find_method, origin
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
-from paramdelta_dist.planning.tiles import count_requests
-from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
+from paramdelta_dist.planning.sweep import SweepPlan, build_sweep
+from paramdelta_dist.planning.tiles import bytes_to_sweep, count_requests
+from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, Vocabularies, vocabulary_outcomes
+from paramdelta_dist.recipe import MAX_RECIPE, Recipe, of_deltas, parse_recipe, weights_of
 from paramdelta_dist.storage import (
+    Identity,
     StorageConfig,
+    Store,
     find_leftovers,
+    inside,
     normalize,
     open_store,
     part_size,
@@ -32,15 +59,19 @@ from paramdelta_dist.storage import (
     remove_leftover,
     scheme_of,
 )
+from paramdelta_dist.template import folder_of, is_template
 
 if TYPE_CHECKING:
+    from paramdelta_dist.analysis.survey import ShardSurvey
     from paramdelta_dist.execution.executor import Executor
     from paramdelta_dist.execution.making import Job
     from paramdelta_dist.execution.receipts import Receipt
+    from paramdelta_dist.execution.statistics import Gathered
     from paramdelta_dist.execution.verify import FileVerdict
 
 Engine = Literal["local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]
+State = Literal["merged", "nothing to do"]
 
 VERIFY_BUFFERS = 64 << 20
 """Bytes a worker holds of a file whose digest it checks."""
@@ -49,6 +80,8 @@ THREADS_A_SHARD = 2
 """Threads that make tiles of one shard while there are more shards: as many as keep the one that writes it busy."""
 MOST_THREADS_A_SHARD = 4
 """More would wait for the one that writes."""
+FEW_POINTS = 8
+"""Points of a sweep that are named in a plan."""
 RAY_WORKER_MEMORY = 2 << 30
 """Budget of a Ray worker when none is given: enough for eight deltas, little for a node."""
 
@@ -56,25 +89,30 @@ RAY_WORKER_MEMORY = 2 << 30
 class Observer(Protocol):
     """Who wants to know how long work is going. Calls come from several threads."""
 
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
-        """Work of `total` bytes begins, of which `done` are in place already; `details` say more about it."""
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
+        """Work of `total` bytes begins, of which `done` are in place already; `details` say more about it, and `counts` says
+        at any time how many workers there are and how often something was tried again."""
         ...
 
     def advanced(self, size: int) -> None:
         """`size` more bytes are done; negative where a piece of work starts again."""
         ...
 
-    def finished(self, result: Receipt | FileVerdict) -> None:
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None:
         """A file is done."""
         ...
 
 
 class _Silent:
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None: ...
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None: ...
 
     def advanced(self, size: int) -> None: ...
 
-    def finished(self, result: Receipt | FileVerdict) -> None: ...
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -82,27 +120,41 @@ class MergeResult:
     """What a merge did."""
 
     output: str
-    state: Literal["merged", "nothing to do"]
+    state: State
     """`nothing to do` when the same recipe over the same inputs was committed before, or by another run meanwhile."""
     fingerprint: str
     report: Mapping[str, Any]
     """Bytes, seconds, memory and retries of this run; empty when there was nothing to do."""
+    pointer: str | None = None
+    """The file that names the latest output, where the recipe's output is a template."""
 
 
 def load_recipe(source: str) -> Recipe:
     """The recipe in a local file or at a URL. Raises RecipeError, or NotFound where there is none."""
+    return parse_recipe(_read_text(source, "recipe"), where=redact(source))
+
+
+def import_mergekit(source: str, *, output: str) -> Imported:
+    """The recipe that a mergekit config in a local file or at a URL means, and in what the merge differs from mergekit's.
+
+    Raises RecipeError listing all that cannot be mapped.
+    """
+    return importing.import_mergekit(_read_text(source, "mergekit config"), where=redact(source), output=output)
+
+
+def _read_text(source: str, what: str) -> str:
     url = normalize(source)
     folder, _, name = url.rpartition("/")
     if not scheme_of(url) and Path(url).is_dir():
-        raise UsageError(f"{source} is a folder; name the recipe's YAML file")
+        raise UsageError(f"{source} is a folder; name the {what}'s YAML file")
     try:
         data = open_store(folder or "/", StorageConfig()).read(name, limit=MAX_RECIPE)
     except NotFound:
-        raise UsageError(f"there is no recipe at {redact(source)}") from None
+        raise UsageError(f"there is no {what} at {redact(source)}") from None
     except InputError as error:
         raise UsageError(str(error)) from None
     try:
-        return parse_recipe(data.decode(), where=redact(source))
+        return data.decode()
     except UnicodeDecodeError:
         raise UsageError(f"{redact(source)} is not a text file") from None
 
@@ -147,18 +199,91 @@ def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
 def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> HomologyReport:
     """Whether the models of a recipe fit together. Reads headers, configs and tokenizers."""
     opened = models or open_models(recipe)
-    return compare(opened[recipe.base], [opened[url] for url in recipe.models[1:]], recipe.storage_config)
+
+    def compared(vocab: str) -> HomologyReport:
+        return compare(opened[recipe.base], [opened[url] for url in recipe.models[1:]], recipe.storage_config, vocab=vocab)
+
+    report = compared(recipe.vocab)
+    if recipe.vocab == "strict" and not any(found.subject in ("tokenizer", "shapes") for found in report.mismatches):
+        return report
+    modes = [mode for mode in VOCABULARY_MODES if not (report if mode == recipe.vocab else compared(mode)).mismatches]
+    return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, _vocabularies(recipe, opened), modes))
+
+
+def _vocabularies(recipe: Recipe, models: Mapping[str, Checkpoint]) -> dict[str, Vocabulary | None]:
+    """The vocabulary of each model, and of the folder whose tokenizer is written, by URL."""
+    storage, source = recipe.storage_config, recipe.tokenizer_url
+    found = {url: read_vocabulary(model, storage) for url, model in models.items()}
+    if source not in found:
+        found[source] = vocabulary_at(source, find_side_files(source, storage), storage)
+    return found
 
 
 def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
-    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together."""
+    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together.
+
+    Of a sweep, it is that of the first point. Where the recipe's output is a template, the plan's recipe has the folder that
+    it stands for: that of an earlier run of this very merge, else a new one.
+    """
+    if recipe.sweep:
+        sweep, report = plan_sweep(recipe)
+        more = "" if len(sweep.points) <= FEW_POINTS else ", …"
+        names = ", ".join(list(sweep.points)[:FEW_POINTS]) + more
+        note = f"a sweep of {len(sweep.points)} points ({names}), made from one reading; what is said here of writing is for each of them"
+        return sweep.reading, replace(report, notes=(*report.notes, note))
     with _collector_paused():
-        models = open_models(recipe)
-        report = check(recipe, models)
-        report.require()
-        source = recipe.tokenizer_url
-        files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
-        return build_plan(recipe, models, files), report
+        inputs, report = _open_inputs(recipe)
+        made = build_plan(recipe, *inputs)
+        series = _series(recipe)
+        return (made if series is None else _into(made, series.output(series.find(made.fingerprint), made.fingerprint))), report
+
+
+def _open_inputs(recipe: Recipe) -> tuple[tuple[dict[str, Checkpoint], Mapping[str, Identity], Vocabularies], HomologyReport]:
+    """All that a plan is made from: the models, the side files of the folder that the tokenizer comes from, and where they are
+    needed vocabularies. Raises HomologyError when the models do not fit together."""
+    models = open_models(recipe)
+    report = check(recipe, models)
+    report.require()
+    source = recipe.tokenizer_url
+    files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
+    return (models, files, _vocabularies(recipe, models) if recipe.vocab == "by-token" else {}), report
+
+
+def _series(recipe: Recipe) -> Series | None:
+    return Series(recipe.output, recipe.storage_config) if is_template(recipe.output) else None
+
+
+def _into(merge_plan: MergePlan, output: str) -> MergePlan:
+    """The same merge into another folder: where it goes decides nothing of its bytes."""
+    return replace(merge_plan, recipe=merge_plan.recipe.with_output(output))
+
+
+def methods() -> list[dict[str, Any]]:
+    """Every method there is, as plain values, ours first."""
+    return [_card(each) for each in all_methods()]
+
+
+def method(name: str) -> dict[str, Any]:
+    """One method. Raises UsageError naming the nearest one when there is none of that name."""
+    return _card(find_method(name))
+
+
+def _card(card: Method) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "title": card.title,
+        "family": card.family,
+        "formula": card.formula,
+        "paper": card.paper,
+        "scope": card.scope.value,
+        "takes": card.takes,
+        "parameters": [
+            {"name": p.name, "meaning": p.meaning, "default": p.default, "range": p.range, "for_each": p.each} for p in card.parameters
+        ],
+        "notes": card.notes,
+        "example": card.example.splitlines(),
+        "package": origin(card),
+    }
 
 
 @contextmanager
@@ -174,11 +299,21 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: int | None = None, memory: int | None = None) -> WorkerMemory:
-    """How a merge would use this machine (local) or each worker (ray), within `memory` bytes of one process.
+def plan_workers(
+    merge_plan: MergePlan,
+    *,
+    engine: Engine = "local",
+    workers: int | None = None,
+    memory: int | None = None,
+    points: int = 1,
+    writes: bool = True,
+) -> WorkerMemory:
+    """How a merge (or, without `writes`, reading its inputs) would use this machine (local) or each worker (ray), within
+    `memory` bytes of one process.
 
     Here, workers are threads: some make tiles of the same shard, so that a model of one file uses all of them. Those that
-    were not asked for are reduced until they fit. Raises OverBudget when they cannot.
+    were not asked for are reduced until they fit. `points` outputs are made at a time from the same reading. Raises OverBudget
+    when they cannot.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: at least one is needed")
@@ -186,7 +321,10 @@ def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: in
     storage = recipe.storage_config
     budget = memory or (default_memory() if engine == "local" else RAY_WORKER_MEMORY)
     count = 1 if engine == "ray" else workers or available_cores()
-    known = [len(shard.tensors) * len(merge_plan.models) * TENSOR_RECORD for shard in merge_plan.shards]
+    known = [
+        len(shard.tensors) * len(merge_plan.models) * TENSOR_RECORD + sum(len(t.rows.table) for t in shard.tensors if t.rows)
+        for shard in merge_plan.shards
+    ]
     reserved = RESERVED + (RESERVED_BY_RAY + max(known) if engine == "ray" else sum(known))
     while True:
         shards = min(-(-count // THREADS_A_SHARD), len(merge_plan.shards))
@@ -196,10 +334,11 @@ def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: in
                 find_method(recipe.method),
                 budget=budget,
                 workers=shards,
-                threads=min(count // shards, MOST_THREADS_A_SHARD),
+                threads=min(max(1, count // shards // points), MOST_THREADS_A_SHARD),
                 remote_inputs=any(open_store(url, storage).remote for url in merge_plan.models),
-                remote_output=open_store(recipe.output, storage).remote,
+                remote_output=writes and open_store(recipe.output, storage).remote,
                 reserved=reserved,
+                points=points,
             )
         except OverBudget:
             if workers is not None or count == 1:
@@ -210,16 +349,44 @@ def plan_workers(merge_plan: MergePlan, *, engine: Engine = "local", workers: in
 def plan_document(merge_plan: MergePlan, memory: WorkerMemory, report: HomologyReport) -> dict[str, Any]:
     """A plan as plain values for people and programs: shards, traffic, requests, memory."""
     requests = sum(count_requests(shard, tile_size=memory.tile_size) for shard in merge_plan.shards)
+    swept = sum(bytes_to_sweep(shard, tile_size=memory.tile_size) for shard in merge_plan.shards)
     remote = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config).remote
     writes = sum(-(-shard.size // part_size(shard.size)) if remote else 1 for shard in merge_plan.shards)
     return {
         **merge_plan.as_document(),
-        "bytes_to_read": merge_plan.bytes_to_read,
+        "bytes_to_read": merge_plan.bytes_to_read + swept,
+        "bytes_of_inputs": merge_plan.bytes_to_read,
         "bytes_to_write": merge_plan.bytes_to_write,
         "requests": {"read": requests, "write": writes},
         "memory": asdict(memory),
         "notes": list(report.notes),
     }
+
+
+def tensor_documents(merge_plan: MergePlan) -> list[dict[str, Any]]:
+    """What each tensor of the output gets, as plain values: whether it is merged or copied, and the value of every parameter."""
+    documents = []
+    for shard in merge_plan.shards:
+        for tensor in shard.tensors:
+            place = locate(tensor.name)
+            document: dict[str, Any] = {
+                "name": tensor.name,
+                "file": shard.file,
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "component": place.component.value,
+                "layer": place.layer,
+                "merged": tensor.merged,
+            }
+            if tensor.rows is not None:
+                document["row_runs"] = tensor.rows.count
+            if tensor.merged:
+                way = shard.settings[tensor.settings]
+                own = {name for term in way.terms for name in term.values}
+                document["parameters"] = {name: value for name, value in way.parameters.items() if name not in own}
+                document["terms"] = [{"model": redact(merge_plan.models[term.post]), **term.values} for term in way.terms]
+            documents.append(document)
+    return documents
 
 
 def merge(
@@ -241,27 +408,47 @@ def merge(
     """
     began = time.monotonic()
     observer = observer or _Silent()
+    require_submitters_version()
+    if recipe.sweep:
+        return _merge_sweep(
+            recipe, engine=engine, workers=workers, memory=memory, device=device, overwrite=overwrite, patience=patience, observer=observer
+        )
     merge_plan, _ = plan(recipe)
     where = _device(device, engine)
     sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory)
+    series = _series(recipe)
+    if series is not None:
+        day = series.begin(merge_plan.fingerprint, anew=overwrite)
+        merge_plan = _into(merge_plan, series.output(day, merge_plan.fingerprint))
+    recipe = merge_plan.recipe  # its output is a folder now, whatever it was
+
+    def ended(state: State, report: Mapping[str, Any]) -> MergeResult:
+        if series is not None:
+            series.point(day, merge_plan.fingerprint)
+        return MergeResult(redact(recipe.output), state, merge_plan.fingerprint, report, series.pointer_url if series else None)
+
     store = open_store(recipe.output, recipe.storage_config)
     held = claim(store, merge_plan, overwrite=overwrite)
     if held.committed is not None:
-        return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
+        return ended("nothing to do", {})
     with _collector_paused():  # what computes comes last: a mistake shows without waiting for torch
         from paramdelta_dist.execution.publish import publish
         from paramdelta_dist.execution.shard import run_shard
+        from paramdelta_dist.execution.statistics import Gathered
 
     receipts = dict(held.receipts)
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
     job = _job(merge_plan, sizing, where)
     made: list[Receipt] = []
     with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device, patience) as executor:
+        gathered = _gather(store, merge_plan, job, executor, observer) if missing else Gathered()
+        job = replace(job, statistics=gathered.statistics)
         observer.started(
             "merging",
             merge_plan.bytes_to_write,
             done=sum(receipt.size for receipt in receipts.values()),
             details={"shards": len(merge_plan.shards), "bytes_to_read": merge_plan.bytes_to_read, "memory": asdict(sizing)},
+            counts=executor.counts,
         )
         with closing(executor.run(run_shard, job, missing, advance=observer.advanced)) as results:
             for receipt in results:
@@ -269,20 +456,44 @@ def merge(
                 made.append(receipt)
                 observer.finished(receipt)
                 if committed_meanwhile(store, merge_plan.fingerprint):  # another run of this merge was faster; what it made stays as it is
-                    return MergeResult(redact(recipe.output), "nothing to do", merge_plan.fingerprint, {})
+                    return ended("nothing to do", {})
     seconds = time.monotonic() - began
     report = {
+        **_effort(engine, executor, job, sizing, seconds, made, gathered, units=len(missing)),
+        "shards": {"made": len(made), "kept": len(receipts) - len(made)},
+        "bytes_read_again": executor.bytes_read_again + held.bytes_read,
+        "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
+        "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
+    }
+    publish(store, merge_plan, require_shards(store, receipts), report)
+    return ended("merged", report)
+
+
+def _effort(
+    engine: Engine,
+    executor: Executor,
+    job: Job,
+    sizing: WorkerMemory,
+    seconds: float,
+    made: Sequence[Receipt],
+    gathered: Gathered,
+    *,
+    units: int,
+) -> dict[str, Any]:
+    """What making `units` pieces of work took, for a report."""
+    bytes_read = gathered.bytes_read + sum(receipt.bytes_read for receipt in made)
+    bytes_written = sum(receipt.bytes_written for receipt in made)
+    return {
         "engine": engine,
         "version": __version__,
         "device": job.device,
-        "workers": min(executor.workers, max(1, len(missing))) * job.threads,
+        "workers": min(executor.workers, max(1, units)) * job.threads,
         "nodes": executor.nodes,
-        "shards": {"made": len(made), "kept": len(receipts) - len(made)},
-        "bytes_read": sum(receipt.bytes_read for receipt in made),
-        "bytes_written": sum(receipt.bytes_written for receipt in made),
-        "requests": sum(receipt.requests for receipt in made),
+        "bytes_read": bytes_read,
+        "bytes_written": bytes_written,
+        "requests": gathered.requests + sum(receipt.requests for receipt in made),
         "seconds": round(seconds, 3),
-        "bytes_per_second": round(sum(r.bytes_read + r.bytes_written for r in made) / max(seconds, 1e-9)),
+        "bytes_per_second": round((bytes_read + bytes_written) / max(seconds, 1e-9)),
         "peak_memory": max([receipt.peak_memory for receipt in made] + [peak_memory() if engine == "local" else 0]),
         "projected_memory": sizing.projected,
         "retries": executor.retries,
@@ -290,17 +501,201 @@ def merge(
         "restarts": executor.restarts,
         "retry_causes": dict(executor.causes),
         "workers_lost": executor.lost,
-        "bytes_read_again": executor.bytes_read_again + held.bytes_read,
-        "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
-        "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
     }
-    publish(store, merge_plan, require_shards(store, receipts), report)
-    return MergeResult(redact(recipe.output), "merged", merge_plan.fingerprint, report)
+
+
+def plan_sweep(recipe: Recipe) -> tuple[SweepPlan, HomologyReport]:
+    """The plan of a recipe with `sweep:`; raises what `plan` does, and UsageError where the points cannot share one reading."""
+    with _collector_paused():
+        inputs, report = _open_inputs(recipe)
+        return build_sweep(recipe, *inputs), report
+
+
+def _merge_sweep(
+    recipe: Recipe,
+    *,
+    engine: Engine,
+    workers: int | None,
+    memory: int | None,
+    device: Device,
+    overwrite: bool,
+    patience: float | None,
+    observer: Observer,
+) -> MergeResult:
+    """All points of a sweep, each as a merge of it alone would be, from one reading of the inputs."""
+    began = time.monotonic()
+    sweep, _ = plan_sweep(recipe)
+    where = _device(device, engine)
+    sizing = plan_workers(sweep.reading, engine=engine, workers=workers, memory=memory, points=len(sweep.points))
+    stores = {name: open_store(each.recipe.output, recipe.storage_config) for name, each in sweep.points.items()}
+    with ThreadPoolExecutor(len(stores)) as pool:
+        claims = dict(zip(stores, pool.map(lambda name: claim(stores[name], sweep.points[name], overwrite=overwrite), stores), strict=True))
+    with _collector_paused():
+        from paramdelta_dist.execution.publish import publish
+        from paramdelta_dist.execution.statistics import Gathered
+        from paramdelta_dist.execution.sweeping import SweepJob, run_sweep_shard, sweep_units, write_sweep
+
+    open_points = {name: dict(held.receipts) for name, held in claims.items() if held.committed is None}
+    units = sweep_units(sweep, open_points)
+    jobs = {name: replace(_job(sweep.points[name], sizing, where), models=sweep.models) for name in open_points}
+    made: dict[str, list[Receipt]] = {name: [] for name in open_points}
+    every: list[Receipt] = []
+    total = Gathered()
+    with _executor(engine if units else "local", workers, sizing.workers, sizing.projected, where, patience) as executor:
+        for name in {name for unit in units for name in unit.shards}:
+            gathered = _gather(stores[name], sweep.points[name], jobs[name], executor, observer)
+            jobs[name] = replace(jobs[name], statistics=gathered.statistics)
+            total = Gathered((), total.bytes_read + gathered.bytes_read, total.requests + gathered.requests)
+        observer.started(
+            "merging",
+            sum(sweep.points[name].bytes_to_write for name in open_points),
+            done=sum(receipt.size for receipts in open_points.values() for receipt in receipts.values()),
+            details={"shards": len(sweep.reading.shards), "bytes_to_read": sweep.reading.bytes_to_read, "memory": asdict(sizing)},
+        )
+        with closing(executor.run(run_sweep_shard, SweepJob(jobs), units, advance=observer.advanced)) as results:
+            for receipts in results:
+                for name, receipt in receipts.items():
+                    open_points[name][receipt.file] = receipt
+                    made[name].append(receipt)
+                    every.append(receipt)
+                    observer.finished(receipt)
+    seconds = time.monotonic() - began
+    job = next(iter(jobs.values()), _job(sweep.reading, sizing, where))
+    effort = _effort(engine, executor, job, sizing, seconds, every, total, units=len(units))
+    points: list[dict[str, Any]] = []
+    for name, merge_plan in sweep.points.items():
+        state: State = "nothing to do"
+        if name in open_points:
+            state, receipts = "merged", open_points[name]
+            own = {
+                "shards": {"made": len(made[name]), "kept": len(receipts) - len(made[name])},
+                "bytes_read_again": executor.bytes_read_again + claims[name].bytes_read,
+                "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
+                "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
+            }
+            publish(stores[name], merge_plan, require_shards(stores[name], receipts), {**effort, **own, "points": len(sweep.points)})
+        output = redact(merge_plan.recipe.output)
+        points.append({"name": name, "output": output, "fingerprint": merge_plan.fingerprint, "values": sweep.values[name], "state": state})
+    write_sweep(open_store(recipe.output, recipe.storage_config), sweep.fingerprint, points)
+    report = {
+        **effort,
+        "shards": {"made": len(every), "kept": sum(map(len, open_points.values())) - len(every)},
+        "bytes_read_again": executor.bytes_read_again + sum(held.bytes_read for held in claims.values()),
+        "tensors": {"merged": sweep.reading.merged, "copied": sweep.reading.copied},
+        "nonfinite": sum(receipt.nonfinite for receipts in open_points.values() for receipt in receipts.values()),
+    }
+    state = "merged" if open_points else "nothing to do"
+    return MergeResult(redact(recipe.output), state, sweep.fingerprint, {**(report if open_points else {}), "points": points})
+
+
+def submit(
+    recipe: Recipe,
+    *,
+    address: str | None = None,
+    ship: str = "image",
+    check: bool = True,
+    wait: bool = True,
+    workers: int | None = None,
+    memory: int | None = None,
+    device: Device = "auto",
+    overwrite: bool = False,
+    patience: float | None = None,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Run a merge as a job on a Ray cluster, and with `wait` follow it to its end.
+
+    The same merge into the same output is the same job: one that runs is joined, one that failed or was stopped is followed
+    by its next attempt, and what is done already is not submitted. With `check` the plan is made here first, unless the
+    inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `patience` as in `merge`, `ship` as in
+    `parcel.pack`.
+
+    Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
+    `exit_code` when it is over, and the merge's `result` or the `error`. Raises what a wrong recipe or plan raises,
+    EngineError when the cluster cannot be reached or is lost, Interrupted on Ctrl-C, which leaves the job running.
+    """
+    listener = listener or Silent()
+    check_ship(ship)
+    fingerprint, begun = None, False
+    if check:
+        try:
+            merge_plan, _ = plan(recipe)
+            plan_workers(merge_plan, engine="ray", workers=workers, memory=memory, points=max(1, len(recipe.points)))
+            fingerprint, begun = merge_plan.fingerprint, False
+            found = "free" if recipe.sweep else _look(merge_plan, overwrite)
+            if found == "finished" and not overwrite:
+                if (series := _series(recipe)) is not None:
+                    series.point(series.find(fingerprint), fingerprint)
+                output = redact(merge_plan.recipe.output)
+                return {"state": "nothing to do", "job": None, "exit_code": 0, "output": output, "fingerprint": fingerprint}
+            begun = found == "begun"
+        except (CredentialsError, StorageError) as error:
+            listener.note(f"not everything can be checked from here, so the cluster will: {error}")
+    options = [f"--workers={workers}"] if workers else []
+    options += [f"--memory={memory}"] if memory else []
+    options += [f"--device={device}"] if device != "auto" else []
+    options += [f"--patience={max(1, round(patience))}s"] if patience else []
+    cluster = connect(address)
+    local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
+    if local:
+        listener.note(f"{local[0]} is a local path: every node of the cluster must see the same files there")
+    made = submit_job(cluster, Submission(recipe, fingerprint, tuple(options), overwrite=overwrite, begun=begun, ship=ship))
+    for note in made.notes:
+        listener.note(note)
+    listener.note(f"job {made.name} {'runs already' if made.joined else 'submitted'} on {redact(cluster.url)}")
+    document = watching.watch(cluster, str(made.name), listener) if wait else watching.look(cluster, str(made.name))
+    return {**document, "joined": made.joined, "fingerprint": fingerprint}
+
+
+def _look(merge_plan: MergePlan, overwrite: bool) -> str:
+    store = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config)
+    try:
+        return look(store, merge_plan)
+    except (OutputOccupied, IntegrityError):
+        if overwrite:
+            return "free"
+        raise
+
+
+def list_jobs(address: str | None = None) -> list[dict[str, Any]]:
+    """The merges that were submitted to a cluster, the latest first."""
+    return sorted(
+        (watching.describe(job) for job in connect(address).jobs() if parse_job_id(job.id)), key=lambda job: job["began"] or 0, reverse=True
+    )
+
+
+def logs(job_id: str, *, address: str | None = None) -> str:
+    """What a job has written so far. Raises NotFound where the cluster knows no such job."""
+    return connect(address).log(_job_id(job_id))
+
+
+def follow(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
+    """Follow a job to its end; returns and raises what `submit` does."""
+    return watching.watch(connect(address), _job_id(job_id), listener or Silent())
+
+
+def stop(job_id: str, *, wait: bool = False, address: str | None = None) -> dict[str, Any]:
+    """Stop a job, which leaves what is finished for the next attempt; with `wait` return when it has ended."""
+    return watching.stop(connect(address), _job_id(job_id), wait=wait)
+
+
+def job_status(job_id: str, *, address: str | None = None) -> dict[str, Any]:
+    """How far a job has come, or how it ended: bytes, shards, rate, workers, retries, seconds left."""
+    return watching.look(connect(address), _job_id(job_id))
+
+
+def _job_id(text: str) -> str:
+    if parse_job_id(text) is None:
+        raise UsageError(f"{text!r} is not the id of a job of ours, such as pdd-0123456789ab-1; `paramdelta-dist jobs` lists them")
+    return text
 
 
 def status(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
-    """What is in an output folder, and how far a merge into it has come."""
-    return output_status(open_store(normalize(url), storage or StorageConfig()))
+    """What is in an output folder, and how far a merge into it has come; of a template, or the folder where its outputs
+    lie, which of them is the latest and which are unfinished."""
+    url = normalize(url)
+    store = open_store(folder_of(url) if is_template(url) else url, storage or StorageConfig())
+    found = output_status(store)
+    return (series_status(store) if found["state"] == "foreign" else None) or found
 
 
 def verify(
@@ -345,6 +740,9 @@ def verify(
     if checks:
         threads = min(workers or available_cores(), len(checks))
         with _executor(engine, workers, threads, memory, "cpu") as executor:
+            if job is not None:
+                gathered = _gather(store, merge_plan, job, executor, observer, keep=False)
+                job = replace(job, statistics=gathered.statistics)
             observer.started("verifying", sum(check.size for check in checks), details={"files": len(checks)})
             for verdict in executor.run(check_file, VerifyJob(url, storage, job), checks, advance=observer.advanced):
                 verdicts.append(verdict)
@@ -361,6 +759,65 @@ def verify(
         "bytes_read": sum(verdict.bytes_read for verdict in verdicts),
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def analyze(
+    recipe: Recipe,
+    output: str | None = None,
+    *,
+    engine: Engine = "local",
+    workers: int | None = None,
+    memory: int | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """What the deltas of a recipe are, from one reading of its inputs: tables and a page, written to the folder `output`.
+
+    `output` is by default the folder `analysis` of this directory. `memory` bounds, in bytes, this process (local) or each
+    worker (ray). Returns a document of the most important figures. Raises ParamDeltaErrors only,
+    such as HomologyError where the models do not fit together; nothing is written then.
+    """
+    began, observer = time.monotonic(), observer or _Silent()
+    folder = normalize(output or "analysis")
+    if not is_template(recipe.output) and inside(folder, recipe.output):
+        raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
+    store = open_store(folder, recipe.storage_config)
+    merge_plan, _ = plan(of_deltas(recipe))
+    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, writes=False)
+    with _collector_paused():
+        from paramdelta_dist.analysis.publish import publish
+        from paramdelta_dist.analysis.statistics import Statistics, describe
+        from paramdelta_dist.analysis.survey import SurveyJob, SurveyUnit, joined, survey_shard
+
+    subject = describe(merge_plan, weights_of(recipe))
+    units = [SurveyUnit(shard) for shard in merge_plan.shards]
+    job = SurveyJob(
+        merge_plan.models, subject.vectors, recipe.storage_config, sizing.tile_size, sizing.tiles_in_flight, threads=sizing.threads
+    )
+    surveys: dict[str, ShardSurvey] = {}
+    with _executor(engine, workers, sizing.workers, sizing.projected, "cpu") as executor:
+        observer.started(
+            "analyzing",
+            sum(unit.size for unit in units),
+            details={"shards": len(units), "memory": asdict(sizing)},
+        )
+        with closing(executor.run(survey_shard, job, units, advance=observer.advanced)) as results:
+            for survey in results:
+                surveys[survey.file] = survey
+                observer.finished(survey)
+    statistics = Statistics(subject, *joined(merge_plan, subject.vectors, surveys))
+    seconds = time.monotonic() - began
+    run = {
+        "engine": engine,
+        "version": __version__,
+        "workers": min(executor.workers, len(units)) * sizing.threads,
+        "bytes_read": sum(survey.bytes_read for survey in surveys.values()),
+        "requests": sum(survey.requests for survey in surveys.values()),
+        "seconds": round(seconds, 3),
+        "peak_memory": max(survey.peak_memory for survey in surveys.values()),
+        "projected_memory": sizing.projected,
+        "retries": executor.retries,
+    }
+    return publish(store, statistics, run)
 
 
 def clean(url: str, *, older_than: float = 86400.0, remove: bool = False, storage: StorageConfig | None = None) -> dict[str, Any]:
@@ -387,9 +844,7 @@ def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:
 
     recipe = merge_plan.recipe
     return Job(
-        method=find_method(recipe.method),
         models=merge_plan.models,
-        terms=merge_plan.terms,
         output=recipe.output,
         storage=recipe.storage_config,
         fingerprint=merge_plan.fingerprint,
@@ -399,6 +854,16 @@ def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:
         threads=sizing.threads,
         device=device,
     )
+
+
+def _gather(store: Store, merge_plan: MergePlan, job: Job, executor: Executor, observer: Observer, *, keep: bool = True) -> Gathered:
+    """What the method has to know of the whole model before the first tensor is made."""
+    from paramdelta_dist.execution.statistics import gather
+
+    def started(number: int, size: int) -> None:
+        observer.started(f"looking at the model, sweep {number + 1}", size, details={"shards": len(merge_plan.shards)})
+
+    return gather(store, merge_plan, job, executor, started=started, advance=observer.advanced, keep=keep)
 
 
 @contextmanager

@@ -56,6 +56,16 @@ WorkersOption = Annotated[
 MemoryOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most memory of this process, or of each Ray worker: 2GiB. Default: half of the machine.")
 ]
+PatienceOption = Annotated[
+    str | None, typer.Option(metavar="TIME", help="How long to wait while a cluster gives no worker at all: 5min. Default: 15min.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Dashboard of the cluster: http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine."
+    ),
+]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: pdd-0123456789ab-1.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")]
 
 
@@ -79,10 +89,7 @@ def merge(
     memory: MemoryOption = None,
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
-    patience: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="How long to wait while a cluster gives no worker at all: 5min. Default: 15min."),
-    ] = None,
+    patience: PatienceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge: make the output of a recipe, or go on where an earlier run stopped."""
@@ -112,6 +119,7 @@ def plan(
     engine: EngineOption = Engine.local,
     workers: WorkersOption = None,
     memory: MemoryOption = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with the values it gets.")] = False,
     bandwidth: Annotated[str, typer.Option(metavar="SIZE", help="Bytes a second to and from storage, for the estimate of time.")] = "1GB",
     as_json: JsonOption = False,
 ) -> None:
@@ -125,6 +133,8 @@ def plan(
         document = api.plan_document(made, sizing, report)
         document["seconds_at_bandwidth"] = round((made.bytes_to_read + made.bytes_to_write) / (speed or 1), 1)
         document["bandwidth"] = speed
+        if tensors:
+            document["tensor_list"] = api.tensor_documents(made)
         _show(document, rendering.plan_tables, as_json)
 
 
@@ -157,13 +167,137 @@ def inspect(url: Annotated[str, typer.Argument(help="Model folder, local or at a
         _show(api.inspect(url), rendering.inspect_tables, as_json)
 
 
-@app.command()
-def status(output: Annotated[str, typer.Argument(help="Output folder, local or at a URL.")], as_json: JsonOption = False) -> None:
-    """Tell what is in an output folder and how far a merge into it has come."""
+@app.command("import")
+def import_(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="mergekit's YAML file, local or at a URL.")],
+    output: Annotated[str, typer.Option("--output", help="The folder that the recipe will write.")] = "merged",
+    recipe: Annotated[str | None, typer.Option("-o", "--recipe", metavar="FILE", help="Write the recipe here, not on stdout.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a mergekit config into a recipe; tells in what the merge will differ, and refuses what cannot be mapped."""
     with _reporting(as_json):
         from paramdelta_dist import api, rendering
 
-        _show(api.status(output), rendering.status_lines, as_json)
+        made = api.import_mergekit(config, output=output)
+        if recipe is not None:
+            _write_new(recipe, made.text)
+        elif not as_json:
+            typer.echo(made.text, nl=False)
+        document = {"recipe": made.text, "written": recipe, "notes": list(made.notes)}
+        _show(document, rendering.import_lines, as_json)
+
+
+def _write_new(path: str, text: str) -> None:
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{path} is there already; name another file, or remove it") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+@app.command()
+def submit(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML), local or at a URL.")],
+    address: AddressOption = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end, or return as soon as it is submitted.")] = True,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Make the plan here first, or leave that to the cluster.")] = True,
+    ship: Annotated[
+        str,
+        typer.Option(
+            metavar="image|package|wheel|FILE.whl",
+            help="The code that runs: what the cluster has, what runs here, or a wheel (built from this checkout, or a file).",
+        ),
+    ] = "image",
+    workers: WorkersOption = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of each worker: 2GiB.")] = None,
+    device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
+    patience: PatienceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a merge as a job on a Ray cluster. Submitting it again joins the job, goes on after a failure, or finds it done."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        with rendering.job_view(sys.stderr) as view:
+            document = api.submit(
+                api.load_recipe(recipe),
+                address=address,
+                ship=ship,
+                check=check,
+                wait=wait,
+                workers=workers,
+                memory=_bytes(memory, "--memory"),
+                device=device.value,
+                overwrite=overwrite,
+                patience=_seconds(patience, "--patience"),
+                listener=view,
+            )
+        _show(document, rendering.job_end if wait else rendering.job_id, as_json)
+        raise typer.Exit(document.get("exit_code") or 0)
+
+
+@app.command()
+def jobs(address: AddressOption = None, as_json: JsonOption = False) -> None:
+    """List the merges that were submitted to a cluster."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        _show({"jobs": api.list_jobs(address)}, rendering.job_table, as_json)
+
+
+@app.command()
+def logs(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends, and exit as it does.")] = False,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what a job has written."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        if not follow:
+            log = api.logs(job, address=address)
+            _print_json({"job": job, "log": log}) if as_json else print(_printable(log, keep="\n\t"), end="")
+            return
+        with rendering.job_view(sys.stderr if as_json else sys.stdout) as view:
+            document = api.follow(job, address=address, listener=view)
+        _show(document, rendering.job_end, as_json)
+        raise typer.Exit(document["exit_code"])
+
+
+@app.command()
+def stop(
+    job: JobArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it has ended.")] = False,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop a job. What is finished is kept: submitting again goes on from there."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        _show(api.stop(job, wait=wait, address=address), rendering.job_stopped, as_json)
+
+
+@app.command()
+def status(
+    what: Annotated[str, typer.Argument(metavar="OUTPUT|JOB", help="Output folder, local or at a URL, or the id of a job.")],
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what is in an output folder and how far a merge into it, or a job, has come."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+        from paramdelta_dist.jobs.naming import parse_job_id
+
+        if parse_job_id(what):
+            _show(api.job_status(what, address=address), rendering.job_lines, as_json)
+        else:
+            _show(api.status(what), rendering.status_lines, as_json)
 
 
 @app.command()
@@ -200,6 +334,35 @@ def verify(
 
 
 @app.command()
+def analyze(
+    recipe: RecipeArgument = None,
+    base: BaseOption = None,
+    delta: DeltaOption = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Folder for the tables and the page, local or at a URL. Default: ./analysis.")
+    ] = None,
+    engine: EngineOption = Engine.local,
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Analyze the deltas of a recipe: sizes, cosines and distributions, as tables and an HTML page. Writes no model."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        with rendering.progress() as observer:
+            document = api.analyze(
+                _recipe(recipe, base, delta, None, output_needed=False),
+                output,
+                engine=engine.value,
+                workers=workers,
+                memory=_bytes(memory, "--memory"),
+                observer=observer,
+            )
+        _show(document, rendering.analyze_lines, as_json)
+
+
+@app.command()
 def clean(
     output: Annotated[str, typer.Argument(help="Output folder, local or at a URL.")],
     older_than: Annotated[str, typer.Option(metavar="AGE", help="Only what was begun at least this long ago: 24h, 30min, 7d.")] = "24h",
@@ -216,6 +379,21 @@ def clean(
         age = _seconds(older_than, "--older-than") or 0.0
         storage = api.load_recipe(recipe).storage_config if recipe else None
         _show(api.clean(output, older_than=age, remove=yes, storage=storage), rendering.clean_lines, as_json)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method, to be explained; left out, all are listed.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The merge methods there are, or one of them: formula, parameters and their ranges, paper, an example recipe."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        if name is None:
+            _show({"methods": api.methods()}, rendering.method_list, as_json)
+        else:
+            _show(api.method(name), rendering.method_page, as_json)
 
 
 @app.command()

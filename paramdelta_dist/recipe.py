@@ -5,24 +5,36 @@ Recipe text can run nothing, reads no environment variable and expands nothing b
 
 from __future__ import annotations
 
+import copy
 import difflib
+import itertools
+import math
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.rules import is_rules, parse_value
 from paramdelta_dist.errors import ParamDeltaError, RecipeError
+from paramdelta_dist.methods import METHODS, Method, Parameter, Roles, find_method
 from paramdelta_dist.sizes import parse_size
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.urls import inside, normalize, redact
+from paramdelta_dist.template import check_template, is_template
 
 MAX_RECIPE = 1 << 20
 """Longest recipe that is read, in bytes."""
+MOST_POINTS = 64
+"""A sweep writes so many outputs at most."""
 SMALLEST_SHARD = 1000
 """Fewer bytes are surely a forgotten unit."""
+MAX_FLOAT = sys.float_info.max
 
 FLOATS = {spelling: dtype.name for dtype in DTYPES.values() if dtype.kind is Kind.FLOAT for spelling in (dtype.name, *dtype.aliases)}
 """Spellings of the dtypes that can be written, to their safetensors names."""
@@ -65,10 +77,24 @@ def _dtype(value: Any) -> str | None:
     return FLOATS[value]
 
 
-def _deltas(value: Any) -> Any:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ValueError("should be a list of one or more deltas, each starting with `- post:`")
-    return value
+def _list_of(what: str, key: str) -> Any:
+    def check(value: Any) -> Any:
+        if not isinstance(value, (list, tuple)) or not value:
+            raise ValueError(f"should be a list of one or more {what}, each starting with `- {key}:`")
+        return value
+
+    return check
+
+
+def _unless_rules(value: Any, handler: Any) -> Any:
+    return value if is_rules(value) else handler(value)
+
+
+def _globs(value: Any) -> Any:
+    patterns = value if isinstance(value, (list, tuple)) else (value,)
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise ValueError("should be a glob on the names of tensors, such as '*.mlp.*', or a list of them")
+    return tuple(patterns)
 
 
 def _tokenizer_source(value: Any) -> Any:
@@ -79,22 +105,66 @@ def _tokenizer_source(value: Any) -> Any:
     return _url(value)
 
 
+def _sweep(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError("should be lines of `parameter: [value, value, …]`")
+    for key, values in value.items():
+        if not isinstance(key, str) or not re.fullmatch(r"((deltas|models)\.\d+\.)?\w+", key):
+            raise ValueError(f"{str(key)[:60]!r} should be a parameter of the method, or deltas.0.weight for that of one delta")
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ValueError(f"{key} should be a list of values")
+        texts = [_swept(each) for each in values]
+        for text, each in zip(texts, values, strict=True):
+            if not isinstance(each, (bool, int, float, str)) or not re.fullmatch(r"[\w.+-]+", text, re.ASCII):
+                raise ValueError(f"{key}: {text[:60]!r} is not a number or a word")
+            if texts.count(text) > 1:
+                raise ValueError(f"{key}: {text} is there twice")
+    if (count := math.prod(len(values) for values in value.values())) > MOST_POINTS:
+        raise ValueError(f"these are {count} points; a sweep has at most {MOST_POINTS}, because all of them are written at the same time")
+    return {key: tuple(values) for key, values in value.items()}
+
+
+def _swept(value: Any) -> str:
+    """A value as it is written in the name of an output."""
+    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
+
+
 Url = Annotated[str, BeforeValidator(_as_value_error(_url))]
 Size = Annotated[int, BeforeValidator(_as_value_error(_size))]
-Weight = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Weight = Annotated[float, Field(strict=True, allow_inf_nan=False), WrapValidator(_unless_rules)]
+"""A number; or rules, which are a list and looked at with the method's card."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, hide_input_in_errors=True)
 
 
-class Delta(_Section):
+class _Entry(_Section):
+    """A delta or a model, with parameters of its own: `weight` and whatever else its method's card allows for each."""
+
+    model_config = ConfigDict(extra="allow")
+
+    weight: Weight = 1.0
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Its own parameters, as far as they are given."""
+        weight = {"weight": self.weight} if "weight" in self.model_fields_set else {}
+        return {**weight, **(self.model_extra or {})}
+
+
+class Delta(_Entry):
     """What one post-training added: `weight` · (`post` − `base`)."""
 
     post: Url
     base: Url | None = None
     """The base that `post` grew from; None means the recipe's base."""
-    weight: Weight = 1.0
+
+
+class Entry(_Entry):
+    """A model that is merged as it is."""
+
+    model: Url
 
 
 class StorageSection(_Section):
@@ -115,72 +185,316 @@ class StorageSection(_Section):
 
 
 class Recipe(_Section):
-    """Which models, which method, which weights, where to. URLs are normalized, sizes in bytes."""
+    """Which models, which method, which weights, where to. URLs are normalized, sizes in bytes.
+
+    What `base:`, `deltas:` and `models:` mean, and which parameters there are, is said on the method's card; a recipe that
+    exists fits it.
+    """
 
     method: str = "paramdelta"
-    base: Url
-    """Θ'_base: the new base, which receives the deltas."""
-    deltas: Annotated[tuple[Delta, ...], BeforeValidator(_deltas)]
+    parameters: dict[str, Any] = {}
+    """Of the method, as given: for all deltas or models alike."""
+    given_base: Annotated[str | None, BeforeValidator(_as_value_error(_url))] = Field(default=None, alias="base")
+    """What `base:` says: for ParamΔ Θ'_base, the new base, which receives the deltas."""
+    deltas: Annotated[tuple[Delta, ...], BeforeValidator(_list_of("deltas", "post"))] = ()
+    entries: Annotated[tuple[Entry, ...], BeforeValidator(_list_of("models", "model"))] = Field(default=(), alias="models")
+    """What `models:` says."""
     output: Url
+    """A folder, or a template of one (see `template`) that becomes a folder when the plan is made."""
     dtype: Annotated[str | None, BeforeValidator(_dtype)] = None
     """Safetensors name of the dtype floating-point tensors are written in; None keeps the base's, tensor by tensor."""
     shard_size: Size = 5 * 10**9
     """Most bytes of tensor data in a shard, unless one tensor alone has more."""
     tokenizer_from: Annotated[str | int | None, BeforeValidator(_as_value_error(_tokenizer_source))] = None
     """base, post, the position of a delta, or a URL; None is the first delta's post."""
+    include: Annotated[tuple[str, ...], BeforeValidator(_globs)] = ()
+    """Globs on the names of tensors: only these are merged, the others copied from the base. None given, all are."""
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_globs)] = ()
+    """Globs on the names of tensors that are copied from the base."""
+    vocab: Literal["strict", "pad", "by-token"] = "strict"
+    """What is done where vocabularies differ: refused; rows beyond the common ones whole from one model; rows by token."""
     allow_nonfinite: bool = False
     storage: dict[str, StorageSection] = {}
+    sweep: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_sweep)] = {}
+    """Values to try of parameters: every combination is a merge of its own, into a folder of its own below `output`. What
+    the rest of the recipe says is then the first of them."""
 
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
-        from paramdelta_dist.methods import find_method
-
         return _as_value_error(lambda name: find_method(name).name)(value)  # type: ignore[no-any-return]
+
+    @field_validator("output")
+    @classmethod
+    def _known_template(cls, value: str) -> str:
+        return _as_value_error(check_template)(value)  # type: ignore[no-any-return]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fits_its_method(cls, value: Any, handler: Any) -> Recipe:
+        if isinstance(value, dict) and value.get("sweep"):
+            with suppress(ValueError):  # which the field's own validator raises again
+                value = _at(value, {key: values[0] for key, values in _sweep(value["sweep"]).items()})
+        misfits = list(_misfits(value)) if isinstance(value, dict) else []
+        try:
+            recipe: Recipe = handler(value)
+        except ValidationError as error:  # all mistakes at once
+            found = [(each["type"], each["loc"], each["msg"]) for each in error.errors(include_url=False, include_input=False)]
+        else:
+            if not misfits:
+                return recipe
+            found = []
+        problems = [InitErrorDetails(type=PydanticCustomError(kind, "{message}", {"message": message}), loc=place, input=None)
+                    for kind, place, message in (*misfits, *found)]  # fmt: skip
+        raise ValidationError.from_exception_data("Recipe", problems, hide_input=True)
+
+    @model_validator(mode="after")
+    def _every_point_is_a_recipe(self) -> Recipe:
+        if self.sweep and is_template(self.output):
+            raise ValueError("sweep: its points are folders below `output`, which cannot be a template then; name a folder")
+        try:
+            _ = self.points
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in problem["loc"])
+            raise ValueError(f"sweep: {place}: {problem['msg']}") from None
+        return self
 
     @model_validator(mode="after")
     def _places_differ(self) -> Recipe:
+        if self.models:  # else it is refused in other words
+            self._require_own_output()
+        return self
+
+    def _require_own_output(self) -> None:
         for url in (*self.models, self.tokenizer_url):
             if inside(self.output, url) or inside(url, self.output):
                 raise ValueError(
                     f"output {redact(self.output)} and the input {redact(url)} are in each other; write to a folder of its own"
                 )
-        return self
+
+    @property
+    def base(self) -> str:
+        """The model whose structure, config and copied tensors the output has: `base:`, or the first of `models:`."""
+        return self.given_base or (self.entries[0].model if self.entries else "")
 
     @property
     def models(self) -> tuple[str, ...]:
         """Every model the merge reads, once, the base first."""
-        urls = [self.base]
+        urls = [self.base] if self.base else []
         for delta in self.deltas:
             urls += [delta.post, delta.base or self.base]
-        return tuple(dict.fromkeys(urls))
+        return tuple(dict.fromkeys([*urls, *(entry.model for entry in self.entries)]))
 
     @property
     def tokenizer_url(self) -> str:
         """The model whose tokenizer, chat template and generation config are copied."""
+        posts = [delta.post for delta in self.deltas] or [entry.model for entry in self.entries]
         source = 0 if self.tokenizer_from in (None, "post") else self.tokenizer_from
         if source == "base":
             return self.base
         if isinstance(source, int):
-            if not 0 <= source < len(self.deltas):
-                raise ValueError(f"tokenizer_from: there is no delta {source}; there are {len(self.deltas)}, counted from 0")
-            return self.deltas[source].post
+            if not 0 <= source < len(posts):
+                noun = "delta" if self.deltas else "model"
+                raise ValueError(f"tokenizer_from: there is no {noun} {source}; there are {len(posts)}, counted from 0")
+            return posts[source]
         return str(source)
+
+    @property
+    def points(self) -> dict[str, Recipe]:
+        """The merges of a sweep by the names of their folders, in the order of the combinations; none where nothing is swept."""
+        if not self.sweep:
+            return {}
+        document = self.model_dump(by_alias=True, exclude_unset=True, exclude={"sweep"})
+        return {
+            name: Recipe.model_validate(_at(document, values) | {"output": f"{self.output}/{name}"})
+            for name, values in self.swept_values.items()
+        }
+
+    @property
+    def swept_values(self) -> dict[str, dict[str, Any]]:
+        """What the sweep sets at each of its points, by the name of the point's folder."""
+        if not self.sweep:
+            return {}
+        points = [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
+        return {",".join(f"{key}={_swept(value)}" for key, value in point.items()): point for point in points}
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether any parameter may have another value for another tensor."""
+        given = (self.parameters, *(delta.given for delta in self.deltas), *(entry.given for entry in self.entries))
+        return any(is_rules(value) for values in given for value in values.values())
 
     @property
     def storage_config(self) -> StorageConfig:
         return StorageConfig({prefix: StoreSettings(**section.model_dump()) for prefix, section in self.storage.items()})
 
+    def with_output(self, output: str) -> Recipe:
+        """This recipe with another normalized output. Raises RecipeError when that is in an input, or an input in it."""
+        recipe = self.model_copy(update={"output": output})
+        try:
+            recipe._require_own_output()
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+        return recipe
+
     def as_document(self) -> dict[str, Any]:
         """The recipe as plain values, for cards and provenance: no defaults, no storage settings, URLs without secrets."""
-        document = self.model_dump(exclude_defaults=True, exclude={"storage"})
-        document = {"method": self.method, **document, "base": redact(self.base), "output": redact(self.output)}
-        document["deltas"] = [
-            {"post": redact(d.post), **({"base": redact(d.base)} if d.base else {}), "weight": d.weight} for d in self.deltas
-        ]
+        rest = self.model_dump(exclude_defaults=True, exclude={"storage", "method", "given_base", "deltas", "entries"})
+        document: dict[str, Any] = {"method": self.method}
+        if self.given_base:
+            document["base"] = redact(self.given_base)
+        weighted = any(parameter.name == "weight" for parameter in find_method(self.method).parameters)
+        if self.deltas:
+            document["deltas"] = [
+                {
+                    "post": redact(d.post),
+                    **({"base": redact(d.base)} if d.base else {}),
+                    **({"weight": d.weight} if weighted and "weight" not in self.parameters else {}),
+                    **d.given,
+                }
+                for d in self.deltas
+            ]
+        if self.entries:
+            document["models"] = [{"model": redact(entry.model), **entry.given} for entry in self.entries]
+        document |= {key: list(value) if isinstance(value, tuple) else value for key, value in rest.items()} | {
+            "output": redact(self.output)
+        }
         if isinstance(self.tokenizer_from, str):
             document["tokenizer_from"] = redact(self.tokenizer_from)
         return document
+
+
+def _at(document: Mapping[Any, Any], point: Mapping[str, Any]) -> dict[Any, Any]:
+    """A recipe, as it is written, with values of parameters set. Raises ValueError where there is no place for one."""
+    changed = copy.deepcopy(dict(document))
+    for key, value in point.items():
+        section, _, rest = key.partition(".")
+        if rest:
+            number, _, name = rest.partition(".")
+            entries = changed.get(section)
+            if not isinstance(entries, (list, tuple)) or int(number) >= len(entries) or not isinstance(entries[int(number)], dict):
+                raise ValueError(f"sweep: {key}: there is no {section}.{number}, counted from 0")
+            entries[int(number)][name] = value
+            continue
+        for role in ("deltas", "models"):
+            entries = changed.get(role)
+            for place, entry in enumerate(entries if isinstance(entries, (list, tuple)) else ()):
+                if isinstance(entry, dict) and key in entry:
+                    raise ValueError(f"sweep: {role}.{place} has a {key} of its own; leave it out there, or sweep {role}.{place}.{key}")
+        parameters = changed.setdefault("parameters", {})
+        if isinstance(parameters, dict):
+            parameters[key] = value
+    return changed
+
+
+def of_deltas(recipe: Recipe) -> Recipe:
+    """The recipe that adds every delta of `recipe` whole, whatever its method does with them: for who wants to read all of them.
+
+    Models that are merged as they are count as deltas of the recipe's base, or where there is none of the first of them.
+    """
+    deltas = [{"post": delta.post, "base": delta.base or recipe.base} for delta in recipe.deltas]
+    deltas += [{"post": entry.model} for entry in recipe.entries if entry.model != recipe.base]
+    if not deltas:
+        raise RecipeError("the recipe has no model besides its base")
+    rest = {"shard_size": recipe.shard_size, "storage": recipe.storage, "tokenizer_from": "base"}
+    return Recipe.model_validate({"base": recipe.base, "deltas": deltas, "output": "memory://nothing-is-written", **rest})
+
+
+def weights_of(recipe: Recipe) -> list[float]:
+    """The weight of each delta of `of_deltas(recipe)`; 1 where it is chosen by rules or the method has none."""
+    entries = [*recipe.deltas, *(entry for entry in recipe.entries if entry.model != recipe.base)]
+    general = recipe.parameters.get("weight", 1.0)
+    given = [entry.given.get("weight", general) for entry in entries]
+    return [float(weight) if _is_number(weight) else 1.0 for weight in given]
+
+
+_Misfit = tuple[str, tuple[str | int, ...], str]
+"""Kind, place and description of what a recipe says that its method does not know."""
+
+
+def _misfits(document: dict[Any, Any]) -> Iterator[_Misfit]:
+    """Where a recipe, as it was written, and its method's card differ. What has the wrong type is left to others to refuse."""
+    name = document.get("method", "paramdelta")
+    if not isinstance(name, str):
+        return
+    try:
+        method = find_method(name)
+    except ParamDeltaError:
+        return
+    yield from _wrong_roles(document, method)
+    every = {parameter.name: parameter for parameter in method.parameters}
+    own = {parameter.name: parameter for parameter in method.for_each}
+    general = document.get("parameters", {})
+    general = general if isinstance(general, dict) else {}
+    for name, value in general.items():
+        yield from _wrong_value(("parameters", name), value, every, f"parameters of {method.name}")
+    section, keys = ("deltas", Delta) if method.roles is Roles.DELTAS else ("models", Entry)
+    given = document.get(section)
+    entries = [(n, entry) for n, entry in enumerate(given) if isinstance(entry, dict)] if isinstance(given, (list, tuple)) else []
+    fixed = [key for key in keys.model_fields if key != "weight"]
+    for number, entry in entries:
+        for name, value in entry.items():
+            if name in fixed or (name == "weight" and not (_is_number(value) or is_rules(value))):
+                continue
+            if name in every and name not in own:
+                yield "of_all", (section, number, name), "is for all alike; write it under `parameters:`"
+                continue
+            yield from _wrong_value((section, number, name), value, own, f"keys here for {method.name}", fixed)
+    for parameter in method.parameters:
+        by_each = parameter.each and entries and all(parameter.name in entry for _, entry in entries)
+        if parameter.default is None and parameter.name not in general and not by_each:
+            yield "needed", ("parameters", parameter.name), f"is missing: {parameter.meaning}, {parameter.range}"
+
+
+def _wrong_roles(document: dict[Any, Any], method: Method) -> Iterator[_Misfit]:
+    """What is missing of, or too much for, what the method works on."""
+    deltas = method.roles is Roles.DELTAS
+    section, other = ("deltas", "models") if deltas else ("models", "deltas")
+    if other in document:
+        takers = ", ".join(each.name for each in METHODS if (each.roles is Roles.DELTAS) != deltas)
+        takes = "`base:` and `deltas:`" if deltas else "`models:`"
+        yield "role", (other,), f"{method.name} takes {takes}; `{other}:` is for {takers}"
+    if deltas and "base" not in document:
+        yield "missing", ("base",), ""
+    if section not in document:
+        if other not in document:
+            yield "missing", (section,), ""
+        return
+    count, based = len(document[section]) if isinstance(document[section], (list, tuple)) else 0, "base" in document
+    if count == 0:
+        return
+    if method.roles is Roles.PAIR:
+        if count + based != 2 and not (method.over_base and based and count == 2):
+            more = ", or `base:` and two entries, to merge what they add to it" if method.over_base else ""
+            yield "role", (section,), f"{method.name} merges two models: give `base:` and one entry here, or two entries{more}"
+        return
+    if not deltas and based and not method.over_base:
+        yield "role", ("base",), f"{method.name} has no base; a model that takes part belongs into `models:`"
+    if count < method.least or (method.most is not None and count > method.most):
+        number = f"exactly {method.least}" if method.least == method.most else f"{method.least} or more"
+        yield "role", (section,), f"{method.name} takes {number}, {count} {'is' if count == 1 else 'are'} given"
+
+
+def _wrong_value(
+    place: tuple[str | int, ...], value: Any, known: dict[str, Parameter], what: str, fixed: Sequence[str] = ()
+) -> Iterator[_Misfit]:
+    name = place[-1]
+    if not isinstance(name, str):
+        return
+    if name not in known:
+        near = difflib.get_close_matches(name, [*fixed, *known], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"{what}: {', '.join([*fixed, *known]) or 'none'}"
+        yield "unknown", place, hint
+        return
+    try:
+        parse_value(value, known[name].check)
+    except ValueError as error:
+        yield "parameter", place, str(error)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT
 
 
 class _Loader(yaml.SafeLoader):
@@ -287,6 +601,8 @@ def _explained(problem: Any, lines: dict[tuple[Any, ...], int]) -> str:
         near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{prefix}unknown key {key!r}; {hint}"
+    if problem["type"] == "unknown":
+        return f"{prefix}unknown key {key!r}; {problem['msg']}"
     if problem["type"] == "missing":
         return f"{prefix}{key!r} is missing"
     message = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
@@ -294,12 +610,9 @@ def _explained(problem: Any, lines: dict[tuple[Any, ...], int]) -> str:
 
 
 def _known_keys(parent: tuple[Any, ...]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    if parent and parent[0] == "deltas":
-        section = Delta
-    elif parent and parent[0] == "storage":
-        section = StorageSection
-    return list(section.model_fields)
+    sections: dict[str, type[BaseModel]] = {"deltas": Delta, "models": Entry, "storage": StorageSection}
+    section = sections.get(str(parent[0]), Recipe) if parent else Recipe
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _refuse_duplicate_keys(node: Any) -> None:

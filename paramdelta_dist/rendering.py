@@ -7,19 +7,19 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from paramdelta_dist.sizes import format_memory, format_seconds, format_size
 
 if TYPE_CHECKING:
+    from paramdelta_dist.analysis.survey import ShardSurvey
     from paramdelta_dist.api import MergeResult, Observer
     from paramdelta_dist.execution.receipts import Receipt
     from paramdelta_dist.execution.verify import FileVerdict
@@ -28,6 +28,10 @@ LINE_SECONDS = 10.0
 """Between two progress lines in a log."""
 FEW = 12
 """Rows of a list that are shown before the rest is only counted."""
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
 
 
 @contextmanager
@@ -41,8 +45,7 @@ def progress() -> Iterator[Observer]:
         if not sys.stderr.isatty():
             yield ProgressLines()
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as bar:
+        with Progress(*_columns(), console=Console(stderr=True), redirect_stdout=False) as bar:
             yield ProgressBar(bar)
 
 
@@ -64,9 +67,11 @@ class ProgressBar:
         self._bar = bar
         self._task: TaskID | None = None
 
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
         lines = []
-        if "shards" in details:
+        if "bytes_to_read" in details:
             shards = _plural(details["shards"], "shard")
             lines.append(f"{format_size(details['bytes_to_read'])} to read, {format_size(total)} to write in {shards}")
         if "memory" in details:
@@ -81,7 +86,11 @@ class ProgressBar:
         if self._task is not None:
             self._bar.advance(self._task, size)
 
-    def finished(self, result: Receipt | FileVerdict) -> None: ...
+    def reached(self, done: int) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=done)
+
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None: ...
 
 
 class ProgressLines:
@@ -90,9 +99,13 @@ class ProgressLines:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._total = self._done = self._kept = 0
+        self._counts: Callable[[], Mapping[str, int]] = dict
         self._began = self._told = time.monotonic()
 
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
+        self._counts = counts
         self._total, self._done, self._kept = total, done, done
         self._began = self._told = time.monotonic()
         self._tell("started", what=what, bytes_total=total, bytes_done=done, **details)
@@ -106,29 +119,73 @@ class ProgressLines:
         if due:
             rate = (done - self._kept) / max(time.monotonic() - self._began, 1e-9)
             left = round((self._total - done) / rate, 1) if rate > 0 else None
-            self._tell("progress", bytes_total=self._total, bytes_done=done, bytes_per_second=round(rate), seconds_left=left)
+            told: dict[str, Any] = {"bytes_total": self._total, "bytes_done": done, "bytes_per_second": round(rate), "seconds_left": left}
+            self._tell("progress", **told, **self._counts())
 
-    def finished(self, result: Receipt | FileVerdict) -> None:
-        fields = asdict(result)
-        self._tell("finished", **{key: fields[key] for key in ("file", "size", "seconds", "worker", "problems") if key in fields})
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None:
+        told = ("file", "size", "seconds", "worker", "problems")
+        self._tell("finished", **{key: getattr(result, key) for key in told if hasattr(result, key)})
 
     @staticmethod
     def _tell(event: str, **fields: Any) -> None:
         print(json.dumps({"event": event, "time": round(time.time(), 3), **fields}), file=sys.stderr, flush=True)
 
 
+@contextmanager
+def job_view(stream: TextIO) -> Iterator[JobView]:
+    """A job's log on `stream` as it comes; its progress as a bar where that is a terminal, as its JSON lines elsewhere."""
+    if not (stream.isatty() and sys.stderr.isatty()):
+        yield JobView(lambda line: print(line, file=stream, flush=True), None)
+        return
+    with Progress(*_columns(), console=Console(file=stream)) as bar:
+        yield JobView(lambda line: bar.console.print(escape(line), highlight=False, soft_wrap=True), ProgressBar(bar))
+
+
+class JobView:
+    """What a job writes, and what is said about it. Its text may come from a stranger, and is kept from the terminal's ears."""
+
+    def __init__(self, show: Callable[[str], None], bar: ProgressBar | None) -> None:
+        self._show, self._bar = show, bar
+
+    def line(self, text: str) -> None:
+        self._show("".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text))
+
+    def event(self, fields: dict[str, Any], text: str) -> None:
+        if self._bar is None:
+            self.line(text)
+        elif fields["event"] == "started":
+            details: dict[str, Any] = {name: fields[name] for name in ("shards", "bytes_to_read", "memory") if name in fields}
+            self._bar.started(fields.get("what", "merging"), fields["bytes_total"], done=fields.get("bytes_done", 0), details=details)
+        elif fields["event"] == "progress":
+            self._bar.reached(fields["bytes_done"])
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True) if self._bar is None else self.line(text)
+
+
 def merge_document(result: MergeResult) -> dict[str, Any]:
-    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **result.report}
+    pointer = {"pointer": result.pointer} if result.pointer else {}
+    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **pointer, **result.report}
 
 
 def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> None:
     console = Console(file=stream, highlight=False, soft_wrap=True)
+    latest = f"  {escape(document['pointer'])} names it the latest" if "pointer" in document else ""
     if document["state"] == "nothing to do":
-        console.print(f"nothing to do: {escape(document['output'])} holds this merge of these inputs already")
+        what = f"{_plural(len(document['points']), 'point')} of this sweep" if "points" in document else "this merge"
+        console.print(f"nothing to do: {escape(document['output'])} holds {what} of these inputs already")
+        if latest:
+            console.print(latest)
         return
     moved = document["bytes_read"] + document["bytes_written"]
     kept = f", {document['shards']['kept']} kept from an earlier run" if document["shards"]["kept"] else ""
     console.print(f"merged into {escape(document['output'])}")
+    for point in document.get("points", ())[:FEW]:
+        console.print(f"  {escape(point['name'])}" + (", which was there already" if point["state"] == "nothing to do" else ""))
+    if len(document.get("points", ())) > FEW:
+        console.print(f"  … and {len(document['points']) - FEW} more points")
+    if latest:
+        console.print(latest)
     console.print(
         f"  {format_size(document['bytes_read'])} read, {format_size(document['bytes_written'])} written in "
         f"{format_seconds(document['seconds'])}: {format_size(moved / max(document['seconds'], 1e-9))}/s"
@@ -153,6 +210,8 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
     console = Console(file=stream, highlight=False, soft_wrap=True)
     for note in document["notes"]:
         console.print(f"note: {escape(note)}")
+    if "tensor_list" in document:
+        _tensor_table(console, document["tensor_list"])
     table = Table("shard", "size", "tensors", "to read", box=None, pad_edge=False)
     shards = document["shards"]
     for shard in shards[:FEW]:
@@ -162,10 +221,12 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
         console.print(f"… and {len(shards) - FEW} more")
     memory, requests = document["memory"], document["requests"]
     counts = document["tensors"]
+    times = document["bytes_to_read"] / max(1, document["bytes_of_inputs"])
+    again = f", {format_size(document['bytes_of_inputs'])} of inputs {times:.2g} times" if times > 1 else ""
     facts = {
         "output": document["recipe"]["output"],
         "tensors": f"{counts['merged']} merged, {counts['copied']} copied from the base, {document['total_parameters']:,} parameters",
-        "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests",
+        "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests{again}",
         "to write": f"{format_size(document['bytes_to_write'])} in {requests['write']:,} requests, {_count(shards, 'shard')}",
         "memory": _memory_line(memory),
         "tiles": f"{format_memory(memory['tile_size'])}, {memory['tiles_in_flight']} in flight a shard",
@@ -176,10 +237,84 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
     _facts(console, facts)
 
 
+def _tensor_table(console: Console, tensors: list[dict[str, Any]]) -> None:
+    """A line for each tensor: neighbours in a table would be cut where the terminal ends."""
+    for tensor in tensors:
+        shape = " × ".join(map(str, tensor["shape"])) or "scalar"
+        what = "copied from the base"
+        if tensor["merged"]:
+            terms = "; ".join(_values(term) for term in tensor["terms"]) or "nothing is added to the base"
+            what = f"{terms} | {_values(tensor['parameters'])}" if tensor["parameters"] else terms
+        rows = f" in {tensor['row_runs']:,} runs of rows" if "row_runs" in tensor else ""
+        console.print(f"{escape(tensor['name'])}  [dim]{tensor['dtype']} {shape}, {tensor['component']}{rows}[/]  {escape(what)}")
+    console.print()
+
+
+def _values(values: dict[str, Any]) -> str:
+    """`post: weight 0.5, density 0.2`, the model by the last part of its URL."""
+    model = values.get("model")
+    listed = ", ".join(
+        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items() if name != "model"
+    )
+    return f"{model.rstrip('/').rpartition('/')[2]}: {listed}" if model else listed
+
+
+def method_list(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    families: dict[str, list[dict[str, Any]]] = {}
+    for method in document["methods"]:
+        families.setdefault(method["family"], []).append(method)
+    width = max(len(method["name"]) for method in document["methods"]) + 2
+    for family, methods in families.items():
+        console.print(f"[bold]{escape(family)}[/]")
+        for method in methods:
+            package = f" (of the package {method['package']})" if method["package"] else ""
+            console.print(f"  {escape(method['name']):<{width}}{escape(method['title'] + package)}")
+    console.print("\n`paramdelta-dist methods NAME` explains one: formula, parameters, paper, an example recipe")
+
+
+def method_page(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(document['name'])}[/]  {escape(document['title'])}\n")
+    facts = {
+        "formula": document["formula"],
+        "takes": document["takes"],
+        "scope": document["scope"],
+        "paper": document["paper"],
+    }
+    if document["package"]:
+        facts["package"] = document["package"]
+    _facts(console, facts)
+    if document["notes"]:
+        console.print(f"\n{escape(document['notes'])}")
+    if document["parameters"]:
+        console.print("\n[bold]parameters[/]")
+    for parameter in document["parameters"]:
+        default = "has to be given" if parameter["default"] is None else f"default {json.dumps(parameter['default'])}"
+        where = "; for all, or in each of them" if parameter["for_each"] else ""
+        console.print(f"  {escape(parameter['name'])}: {escape(parameter['meaning'])}")
+        console.print(f"      {escape(parameter['range'])}; {default}{where}")
+    console.print("\n[bold]example[/]")
+    for line in document["example"]:
+        console.print(f"  {escape(line)}")
+
+
+def import_lines(document: dict[str, Any]) -> None:
+    """What the user of an imported recipe has to know, on stderr: stdout is for the recipe."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("differences from mergekit:")
+    for note in document["notes"]:
+        console.print(f"  - {escape(note)}")
+    if document["written"] is not None:
+        console.print(f"recipe written to {escape(document['written'])}; `paramdelta-dist plan` shows what it does")
+
+
 def check_table(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for note in document["notes"]:
         console.print(f"note: {escape(note)}")
+    for mode, what in document["vocabulary"]:
+        console.print(f"with vocab: {mode}: {escape(what)}")
     if document["homologous"]:
         console.print(f"{_plural(len(document['models']), 'model')} fit the base {escape(document['base'])}")
         return
@@ -223,6 +358,9 @@ def inspect_tables(document: dict[str, Any]) -> None:
 
 def status_lines(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
+    if document["state"] == "series":
+        _facts(console, _series_facts(document))
+        return
     states = {
         "absent": "nothing is there",
         "foreign": "files that no merge of ours made",
@@ -248,6 +386,92 @@ def status_lines(document: dict[str, Any]) -> None:
     _facts(console, facts)
 
 
+def job_id(document: dict[str, Any]) -> None:
+    """For `submit --no-wait`: the id alone, so that a script can take it."""
+    print(document["job"] or f"nothing to do: {document['output']} holds this merge of these inputs already")
+
+
+def job_end(document: dict[str, Any]) -> None:
+    """How a followed job ended; what it wrote was shown while it came."""
+    if document["state"] == "nothing to do":
+        merge_summary(document)
+    elif "error" in document:
+        print(f"error: {document['error']['message']}", file=sys.stderr)
+    elif "result" in document:
+        merge_summary(document["result"])
+    else:
+        print(f"job {document['job']} {document['state']}")
+
+
+def job_stopped(document: dict[str, Any]) -> None:
+    if not document["told_to_stop"]:
+        print(f"job {document['job']} was over already: {document['state']}")
+    elif document["state"] == "stopped":
+        print(f"job {document['job']} is stopped; what is finished is kept, and submitting again goes on from there")
+    else:
+        print(f"job {document['job']} is told to stop; --wait waits for its end")
+
+
+def job_table(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if not document["jobs"]:
+        console.print("no merge was submitted to this cluster")
+        return
+    table = Table("job", "state", "began", "took", "output", box=None, pad_edge=False)
+    for job in document["jobs"]:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["began"])) if job["began"] else ""
+        took = format_seconds(job["seconds"]) if job["seconds"] is not None else ""
+        table.add_row(job["job"], job["state"], began, took, escape(job["output"] or ""))
+    console.print(table)
+
+
+def job_lines(document: dict[str, Any]) -> None:
+    """The status of a job, running or over."""
+    console = Console(highlight=False, soft_wrap=True)
+    facts = {"job": document["job"], "state": document["state"], "output": document["output"] or "unknown"}
+    if document["seconds"] is not None:
+        facts["time"] = format_seconds(document["seconds"])
+    result = document.get("result", {})
+    if "bytes_written" in result:
+        facts["merged"] = f"{format_size(result['bytes_read'])} read, {format_size(result['bytes_written'])} written"
+        facts["rate"] = f"{format_size(result['bytes_per_second'])}/s, read and written"
+        facts["shards"] = f"{result['shards']['made']} made, {result['shards']['kept']} kept from an earlier run"
+        facts["workers"], facts["retries"] = str(result["workers"]), str(result["retries"])
+    elif result:
+        facts["merged"] = result["state"]
+    elif document.get("bytes", {}).get("total"):
+        size, shards = document["bytes"], document["shards"]
+        facts["bytes"] = f"{format_size(size['done'])} of {format_size(size['total'])} ({size['done'] / size['total']:.0%})"
+        facts["shards"] = f"{shards['finished']} finished by this job, {shards['total']} in all"
+        for name, suffix in (("workers", ""), ("retries", "")):
+            if document[name] is not None:
+                facts[name] = f"{document[name]}{suffix}"
+        if document["bytes_per_second"] and not document.get("exit_code"):
+            facts["rate"] = f"{format_size(document['bytes_per_second'])}/s written"
+            facts["time left"] = format_seconds(document["seconds_left"]) if document["seconds_left"] is not None else "unknown"
+    if "error" in document:
+        driver = document["error"].get("driver", {}).get("message")
+        facts["ended"] = document["error"]["message"] + (f": {driver}" if driver else "")
+    _facts(console, facts)
+
+
+def _series_facts(document: dict[str, Any]) -> dict[str, str]:
+    complete, unfinished = document["complete"], document["unfinished"]
+    facts = {"outputs in": document["output"]}
+    for name, pointer in document["latest"].items():
+        facts[name] = f"{pointer['output']}, committed {pointer['committed']}"
+    facts["complete"] = _few(complete)
+    if unfinished:
+        facts["unfinished"] = f"{_few(unfinished)}; running or stopped, the same merge command goes on"
+    return facts
+
+
+def _few(names: list[str]) -> str:
+    """How many, and the last of them, which are the newest where names begin with a date."""
+    shown = ", ".join(names[-3:])
+    return f"{len(names)}: {'… ' if len(names) > 3 else ''}{shown}" if names else "none"
+
+
 def verify_lines(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for problem in document["problems"]:
@@ -261,6 +485,38 @@ def verify_lines(document: dict[str, Any]) -> None:
         console.print(f"{escape(document['output'])} is what was committed")
     else:
         print(f"error: {document['output']}: {_plural(len(document['problems']), 'problem')}", file=sys.stderr)
+
+
+def analyze_lines(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table("delta", "‖δ‖", "‖δ‖ / ‖base‖", "max |δ|", "unchanged", box=None, pad_edge=False)
+    for delta in document["deltas"]:
+        table.add_row(
+            escape(delta["label"]),
+            *(_figure(delta[key]) for key in ("norm", "relative_norm", "max_abs")),
+            _figure(delta["zero_share"], percent=True),
+        )
+    console.print(table)
+    if document["pairs"]:
+        pairs = Table("cosine between", "", "whole model", "mean of tensors", "same sign", box=None, pad_edge=False)
+        for pair in document["pairs"][:FEW]:
+            figures = (_figure(pair["cosine"]), _figure(pair["mean_cosine"]), _figure(pair["sign_agreement"], percent=True))
+            pairs.add_row(escape(pair["first"]), escape(pair["second"]), *figures)
+        console.print(pairs)
+    if document["nonfinite_tensors"]:
+        console.print(f"{_plural(len(document['nonfinite_tensors']), 'tensor')} hold NaN or infinity and were left out of all sums")
+    rate = format_size(document["bytes_read"] / max(document["seconds"], 1e-9))
+    console.print(
+        f"{_plural(document['tensors'], 'tensor')}, {document['parameters']:,} parameters: {format_size(document['bytes_read'])} read in "
+        f"{format_seconds(document['seconds'])}, {rate}/s"
+    )
+    console.print(f"written to {escape(document['output'])}: {', '.join(document['files'])}")
+
+
+def _figure(value: float | None, *, percent: bool = False) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if percent else f"{value:.4g}"
 
 
 def clean_lines(document: dict[str, Any]) -> None:

@@ -210,29 +210,35 @@ class _FilesOverHttp(BaseHTTPRequestHandler):
         path = self.root / urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).lstrip("/")
         if not path.is_file():
             return self._reply(404)
-        data, status = path.read_bytes(), path.stat()
+        status = path.stat()
+        size = status.st_size
         tag = f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
         if self.headers.get("If-Match", tag) != tag:
             return self._reply(412)
         headers = {"ETag": tag, "Accept-Ranges": "bytes", "Last-Modified": self.date_time_string(int(status.st_mtime))}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not wanted:
-            return self._reply(200, data, headers)
-        start, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
-        if start >= len(data):
-            return self._reply(416, headers={"Content-Range": f"bytes */{len(data)}"})
-        return self._reply(206, data[start : last + 1], headers | {"Content-Range": f"bytes {start}-{last}/{len(data)}"})
+            return self._reply(200, headers=headers, file=path, stop=size)
+        start, last = int(wanted[1]), min(int(wanted[2] or size), size - 1)
+        if start >= size:
+            return self._reply(416, headers={"Content-Range": f"bytes */{size}"})
+        headers["Content-Range"] = f"bytes {start}-{last}/{size}"
+        return self._reply(206, headers=headers, file=path, start=start, stop=last + 1)
 
     do_HEAD = do_GET
 
-    def _reply(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+    def _reply(
+        self, status: int, *, headers: dict[str, str] | None = None, file: Path | None = None, start: int = 0, stop: int = 0
+    ) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(stop - start))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        if self.command != "HEAD" and file is not None:  # bytes that are not asked for are not read: a file may be all holes
+            with file.open("rb") as opened:
+                opened.seek(start)
+                self.wfile.write(opened.read(stop - start))
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -12,11 +12,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = (
     ("errors", "sizes", "_version"),
-    ("storage", "kernels"),
+    ("storage", "kernels", "template"),
     ("checkpoint", "methods"),
     ("recipe",),
-    ("planning",),
-    ("execution",),
+    ("planning", "importing"),
+    ("execution", "jobs"),
+    ("analysis",),
     ("api",),
     ("rendering",),
     ("demo",),
@@ -26,16 +27,18 @@ LEVELS = (
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 ROOMS = {
-    "ray": ("execution/ray",),
+    "ray": ("execution/ray", "jobs/ray_jobs.py"),
     "pydantic": ("recipe.py",),
     "fsspec": ("storage/",),
     "s3fs": ("storage/",),
     "gcsfs": ("storage/",),
     "obstore": ("storage/",),
     "botocore": ("storage/",),
-    "aiohttp": ("storage/",),
+    "aiohttp": ("storage/", "jobs/ray_jobs.py"),
+    "requests": ("jobs/ray_jobs.py",),
     "google": ("storage/",),
     "torch": ("kernels/", "methods/", "execution/making.py", "execution/machine.py", "demo.py"),
+    "pyarrow": ("analysis/tables.py",),
     "triton": ("kernels/fused.py",),
     "safetensors": ("demo.py",),
     "typer": ("cli.py",),

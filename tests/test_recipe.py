@@ -157,7 +157,8 @@ def test_an_unknown_key_names_its_line_and_the_nearest_known_one(typo, near):
 
 def test_an_unknown_key_far_from_all_lists_the_known_ones():
     assert refused(with_line("zzz: 1")).endswith(
-        "known keys: method, base, deltas, output, dtype, shard_size, tokenizer_from, allow_nonfinite, storage"
+        "known keys: method, parameters, base, deltas, models, output, dtype, shard_size, "
+        "tokenizer_from, include, exclude, vocab, allow_nonfinite, storage"
     )
 
 
@@ -467,9 +468,9 @@ def test_environment_variables_are_not_expanded_and_the_home_is(monkeypatch, tmp
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SECRET", "hunter2")
     monkeypatch.chdir(tmp_path)
-    recipe = parsed("base: ~/new\noutput: $HOME/${SECRET}\ndeltas: [{post: '%SECRET%', base: s3://b/$SECRET}, {post: '{{SECRET}}'}]")
+    recipe = parsed("base: ~/new\noutput: $HOME/$SECRET\ndeltas: [{post: '%SECRET%', base: s3://b/$SECRET}, {post: '{{SECRET}}'}]")
     assert recipe.base == f"{tmp_path}/home/new"
-    assert recipe.output == f"{tmp_path}/$HOME/${{SECRET}}"
+    assert recipe.output == f"{tmp_path}/$HOME/$SECRET"
     assert [(d.post, d.base) for d in recipe.deltas] == [(f"{tmp_path}/%SECRET%", "s3://b/$SECRET"), (f"{tmp_path}/{{{{SECRET}}}}", None)]
 
 

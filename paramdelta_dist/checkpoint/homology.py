@@ -9,6 +9,7 @@ from typing import Any
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary
+from paramdelta_dist.checkpoint.vocabulary import input_embeddings, is_vocabulary_tensor
 from paramdelta_dist.errors import HomologyError
 from paramdelta_dist.storage import StorageConfig, redact
 
@@ -47,6 +48,8 @@ class HomologyReport:
     mismatches: tuple[Mismatch, ...]
     notes: tuple[str, ...]
     """Differences that are allowed, and how each is settled."""
+    vocabulary: tuple[tuple[str, str], ...] = ()
+    """(mode, what it would do) for each mode of the recipe's `vocab`, where the vocabularies are not the same."""
 
     def require(self) -> None:
         """Raise HomologyError, with the first mismatches in its message, unless there are none."""
@@ -54,22 +57,24 @@ class HomologyReport:
             return
         lines = [f"{m.model}: {m.subject}: {m.problem}\n      → {m.remedy}" for m in self.mismatches[:20]]
         more = f"\n  … and {len(self.mismatches) - 20} more" if len(self.mismatches) > 20 else ""
+        more += "".join(f"\n  with vocab: {mode}: {what}" for mode, what in self.vocabulary)
         count = "one difference" if len(self.mismatches) == 1 else f"{len(self.mismatches)} differences"
         raise HomologyError(f"the models are not homologous with the base {self.base}: {count}\n  - " + "\n  - ".join(lines) + more)
 
 
-def compare(base: Checkpoint, others: Sequence[Checkpoint], storage: StorageConfig) -> HomologyReport:
+def compare(base: Checkpoint, others: Sequence[Checkpoint], storage: StorageConfig, *, vocab: str = "strict") -> HomologyReport:
     """Compare every model with the base. Reads config and tokenizer files, no weights.
 
-    Shapes, names and the meaning of rows must agree; dtypes and file layout need not.
+    Shapes, names and the meaning of rows must agree; dtypes and file layout need not. With `vocab` "pad" only the rows that
+    all models have must mean the same; with "by-token" every tokenizer must be readable, and say what the rows mean.
     """
     mismatches: list[Mismatch] = []
     notes: list[str] = []
     vocabulary = read_vocabulary(base, storage)
     for other in others:
-        mismatches += _config_mismatches(base, other)
-        mismatches += _tensor_mismatches(base, other)
-        found, told = _vocabulary_differences(base, vocabulary, other, read_vocabulary(other, storage))
+        mismatches += _config_mismatches(base, other, vocab)
+        mismatches += _tensor_mismatches(base, other, vocab)
+        found, told = _vocabulary_differences(base, vocabulary, other, read_vocabulary(other, storage), vocab)
         mismatches += found
         notes += told
     notes += _config_notes(base, others)
@@ -99,7 +104,7 @@ def _differing_fields(base: Checkpoint, other: Checkpoint) -> Iterator[tuple[str
             yield key, ours.get(key), theirs.get(key)
 
 
-def _config_mismatches(base: Checkpoint, other: Checkpoint) -> list[Mismatch]:
+def _config_mismatches(base: Checkpoint, other: Checkpoint, vocab: str) -> list[Mismatch]:
     url = redact(other.url)
     if other.config is None or base.config is None:
         return []
@@ -110,6 +115,8 @@ def _config_mismatches(base: Checkpoint, other: Checkpoint) -> list[Mismatch]:
             if base.tied_embeddings == other.tied_embeddings:
                 continue
             remedy = "write lm_head.weight out in the tied model (or tie the other), so that both store the same tensors"
+        elif leaf == "vocab_size" and vocab != "strict":
+            continue
         elif ours is None or theirs is None:
             continue  # a field left at its default; shapes and names decide
         elif leaf in ("architectures", "model_type"):
@@ -133,7 +140,7 @@ def _config_notes(base: Checkpoint, others: Sequence[Checkpoint]) -> list[str]:
     return [f"config field {shown(key)} differs between the models; taken from the base: {shown(value)}" for key, value in items]
 
 
-def _tensor_mismatches(base: Checkpoint, other: Checkpoint) -> list[Mismatch]:
+def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str) -> list[Mismatch]:
     url = redact(other.url)
     found = []
     for name, tensor in base.tensors.items():
@@ -141,6 +148,8 @@ def _tensor_mismatches(base: Checkpoint, other: Checkpoint) -> list[Mismatch]:
         if theirs is None:
             if not is_derived_buffer(name):
                 found.append(Mismatch(url, "tensors", f"{shown(name)} is missing", _missing_remedy(name, base, other)))
+        elif vocab != "strict" and is_vocabulary_tensor(name) and theirs.shape[1:] == tensor.shape[1:] and theirs.shape and tensor.shape:
+            continue
         elif theirs.shape != tensor.shape:
             found.append(
                 Mismatch(
@@ -167,14 +176,24 @@ def _missing_remedy(name: str, owner: Checkpoint, lacking: Checkpoint) -> str:
 
 def _shape_remedy(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> str:
     if len(ours) == len(theirs) == 2 and ours[1] == theirs[1] and any(part in name for part in ("embed", "lm_head", "wte", "output")):
-        return "the vocabularies have different sizes; resize the embeddings of one so that the same row is the same token"
+        return (
+            "the vocabularies have different sizes; choose `vocab: pad` or `vocab: by-token` in the recipe, or resize the embeddings of "
+            "one so that the same row is the same token"
+        )
     return "this is a model of another size or architecture; check the path"
 
 
 def _vocabulary_differences(
-    base: Checkpoint, ours: Vocabulary | None, other: Checkpoint, theirs: Vocabulary | None
+    base: Checkpoint, ours: Vocabulary | None, other: Checkpoint, theirs: Vocabulary | None, vocab: str
 ) -> tuple[list[Mismatch], list[str]]:
     url = redact(other.url)
+    if vocab == "by-token":
+        unread = {redact(m.url) for m, v in ((base, ours), (other, theirs)) if v is None or v.ids is None}
+        remedy = (
+            "put a tokenizer.json into the folder (AutoTokenizer.from_pretrained(…).save_pretrained(folder)), or choose another `vocab`"
+        )
+        problem = "there is no tokenizer whose tokens can be read, which `vocab: by-token` needs"
+        return [Mismatch(lacking, "tokenizer", problem, remedy) for lacking in sorted(unread)], []
     if ours is None or theirs is None:
         if ours is not theirs:
             lacking = redact(base.url) if ours is None else url
@@ -187,10 +206,17 @@ def _vocabulary_differences(
             return [], [f"{url} has its vocabulary in {theirs.source}, the base in {ours.source}; they could not be compared"]
         remedy = "use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens"
         return [Mismatch(url, "tokenizer", f"{theirs.source} differs from the base's", remedy)], []
-    return _id_differences(url, ours, theirs)
+    return _id_differences(url, ours, theirs, _common_rows(base, other) if vocab == "pad" else None)
 
 
-def _id_differences(url: str, ours: Vocabulary, theirs: Vocabulary) -> tuple[list[Mismatch], list[str]]:
+def _common_rows(base: Checkpoint, other: Checkpoint) -> int | None:
+    """Rows that the input embeddings of both have; None where no tensor is known to be them."""
+    name = input_embeddings(base.tensors)
+    shapes = [model.tensors[name].shape for model in (base, other) if name in model.tensors] if name else []
+    return min(shape[0] for shape in shapes) if len(shapes) == 2 and all(shapes) else None
+
+
+def _id_differences(url: str, ours: Vocabulary, theirs: Vocabulary, common: int | None) -> tuple[list[Mismatch], list[str]]:
     assert ours.ids is not None
     assert theirs.ids is not None
     all_ours, all_theirs = {**ours.ids, **ours.special}, {**theirs.ids, **theirs.special}
@@ -198,8 +224,12 @@ def _id_differences(url: str, ours: Vocabulary, theirs: Vocabulary) -> tuple[lis
     moved = [t for t, i in ours.ids.items() if t not in special and all_theirs.get(t, i) != i]
     missing = [t for t in ours.ids if t not in special and t not in all_theirs]
     extra = [t for t in theirs.ids if t not in special and t not in all_ours]
+    if common is not None:  # rows beyond are taken whole
+        moved = [token for token in moved if min(ours.ids[token], all_theirs[token]) < common]
+        missing = [token for token in missing if ours.ids[token] < common]
+        extra = [token for token in extra if theirs.ids[token] < common]
     found = []
-    remedy = "use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens"
+    remedy = "use models with the same tokenizer, or `vocab: by-token`: rows of the embeddings would be added to rows of other tokens"
     for tokens, problem in ((moved, "have other ids"), (missing, "are missing"), (extra, "are not in the base")):
         if tokens:
             examples = ", ".join(map(shown, tokens[:3]))

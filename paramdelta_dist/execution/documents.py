@@ -16,8 +16,9 @@ MAX_DOCUMENT = 256 << 20
 
 
 def render_document(content: Mapping[str, Any]) -> bytes:
-    """JSON of `content` and its seal. ASCII, so that any name can be written."""
-    return (json.dumps({**content, SEAL: _seal(content)}, indent=1) + "\n").encode()
+    """JSON of `content` and its seal, a line for each key. ASCII, so that any name can be written."""
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in {**content, SEAL: _seal(content)}.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def parse_document(data: bytes) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from blake3 import blake3
 
@@ -50,12 +50,8 @@ def claim(store: Store, plan: MergePlan, *, overwrite: bool) -> Claim:
     if overwrite and present:
         _clear(store, present)
         present = {}
-    if PLAN not in present and present:
-        raise OutputOccupied(
-            f"{store.url} is not empty and holds no merge of ours ({_some(sorted(present))}); choose another output, or "
-            "--overwrite to replace the checkpoint in it"
-        )
     if PLAN not in present:
+        _require_empty(store, present)
         try:
             store.write(PLAN, render_document(plan.as_document()), exclusive=True)
             return Claim(None, {})
@@ -68,6 +64,29 @@ def claim(store: Store, plan: MergePlan, *, overwrite: bool) -> Claim:
         return Claim(commit, {})
     receipts, bytes_read = _receipts(store, plan, present)
     return Claim(None, receipts, bytes_read)
+
+
+def look(store: Store, plan: MergePlan) -> Literal["free", "begun", "finished"]:
+    """What of this very plan is in the output. Writes nothing. Raises what `claim` would raise without `overwrite`."""
+    present = store.list()
+    if present is None:
+        raise UsageError(f"{store.url}: cannot be written to; use a local path or an object store")
+    if PLAN not in present:
+        _require_empty(store, present)
+        return "free"
+    _same_plan(store, plan)
+    if COMMIT not in present:
+        return "begun"
+    _unchanged(store, read_document(store, COMMIT), present)
+    return "finished"
+
+
+def _require_empty(store: Store, present: Mapping[str, Identity]) -> None:
+    if present:
+        raise OutputOccupied(
+            f"{store.url} is not empty and holds no merge of ours ({_some(sorted(present))}); choose another output, or "
+            "--overwrite to replace the checkpoint in it"
+        )
 
 
 def _same_plan(store: Store, plan: MergePlan) -> None:

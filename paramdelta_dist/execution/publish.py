@@ -41,7 +41,7 @@ def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], repo
     for url, name in plan.side_files:
         data = open_store(url, plan.recipe.storage_config).read(name, limit=MAX_SIDE_FILE)
         if name == CONFIG_NAME:
-            config = _config(data, plan.recipe.dtype)
+            config = _config(data, plan.recipe.dtype, plan.config_changes)
         else:
             write(name, data, redact(url))
     if len(plan.shards) > 1:
@@ -60,13 +60,21 @@ def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], repo
     commit(store, document)
 
 
-def _config(data: bytes, dtype: str | None) -> bytes:
-    """The base's config.json, with the dtype corrected when the recipe chose another one; else byte for byte."""
-    if dtype is None:
+def _config(data: bytes, dtype: str | None, changes: Mapping[str, Any]) -> bytes:
+    """The base's config.json, with the dtype corrected when the recipe chose another one and what a changed vocabulary
+    changes; else byte for byte."""
+    if dtype is None and not changes:
         return data
     config = json.loads(data)
-    key = "dtype" if "dtype" in config else "torch_dtype"
-    config[key] = DTYPES[dtype].torch
+    if dtype is not None:
+        key = "dtype" if "dtype" in config else "torch_dtype"
+        config[key] = DTYPES[dtype].torch
+    for name, value in changes.items():
+        *sections, leaf = name.split(".")
+        table = config
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[leaf] = value
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -118,8 +126,12 @@ def _card(plan: MergePlan) -> str:
 
 def _roles(plan: MergePlan, url: str) -> str:
     position = plan.models.index(url)
-    roles = ["base"] if position == 0 else []
+    based = any(settings.based for settings in plan.settings) or not plan.settings
+    roles = (["base"] if based else ["structure"]) if position == 0 else []
     for number, term in enumerate(plan.terms):
-        roles += [f"post of delta {number} (weight {term.weight:g})"] if term.post == position else []
+        own = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in term.values.items())
+        own = f" ({own})" if own else ""
+        noun = f"model {number}" if term.base is None else f"post of delta {number}"
+        roles += [noun + own] if term.post == position else []
         roles += [f"base of delta {number}"] if term.base == position and position != 0 else []
     return ", ".join(roles)

@@ -254,6 +254,7 @@ class RayExecutor:
         self.retries = self.copies = self.restarts = 0
         self.bytes_read_again = 0
         self.causes: dict[str, int] = {}
+        self.counts: Callable[[], dict[str, int]] = lambda: {"workers": 0, "retries": self.retries}
 
     def close(self) -> None:
         """End the embedded cluster, or leave the one we joined."""
@@ -265,6 +266,8 @@ class RayExecutor:
         work = ray.cloudpickle.dumps((function, job))
         crew = _Crew(schedule, partial(self._start, work), self._limit)
         metrics = Publisher(schedule.meter)
+        before = self.retries
+        self.counts = lambda: {"workers": len(crew.working), "retries": before + schedule.retries}
         last_seen_alive = looked = time.monotonic()
         warned = False
         try:

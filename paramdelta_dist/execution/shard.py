@@ -15,14 +15,21 @@ from paramdelta_dist.execution.machine import peak_memory
 from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.metering import METER, READ_BYTES, WRITTEN_BYTES, Stopwatch
 from paramdelta_dist.execution.output import require_claim
-from paramdelta_dist.execution.pipeline import TilePipeline, tile_pipeline
+from paramdelta_dist.execution.pipeline import TilePipeline, tile_pipeline, tile_reader
+from paramdelta_dist.execution.reader import Reader
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.tiles import cut_tiles
+from paramdelta_dist.planning.tiles import Step, cut_tiles, steps_of
 from paramdelta_dist.storage import Store, open_store
 
 
 def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
+    """Make one shard and publish it with its receipt, as `stream_shard` does, from bytes that are read for it alone."""
+    with tile_reader(job, shard) as reader:
+        return stream_shard(job, shard, reader, advance=advance, cancelled=cancelled)
+
+
+def stream_shard(job: Job, shard: Shard, reader: Reader, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
     """Make one shard and publish it with its receipt. The bytes depend on recipe and inputs alone.
 
     `advance` is called with the bytes written of the file as they are made, `cancelled` before each tile. Raises Interrupted
@@ -34,7 +41,7 @@ def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancell
     filled = [tensor for tensor in shard.tensors if tensor.nbytes]
     digests = StreamDigests([(tensor.start, tensor.start + tensor.nbytes) for tensor in filled])
     writing = Stopwatch("write")
-    with tile_pipeline(job, shard) as pipeline:
+    with tile_pipeline(job, shard, reader) as pipeline:
         try:
             chunks = _chunks(job, shard, pipeline, digests, writing, output, advance, cancelled)
             identity = output.put(shard.file, chunks, size=shard.size)
@@ -79,9 +86,14 @@ def _chunks(
     digests.update(shard.header)
     yield shard.header
     advance(len(shard.header))
-    for made in pipeline.make(cut_tiles(shard, tile_size=job.tile_size)):
-        if cancelled():
-            raise Interrupted("stopped")
+
+    def steps() -> Iterator[Step]:
+        for step in steps_of(cut_tiles(shard, tile_size=job.tile_size), tile_size=job.tile_size):
+            if cancelled():
+                raise Interrupted("stopped")
+            yield step
+
+    for made in pipeline.make(steps()):
         digests.update(made.data)
         METER.add(READ_BYTES, pipeline.reader.bytes_read - read)
         read = pipeline.reader.bytes_read

@@ -20,10 +20,10 @@ from paramdelta_dist.execution.documents import MAX_DOCUMENT, parse_document, re
 from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.output import COMMIT, PLAN, REPORT
 from paramdelta_dist.execution.pieces import read_pieces
-from paramdelta_dist.execution.pipeline import MadeTile, tile_pipeline
+from paramdelta_dist.execution.pipeline import MadeTile, tile_pipeline, tile_reader
 from paramdelta_dist.execution.receipts import MAX_RECEIPT, Receipt, parse_receipt, receipt_name
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.tiles import cut_tiles
+from paramdelta_dist.planning.tiles import cut_tiles, steps_of
 from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
 
 
@@ -217,8 +217,8 @@ def _recomputed(job: Job, store: Store, check: FileCheck, shard: Shard, cancelle
     chosen = set(check.tiles)
     wanted = (tile for number, tile in enumerate(cut_tiles(shard, tile_size=job.tile_size)) if number in chosen)
     problems, bytes_read = [], 0
-    with tile_pipeline(job, shard) as pipeline:
-        for made in pipeline.make(wanted):
+    with tile_reader(job, shard) as reader, tile_pipeline(job, shard, reader) as pipeline:
+        for made in pipeline.make(steps_of(wanted, tile_size=job.tile_size)):
             if cancelled():
                 raise Interrupted("stopped")
             held = store.read_range(check.file, made.tile.start, made.tile.stop, identity=check.identity)
@@ -236,4 +236,5 @@ def _differing(made: MadeTile, held: memoryview) -> Iterator[str]:
             start, stop = max(tensor.start, made.tile.start), min(tensor.start + tensor.nbytes, end)
             part = slice(start - made.tile.start, stop - made.tile.start)
             if start < stop and held[part] != made.data[part]:
-                yield f"tensor {tensor.name!r}, elements [{(start - tensor.start) // width}, {(stop - tensor.start) // width})"
+                first, last = (tensor.first + (byte - tensor.start) // width for byte in (start, stop))
+                yield f"tensor {tensor.name!r}, elements [{first}, {last})"

@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 
 from paramdelta_dist.errors import EngineError
-from paramdelta_dist.kernels.merging import DEVICE_BLOCK, DEVICE_PADDING, BlockFunction, Merger
+from paramdelta_dist.kernels.merging import DEVICE_BLOCK, DEVICE_PADDING, Merger
 from paramdelta_dist.sizes import format_memory
 
 log = logging.getLogger(__name__)
@@ -46,17 +46,15 @@ def unpin(buffer: mmap.mmap | memoryview) -> None:
 class DeviceMerger:
     """`Merger` for runs in host memory, computed on a GPU to the same bytes. One per thread."""
 
-    def __init__(
-        self, function: BlockFunction, weights: Sequence[float], scratch_blocks: int, device: torch.device, *, fused: bool = False
-    ) -> None:
-        """With `fused`, which the method's card says, kernels/fused.py stands in for `function` where it is seen to work."""
+    def __init__(self, weights: Sequence[float], device: torch.device, *, fused: bool = True) -> None:
+        """With `fused`, kernels/fused.py computes wherever it is seen to work, else plain torch."""
         self.block = DEVICE_BLOCK
         """Elements that go up at a time."""
         self.weights = tuple(weights)
-        self._lanes = [_Lane(device, Merger(function, weights, scratch_blocks, device)) for _ in range(2)]
+        self._lanes = [_Lane(device, Merger(weights, device)) for _ in range(2)]
         self._magnitudes: dict[torch.dtype, torch.Tensor] = {}
         self._kernel = _fused_kernel() if fused else None
-        if self._kernel is not None and (fault := self._fault(Merger(function, weights, scratch_blocks, torch.device("cpu")))):
+        if self._kernel is not None and (fault := self._fault(Merger(weights, torch.device("cpu")))):
             log.warning("computing on the GPU in plain torch, because the fused kernel does not work here: %s", fault)
             self._kernel = None
 

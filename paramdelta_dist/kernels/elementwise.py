@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
+SCRATCH = 3
+"""Blocks that `add_delta` needs besides its accumulator."""
+
 
 def add_delta(
     acc: torch.Tensor, post: torch.Tensor, base: torch.Tensor, weight: float, scratch: Sequence[torch.Tensor], *, shortcuts: bool

@@ -1,18 +1,17 @@
-"""Merging one run of elements: blocks through the compute dtype, one rounding at the end. All memory is made once."""
+"""Adding weighted deltas to one run of elements: blocks through the compute dtype, one rounding at the end. All memory is made once."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from paramdelta_dist.kernels.elementwise import overflow_limit, surely_below
+from paramdelta_dist.kernels.blocks import BLOCK
+from paramdelta_dist.kernels.elementwise import SCRATCH, add_delta, overflow_limit, surely_below
 
-BLOCK = 1 << 18
-"""Elements of a block on a CPU: large enough to hide the interpreter, small enough to stay near the core."""
 DEVICE_BLOCK = 1 << 22
 """Elements of a block on a GPU: copies long enough to hide what starting one costs."""
 DEVICE_PADDING = 1 << 11
@@ -20,8 +19,6 @@ DEVICE_PADDING = 1 << 11
 
 # Stores hand out read-only memory; nothing here writes to an input, so torch need not warn that it could.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
-
-BlockFunction = Callable[..., None]
 
 
 def compute_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
@@ -48,11 +45,10 @@ def view(buffer: memoryview, dtype: torch.dtype) -> torch.Tensor:
 
 @dataclass
 class Merger:
-    """Runs a method over runs of elements and keeps the scratch blocks between them. One per worker thread."""
+    """base + Σ weight · (post − base of the post), over runs of elements. Keeps its scratch between them; one per worker thread."""
 
-    function: BlockFunction
     weights: Sequence[float]
-    scratch_blocks: int
+    """Of each delta; may be changed between runs."""
     device: torch.device
     _blocks: dict[torch.dtype, list[torch.Tensor]] = field(default_factory=dict)
 
@@ -89,17 +85,18 @@ class Merger:
     def _block(
         self, dtype: torch.dtype, base: torch.Tensor, deltas: Sequence[tuple[torch.Tensor, torch.Tensor]], *, shortcuts: bool
     ) -> torch.Tensor:
-        """The method's result for one block, in the compute dtype and in memory that the next block overwrites."""
+        """The result for one block, in the compute dtype and in memory that the next block overwrites."""
         blocks = self._scratch(dtype)
         if base.numel() < blocks[0].numel():
             blocks = [block[: base.numel()] for block in blocks]
         acc, *scratch = blocks
         acc.copy_(base)
-        self.function(acc, deltas, weights=self.weights, scratch=scratch, shortcuts=shortcuts)
+        for (post, old), weight in zip(deltas, self.weights, strict=True):
+            add_delta(acc, post, old, weight, scratch, shortcuts=shortcuts)
         return acc
 
     def _scratch(self, dtype: torch.dtype) -> list[torch.Tensor]:
         if dtype not in self._blocks:
             size = BLOCK if self.device.type == "cpu" else DEVICE_BLOCK
-            self._blocks[dtype] = [torch.empty(size, dtype=dtype, device=self.device) for _ in range(1 + self.scratch_blocks)]
+            self._blocks[dtype] = [torch.empty(size, dtype=dtype, device=self.device) for _ in range(1 + SCRATCH)]
         return self._blocks[dtype]

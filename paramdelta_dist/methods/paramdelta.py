@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from paramdelta_dist.methods.card import Method, Scope
-
-if TYPE_CHECKING:
-    import torch
-
-
-def paramdelta(
-    acc: torch.Tensor,
-    deltas: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    *,
-    weights: Sequence[float],
-    scratch: Sequence[torch.Tensor],
-    shortcuts: bool,
-) -> None:
-    """acc += Σ αᵢ (postᵢ − baseᵢ), in the order given, element by element.
-
-    Shapes: all [n]. `acc` and the three `scratch` blocks have the compute dtype, posts and bases their own.
-    """
-    from paramdelta_dist.kernels.elementwise import add_delta
-
-    for (post, base), weight in zip(deltas, weights, strict=True):
-        add_delta(acc, post, base, weight, scratch, shortcuts=shortcuts)
-
+from paramdelta_dist.methods.card import WEIGHT, Method, Roles, Scope
 
 PARAMDELTA = Method(
     name="paramdelta",
     title="ParamΔ: post-training without training",
+    family="sums",
     formula="Θ_new = Θ'_base + Σ αᵢ (Θ_post,i − Θ_base,i)",
     paper="https://arxiv.org/abs/2504.21023",
     scope=Scope.ELEMENT,
-    scratch=3,
-    function=paramdelta,
-    fused=True,
+    roles=Roles.DELTAS,
+    parameters=(WEIGHT,),
+    example="""\
+method: paramdelta
+base: s3://models/Llama-3.1-70B
+deltas:
+  - post: s3://models/Llama-3-70B-Instruct
+    base: s3://models/Llama-3-70B
+    weight: 1.0
+output: s3://models/Llama-3.1-70B-ParamDelta
+""",
+    weights=lambda parameters, terms: [term["weight"] for term in terms],
+    neutral={},
+    scales=True,
+    permutes=True,
 )

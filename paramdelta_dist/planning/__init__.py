@@ -1,6 +1,7 @@
 """What will be done, decided from headers alone: layout, tiles, memory. Pure functions; no I/O, no torch."""
 
 from paramdelta_dist.planning.memory import WorkerMemory, plan_memory
-from paramdelta_dist.planning.plan import MergePlan, Shard, Term, build_plan
+from paramdelta_dist.planning.plan import MergePlan, Shard, build_plan
+from paramdelta_dist.planning.settings import Settings, Term
 
-__all__ = ["MergePlan", "Shard", "Term", "WorkerMemory", "build_plan", "plan_memory"]
+__all__ = ["MergePlan", "Settings", "Shard", "Term", "WorkerMemory", "build_plan", "plan_memory"]

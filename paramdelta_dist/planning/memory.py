@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paramdelta_dist.errors import OverBudget
+from paramdelta_dist.kernels.blocks import BLOCK
 from paramdelta_dist.methods import Method
 from paramdelta_dist.planning.plan import MergePlan
-from paramdelta_dist.planning.tiles import SLACK, WASTE
+from paramdelta_dist.planning.runs import Run, find_runs
+from paramdelta_dist.planning.tiles import LARGEST_REQUEST, SLACK, WASTE, is_streamed, widths_of
 from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import PARTS_IN_FLIGHT, WRITE_MEMORY, part_size
 
@@ -28,8 +30,8 @@ LOCAL_READERS = 2
 OUTPUTS = 2
 """Output buffers for each thread that makes tiles: one being filled, one being written."""
 
-BLOCK_BYTES = (1 << 18) * 8
-"""One scratch block of the kernel at its widest; a test holds it to the kernel's own constant."""
+BLOCK_BYTES = BLOCK * 8
+"""One scratch block of the kernel at its widest."""
 
 RESERVED = 384 << 20
 """The interpreter with torch, the storage clients and their threads: measured 250 to 350 MiB, see the memory test."""
@@ -65,33 +67,43 @@ def plan_memory(
     remote_inputs: bool,
     remote_output: bool,
     reserved: int,
+    points: int = 1,
 ) -> WorkerMemory:
     """The largest tiles and the most requests in flight that fit `budget` bytes for a process that makes `workers` shards
     at a time with `threads` threads each.
 
-    `reserved` bytes are taken before the first tile.
+    Where the method sweeps over tensors, tiles are as large as it takes, within the budget, to have as many tensors as
+    possible in one piece, because those are read once. `reserved` bytes are taken before the first tile. `points` outputs
+    are made at a time from what is read once.
 
     Raises OverBudget, naming the two ways out, when even the smallest do not.
     """
     models = max((sum(source is not None for source in tensor.sources) for shard in plan.shards for tensor in shard.tensors), default=1)
     header = max(len(shard.header) for shard in plan.shards)
-    wanted = -(-REQUESTS_IN_FLIGHT // models) if remote_inputs else LOCAL_READERS
-    wanted += OUTPUTS * threads
-    tile = REMOTE_TILE if remote_inputs or remote_output else LOCAL_TILE
+    needs = _needs(plan, method)
+    tiles = [max(tile, needs.smallest) for tile in (REMOTE_TILE if remote_inputs or remote_output else LOCAL_TILE,)]
+    tiles = sorted({*tiles, *(size for size in needs.wholes if size > tiles[0])}, reverse=True)
+
+    def wanted(tile: int) -> int:
+        requests = models * -(-tile // LARGEST_REQUEST)
+        return (-(-REQUESTS_IN_FLIGHT // requests) if remote_inputs else LOCAL_READERS) + OUTPUTS * threads
 
     def projected(tile: int, in_flight: int) -> int:
         copies = REMOTE_COPIES if remote_inputs else 1
         buffers = int(in_flight * models * copies * (tile + tile // WASTE + SLACK))
         output = OUTPUTS * threads * tile + (_parts(plan, tile) if remote_output else WRITE_MEMORY)
-        scratch = threads * (1 + method.scratch) * BLOCK_BYTES * 2 + 2 * header
-        return reserved + workers * (buffers + output + scratch)
+        scratch = threads * (1 + method.scratch + method.temporary) * needs.block * 2 + 2 * header
+        return reserved + workers * (buffers + points * (output + scratch + needs.statistics(tile, threads)))
 
-    in_flight = wanted
+    for tile in tiles:  # the largest that fits at all
+        if projected(tile, 2) <= budget:
+            break
+    in_flight = wanted(tile)
     while projected(tile, in_flight) > budget:
         if in_flight > 2:
             in_flight -= 1
-        elif tile > SMALLEST_TILE:
-            tile //= 2
+        elif tile > max(SMALLEST_TILE, needs.smallest):
+            tile = max(tile // 2, needs.smallest)
         else:
             needed = projected(tile, in_flight)
             count = workers * threads
@@ -101,6 +113,50 @@ def plan_memory(
                 f"the budget is {format_memory(budget)}: allow {fewer}more memory (--memory {-(-needed >> 20)}MiB)"
             )
     return WorkerMemory(budget, workers, threads, tile, in_flight, projected(tile, in_flight))
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a method's view of tensors asks for beyond what every merge needs."""
+
+    block: int = BLOCK_BYTES
+    """Bytes of a scratch block."""
+    smallest: int = 0
+    """Bytes of the smallest tile that holds a block of every tensor."""
+    wholes: frozenset[int] = frozenset()
+    """Tile sizes from which on one more tensor is swept in one piece."""
+    partials: tuple[tuple[Run, int, bool], ...] = ()
+    """Of each kind of tensor that is swept: one of them, the bytes of its partials, and whether they are added up as they come."""
+
+    def statistics(self, tile: int, threads: int) -> int:
+        """Bytes of what sweeps have found and what is on its way to being added up."""
+        most = 0
+        for run, size, exact in self.partials:
+            tiles = OUTPUTS * threads + 1 if is_streamed(run, tile) else threads
+            held = 2 if exact or not is_streamed(run, tile) else 1 + tile // (min(filter(None, widths_of(run))) * run.block)
+            most = max(most, (1 + tiles * held) * size)
+        return most
+
+
+def _needs(plan: MergePlan, method: Method) -> _Needs:
+    if method.joined and not any(way.sweeps for way in plan.settings):
+        return _Needs()
+    block, smallest, wholes = BLOCK, 0, set()
+    partials: dict[tuple[int, int, bool], tuple[Run, int, bool]] = {}
+    for run in (run for shard in plan.shards for run in find_runs(shard) if run.merged):
+        width = max(widths_of(run))
+        block = max(block, min(run.block, run.elements))
+        smallest = max(smallest, min(run.block, run.elements) * width)
+        if run.sweeps:
+            wholes.add(run.elements * width)
+        settings = plan.settings[run.settings]
+        for sweep in settings.sweeps:
+            shape = run.tensors[0].shape
+            size = sweep.partial_bytes(len(settings.terms), shape)
+            largest = partials.get(key := (run.settings, size, sweep.exact))
+            if largest is None or largest[0].elements < run.elements:
+                partials[key] = (run, size, sweep.exact)
+    return _Needs(block * 8, smallest, frozenset(wholes), tuple(partials.values()))
 
 
 def _parts(plan: MergePlan, tile: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -16,21 +16,16 @@ from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.homology import is_derived_buffer
 from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
 from paramdelta_dist.errors import CheckpointError, UsageError
-from paramdelta_dist.methods import find_method
+from paramdelta_dist.methods import Scope, find_method
 from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
+from paramdelta_dist.planning.rows import RowMap
+from paramdelta_dist.planning.settings import Resolver, Settings, Term
+from paramdelta_dist.planning.vocabulary import Vocabularies, VocabularyPlanner, config_changes, embedding_rows
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import Identity, redact
 
 FORMAT = 2
 """Version of what a plan's bytes mean; part of the fingerprint, raised when the output of an equal recipe changes."""
-
-
-class Term(NamedTuple):
-    """One delta of the sum; models by their position in `MergePlan.models`."""
-
-    post: int
-    base: int
-    weight: float
 
 
 class Source(NamedTuple):
@@ -47,15 +42,51 @@ class TensorPlan(NamedTuple):
 
     name: str
     merged: bool
-    """Whether it is computed; else it is copied from the base, and every other source must hold the same bytes."""
+    """Whether it is computed; else it is copied from the first source, and every other one must hold the same bytes."""
     dtype: str
     """Of the output."""
+    shape: tuple[int, ...]
     elements: int
     start: int
     """First byte in the output file."""
     nbytes: int
+    settings: int
+    """Position in `Shard.settings` of how it is computed; means nothing where it is copied."""
     sources: tuple[Source | None, ...]
     """One for each model, the merge's base first; None for a model that is not read for this tensor."""
+    rows: RowMap | None = None
+    """How its rows are made up where the vocabularies differ: then `merged` speaks of none of them, and `sources` has
+    the place of the whole tensor in every model."""
+    first: int = 0
+    """Element of the tensor with which this part of it begins."""
+
+
+def parts_of(tensors: Iterable[TensorPlan]) -> Iterator[TensorPlan]:
+    """The tensors, those with a row map as the parts they are made of, in the order of their bytes: each part is
+    merged or copied like any tensor, from places of its own."""
+    for tensor in tensors:
+        if tensor.rows is None:
+            yield tensor
+            continue
+        width = tensor.elements // tensor.rows.rows
+        strides = [width * DTYPES[source.dtype].itemsize if source else 0 for source in tensor.sources]
+        stride = width * DTYPES[tensor.dtype].itemsize
+        for run in tensor.rows.runs():
+            sources: list[Source | None] = []
+            for taken in run.sources:
+                held = None if taken is None else tensor.sources[taken[0]]
+                sources.append(None if held is None or taken is None else held._replace(start=held.start + taken[1] * strides[taken[0]]))
+            start, size = tensor.start + run.first * stride, run.rows * stride
+            elements = run.rows * width
+            yield tensor._replace(
+                merged=run.merged,
+                elements=elements,
+                start=start,
+                nbytes=size,
+                sources=tuple(sources),
+                rows=None,
+                first=run.first * width,
+            )
 
 
 class InputFile(NamedTuple):
@@ -74,11 +105,13 @@ class Shard:
     size: int
     tensors: tuple[TensorPlan, ...]
     inputs: tuple[InputFile, ...]
+    settings: tuple[Settings, ...]
+    """Every way in which a tensor of the merge is computed."""
 
     @property
     def bytes_to_read(self) -> int:
         total = 0
-        for tensor in self.tensors:
+        for tensor in parts_of(self.tensors):
             for source in tensor.sources:
                 if source is not None:
                     total += tensor.elements * DTYPES[source.dtype].bits // 8
@@ -92,7 +125,8 @@ class MergePlan:
     recipe: Recipe
     models: tuple[str, ...]
     """URLs, the merge's base first. Those that no weight makes necessary are left out."""
-    terms: tuple[Term, ...]
+    settings: tuple[Settings, ...]
+    """Every way in which a tensor is computed, the first tensor's first."""
     shards: tuple[Shard, ...]
     fingerprint: str
     """Of all that decides the output's bytes: equal fingerprints, equal bytes."""
@@ -103,7 +137,9 @@ class MergePlan:
     merged: int
     """Tensors that are computed."""
     copied: int
-    """Tensors taken from the base because they hold integers, booleans or buffers."""
+    """Tensors taken from the base because they hold integers, booleans or buffers, or the recipe leaves them out."""
+    config_changes: Mapping[str, Any]
+    """Fields of config.json, by dotted name, that are not the base's because the vocabulary is not."""
 
     @cached_property
     def bytes_to_read(self) -> int:
@@ -112,6 +148,12 @@ class MergePlan:
     @cached_property
     def bytes_to_write(self) -> int:
         return sum(shard.size for shard in self.shards)
+
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        """Every delta or model that takes part for some tensor, once, in recipe order."""
+        first = {term.number: term for settings in reversed(self.settings) for term in settings.terms}
+        return tuple(first[number] for number in sorted(first))
 
     @cached_property
     def total_size(self) -> int:
@@ -132,46 +174,76 @@ class MergePlan:
             "side_files": [[redact(url), name] for url, name in self.side_files],
             "shards": [{"file": s.file, "size": s.size, "tensors": len(s.tensors), "read": s.bytes_to_read} for s in self.shards],
             "tensors": {"merged": self.merged, "copied": self.copied},
+            **({"config": dict(self.config_changes)} if self.config_changes else {}),
             "total_size": self.total_size,
             "total_parameters": self.total_parameters,
         }
 
 
-def build_plan(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], tokenizer_files: Mapping[str, Identity]) -> MergePlan:
+def build_plan(
+    recipe: Recipe,
+    checkpoints: Mapping[str, Checkpoint],
+    tokenizer_files: Mapping[str, Identity],
+    vocabularies: Vocabularies | None = None,
+    *,
+    models: Sequence[str] | None = None,
+) -> MergePlan:
     """The plan for models that are homologous (`compare(...).require()` has passed).
 
     `checkpoints` holds one for each of `recipe.models`, by URL; `tokenizer_files` are the side files of the folder at
-    `recipe.tokenizer_url`. Raises CheckpointError listing every tensor that can
-    be neither merged nor copied, and UsageError when the base has no config.json.
+    `recipe.tokenizer_url`, `vocabularies` what `vocab: by-token` needs: of each model and of that folder.
+    `models` are opened and read even where no weight makes them necessary, in this order; the base is the first. Raises
+    CheckpointError listing every tensor that can be neither merged nor copied, UsageError when the base has no config.json, and
+    what `row_maps` does.
     """
     base = checkpoints[recipe.base]
     if base.config is None:
         raise UsageError(f"{redact(base.url)} has no config.json; the output would not be a model that loads")
-    deltas = [delta for delta in recipe.deltas if delta.weight != 0]
-    models = tuple(dict.fromkeys([recipe.base, *(url for d in deltas for url in (d.post, d.base or recipe.base))]))
-    terms = tuple(Term(models.index(d.post), models.index(d.base or recipe.base), d.weight) for d in deltas)
+    resolver = Resolver(recipe, base.tensors, models)
+    models = resolver.models
     opened = [checkpoints[url] for url in models]
     kinds = _account(opened)
+    chosen = {name: resolver.settings(name) for name, is_merged in kinds.items() if is_merged and resolver.selected(name)}
+    resolver.require_used()
+    settings = list({id(way): way for way in chosen.values()}.values())
+    _require_one_way_of_looking(settings)
+    places = {id(way): position for position, way in enumerate(settings)}
+    ways = {name: places[id(way)] for name, way in chosen.items()}
+    """Position in the settings, of each tensor that is merged."""
+    planner = VocabularyPlanner(recipe, models, opened, vocabularies or {})
+    maps = planner.row_maps(chosen)
     layouts = lay_out(
-        (_output(name, base.tensors[name], recipe.dtype if kinds[name] else None) for name in base.tensors),
+        (_output(name, base.tensors[name], recipe.dtype if kinds[name] else None, maps.get(name)) for name in base.tensors),
         shard_size=recipe.shard_size,
     )
     ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
     theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
     side_files = {**ours, **theirs}
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
-    merged = sum(kinds.values())
+    merged = len(ways)
+    writer = checkpoints.get(recipe.tokenizer_url) if recipe.vocab == "by-token" and recipe.tokenizer_url != recipe.base else None
+    changes = config_changes(base.config, writer.config if writer and maps else None, embedding_rows(maps, base))
     return MergePlan(
         recipe=recipe,
         models=models,
-        terms=terms,
-        shards=tuple(_shard(layout, opened, kinds) for layout in layouts),
-        fingerprint=_fingerprint(recipe, models, terms, inputs, side_files),
+        settings=tuple(settings),
+        shards=tuple(_shard(layout, opened, kinds, settings, ways, maps) for layout in layouts),
+        fingerprint=_fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes),
         inputs=inputs,
         side_files=tuple(side_files),
         merged=merged,
         copied=len(kinds) - merged,
+        config_changes=changes,
     )
+
+
+def _require_one_way_of_looking(settings: Sequence[Settings]) -> None:
+    """Raise UsageError where a method looks at the whole model, and at each tensor in another way."""
+    if len(settings) > 1 and any(sweep.scope is Scope.MODEL for way in settings for sweep in way.sweeps):
+        raise UsageError(
+            f"{settings[0].method} looks at the whole model before it merges a tensor, so its parameters cannot differ between tensors: "
+            "give each one value, or choose what it looks at tensor by tensor"
+        )
 
 
 def _account(models: Sequence[Checkpoint]) -> dict[str, bool]:
@@ -205,50 +277,76 @@ def _treatment(kinds: set[Kind]) -> bool | str:
     return Kind.FLOAT in kinds
 
 
-def _output(name: str, tensor: Tensor, dtype: str | None) -> OutputTensor:
-    if dtype is None or dtype == tensor.dtype:
+def _output(name: str, tensor: Tensor, dtype: str | None, rows: RowMap | None) -> OutputTensor:
+    if rows is None and (dtype is None or dtype == tensor.dtype):
         return OutputTensor(name, tensor.dtype, tensor.shape, tensor.stop - tensor.start)
-    return OutputTensor(name, dtype, tensor.shape, DTYPES[dtype].nbytes(tensor.shape))
+    shape = tensor.shape if rows is None else (rows.rows, *tensor.shape[1:])
+    dtype = dtype or tensor.dtype
+    return OutputTensor(name, dtype, shape, DTYPES[dtype].nbytes(shape))
 
 
-def _shard(layout: ShardLayout, models: Sequence[Checkpoint], kinds: Mapping[str, bool]) -> Shard:
+def _shard(
+    layout: ShardLayout,
+    models: Sequence[Checkpoint],
+    kinds: Mapping[str, bool],
+    settings: Sequence[Settings],
+    ways: Mapping[str, int],
+    maps: Mapping[str, RowMap],
+) -> Shard:
     inputs: dict[tuple[int, int], int] = {}
     """Position in the shard's inputs, by model and position among its files."""
     tables = [model.tensors for model in models]
     plans, offset = [], len(layout.header)
+    used, everyone = [way.models for way in settings], range(len(models))
     for tensor in layout.tensors:
+        way = ways.get(tensor.name)
         derived = not kinds[tensor.name] and is_derived_buffer(tensor.name)
+        rows = maps.get(tensor.name)
         sources: list[Source | None] = []
         for position, table in enumerate(tables):
             held = table.get(tensor.name)
-            if held is None or (position and derived):  # follows from the config, which is the base's
+            unused = rows is None and position not in (used[way] if way is not None else {0} if kinds[tensor.name] else everyone)
+            if held is None or unused or (position and derived):  # a derived buffer follows from the config, which is the base's
                 sources.append(None)
                 continue
             file = inputs.setdefault((position, held.file), len(inputs))
             sources.append(Source(file, held.start, held.dtype))
         elements = math.prod(tensor.shape)
-        plans.append(TensorPlan(tensor.name, kinds[tensor.name], tensor.dtype, elements, offset, tensor.nbytes, tuple(sources)))
+        plans.append(
+            TensorPlan(
+                tensor.name, way is not None, tensor.dtype, tensor.shape, elements, offset, tensor.nbytes, way or 0, tuple(sources), rows
+            )
+        )
         offset += tensor.nbytes
     files = tuple(InputFile(position, models[position].files[file]) for position, file in inputs)
-    return Shard(layout.file, layout.header, layout.size, tuple(plans), files)
+    return Shard(layout.file, layout.header, layout.size, tuple(plans), files, tuple(settings))
 
 
 def _fingerprint(
     recipe: Recipe,
     models: Sequence[str],
-    terms: Sequence[Term],
+    settings: Sequence[Settings],
+    ways: Mapping[str, int],
     inputs: Mapping[str, Any],
     side_files: Mapping[tuple[str, str], Identity],
+    maps: Mapping[str, RowMap],
+    changes: Mapping[str, Any],
 ) -> str:
-    document = {
+    document: dict[str, Any] = {
         "format": FORMAT,
-        "method": find_method(recipe.method).name,
-        "terms": [list(term) for term in terms],
+        "method": [recipe.method, find_method(recipe.method).version],
+        "settings": [[way.based, way.parameters, [list(term) for term in way.terms]] for way in settings],
+        "ways": list(ways.values()) if len(settings) > 1 else [],
+        **({"selection": [list(recipe.include), list(recipe.exclude)]} if recipe.include or recipe.exclude else {}),
         "dtype": recipe.dtype,
         "shard_size": recipe.shard_size,
         "allow_nonfinite": recipe.allow_nonfinite,
         "inputs": [[redact(url), inputs[url]] for url in models],
         "side_files": [[redact(url), name, i.size, i.tag] for (url, name), i in side_files.items()],
     }
+    if maps:
+        digests = {rows: blake2b(repr(rows.ways).encode() + rows.table, digest_size=20).hexdigest() for rows in set(maps.values())}
+        document["rows"] = [[name, rows.rows, digests[rows]] for name, rows in sorted(maps.items())]
+        document["config"] = dict(changes)
     text = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
     return blake2b(text, digest_size=20).hexdigest()

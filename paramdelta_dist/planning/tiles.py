@@ -2,25 +2,34 @@
 
 A tile is a run of output bytes. Small tensors share one, big ones are cut into many. No buffer of a tile, in or out,
 is larger than the tile size, whatever the dtypes.
+
+A tensor whose method looks at all of it first (a sweep) is in one tile if it fits; then its bytes are read once. If it does
+not fit it is streamed: read as tiles of its own once for each sweep, and then once more to be made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.methods import Scope
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.runs import Run, find_runs
+from paramdelta_dist.planning.runs import CUT, Run, find_runs
 
-CUT = 64
-"""Runs are cut at multiples of this many elements, so that pieces stay aligned."""
 MAX_GAP = 64 << 10
 """Unneeded bytes between two ranges that may be read along with them."""
 WASTE = 8
 """A gap is read only when it is at most one part in this many of the range behind it: a bound on what is read in vain."""
+REQUEST = 16 << 20
+"""Bytes of the largest request that is made for a part of one tensor."""
+LARGEST_REQUEST = REQUEST + REQUEST // WASTE
+"""Neighbours are joined up to this."""
 SLACK = 256 << 10
 """Room in a buffer for aligning pieces; a tile of more pieces than that takes fresh memory for the rest."""
+
+MOST_SEGMENTS = 512
+"""Segments of a tile: rows of a vocabulary in another order are a segment each, and a request for each model."""
 
 
 class Segment(NamedTuple):
@@ -37,6 +46,16 @@ class Tile(NamedTuple):
     start: int
     stop: int
     segments: tuple[Segment, ...]
+
+
+class Step(NamedTuple):
+    """A tile to be fetched: either to be made, or to be looked at first."""
+
+    tile: Tile
+    sweep: int | None = None
+    """Which sweep over its one tensor it is a part of; None for a tile of the output."""
+    last: bool = False
+    """Whether that sweep ends with it."""
 
 
 class Read(NamedTuple):
@@ -60,11 +79,61 @@ def cut_tiles(shard: Shard, *, tile_size: int) -> Iterator[Tile]:
             yield Tile(start, start + size, (Segment(segment.run, segment.first + step, segment.last + step),))
 
 
+def steps_of(tiles: Iterable[Tile], *, tile_size: int) -> Iterator[Step]:
+    """The tiles, in order, and before the first one with a part of a tensor that is streamed, the sweeps over that tensor."""
+    swept: Run | None = None
+    for tile in tiles:
+        for segment in tile.segments:
+            if is_streamed(segment.run, tile_size) and (swept is None or swept.start != segment.run.start):
+                swept = segment.run
+                for sweep in range(swept.sweeps):
+                    for part in sweep_tiles(swept, tile_size=tile_size):
+                        yield Step(part, sweep, part.segments[0].last == swept.elements)
+        yield Step(tile)
+
+
+def sweep_tiles(run: Run, *, tile_size: int) -> Iterator[Tile]:
+    """The whole of a run as tiles of its own."""
+    width, room = widths_of(run)[0], _room(run, tile_size)
+    for first in range(0, run.elements, room):
+        last = min(first + room, run.elements)
+        yield Tile(run.start + first * width, run.start + last * width, (Segment(run, first, last),))
+
+
+def is_streamed(run: Run, tile_size: int) -> bool:
+    """Whether a run has to be swept and is too large for a tile."""
+    return run.sweeps > 0 and any(run.elements * width > tile_size for width in widths_of(run))
+
+
+def _room(run: Run, tile_size: int) -> int:
+    """Elements of a run in a tile of its own. Raises ValueError when not even one cut fits."""
+    room = min(tile_size // width for width in widths_of(run) if width) // run.cut * run.cut
+    if not room:
+        raise ValueError(f"a tile of {tile_size} bytes cannot hold {run.cut} elements of {run.tensors[0].name}")
+    return room
+
+
 def count_requests(shard: Shard, *, tile_size: int) -> int:
     """How many reads the tiles of a shard take, without making all of them."""
     return sum(
         stretch.tiles * sum(len(tile_reads(stretch.tile, model)) for model in range(len(stretch.tile.segments[0].run.sources)))
         for stretch in _stretches(shard, tile_size)
+    ) + sum(
+        run.sweeps * len(tile_reads(tile, model))
+        for run in find_runs(shard)
+        if is_streamed(run, tile_size)
+        for tile in sweep_tiles(run, tile_size=tile_size)
+        for model in range(len(run.sources))
+    )
+
+
+def bytes_to_sweep(shard: Shard, *, tile_size: int) -> int:
+    """Bytes that sweeps over streamed tensors and over the whole model read, besides what making the tensors reads."""
+    over_model = [sum(sweep.scope is Scope.MODEL for sweep in settings.sweeps) for settings in shard.settings]
+    return sum(
+        (run.sweeps * is_streamed(run, tile_size) + over_model[run.settings]) * run.elements * sum(widths_of(run)[1:])
+        for run in find_runs(shard)
+        if run.merged
     )
 
 
@@ -82,16 +151,19 @@ def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
     filled: list[int] = []  # bytes so far in the output and of each model
     start = position = len(shard.header)
     for run in find_runs(shard):
-        widths = _widths(run)
+        widths = widths_of(run)
         first = 0
         while first < run.elements:
             filled = filled or [0] * len(widths)
             room = min((tile_size - used) // width for used, width in zip(filled, widths, strict=True) if width)
-            last = run.elements if run.elements - first <= room else first + room // CUT * CUT
-            if last == first:
+            last = run.elements if run.elements - first <= room else first + room // run.cut * run.cut
+            full = last == first or len(segments) == MOST_SEGMENTS
+            if segments and (full or (run.sweeps and first == 0 and last < run.elements)):
                 yield _Stretch(Tile(start, position, tuple(segments)), 1)
                 start, segments, filled = position, [], []
                 continue
+            if last == first:
+                _room(run, tile_size)  # raises
             position += (last - first) * widths[0]
             segments.append(Segment(run, first, last))
             if len(segments) == 1 and last < run.elements:
@@ -107,7 +179,7 @@ def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
         yield _Stretch(Tile(start, position, tuple(segments)), 1)
 
 
-def _widths(run: Run) -> list[int]:
+def widths_of(run: Run) -> list[int]:
     """Bytes of an element in the output and in each model; 0 for a model that is not read."""
     return [DTYPES[run.dtype].itemsize, *(DTYPES[source.dtype].itemsize if source else 0 for source in run.sources)]
 
@@ -122,20 +194,35 @@ def source_range(segment: Segment, model: int) -> Read | None:
 
 
 def tile_reads(tile: Tile, model: int) -> list[Read]:
-    """The requests that fetch what a tile needs of one model, neighbours joined; sorted by file and place."""
-    needed = (source_range(segment, model) for segment in tile.segments)
-    return coalesce([read for read in needed if read is not None])
+    """The requests that fetch what a tile needs of one model, neighbours joined; sorted by file and place. Every block of a
+    segment, counted from the segment's start, lies in one of them."""
+    return coalesce([read for segment in tile.segments for read in _segment_reads(segment, model)])
+
+
+def _segment_reads(segment: Segment, model: int) -> list[Read]:
+    """The bytes of a segment in one model, as requests that are not too large."""
+    whole = source_range(segment, model)
+    if whole is None:
+        return []
+    if whole.stop - whole.start <= REQUEST:
+        return [whole]
+    source, block = segment.run.sources[model], segment.run.block
+    assert source is not None
+    step = block * DTYPES[source.dtype].itemsize
+    step *= max(1, REQUEST // step)
+    return [Read(whole.file, start, min(start + step, whole.stop)) for start in range(whole.start, whole.stop, step)]
 
 
 def coalesce(reads: Sequence[Read]) -> list[Read]:
-    """Join ranges of one file that touch, overlap, or have a gap that is cheaper to read than to ask again for."""
+    """Join ranges of one file that touch, overlap, or have a gap that is cheaper to read than to ask again for, as long as
+    what comes of it is no larger than LARGEST_REQUEST."""
     joined: list[Read] = []
     for read in sorted(reads):
         if joined and joined[-1].file == read.file:
             last = joined[-1]
-            gap = read.start - last.stop
-            if gap <= min(MAX_GAP, (read.stop - read.start) // WASTE):
-                joined[-1] = Read(last.file, last.start, max(last.stop, read.stop))
+            gap, stop = read.start - last.stop, max(last.stop, read.stop)
+            if gap < 0 or (gap <= min(MAX_GAP, (read.stop - read.start) // WASTE) and stop - last.start <= LARGEST_REQUEST):
+                joined[-1] = Read(last.file, last.start, stop)
                 continue
         joined.append(read)
     return joined

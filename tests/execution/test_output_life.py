@@ -207,11 +207,11 @@ def test_a_merge_whose_output_was_taken_over_publishes_nothing_more(models, tmp_
     """--overwrite gives the folder to another recipe while a shard of the first is being made: neither output is mixed."""
     real, overtaken = making.TileMaker.make, []
 
-    def overtake(self, fetched, out):
+    def overtake(self, *arguments):
         if not overtaken:
             overtaken.append(True)
             overtaken.append(make(models, tmp_path / "out", weight=0.25, overwrite=True))
-        return real(self, fetched, out)
+        return real(self, *arguments)
 
     make(models, tmp_path / "quiet", weight=0.25)
     monkeypatch.setattr(making.TileMaker, "make", overtake)

@@ -12,8 +12,6 @@ import torch
 from paramdelta_dist.kernels import merging
 from paramdelta_dist.kernels.device import DeviceMerger
 from paramdelta_dist.kernels.merging import Merger
-from paramdelta_dist.methods import METHODS, Method
-from paramdelta_dist.methods.paramdelta import PARAMDELTA
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -95,9 +93,9 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(INTEGER[tensor.dtype.itemsize])
 
 
-def compare(case: Case, merger: DeviceMerger, method: Method = PARAMDELTA) -> None:
+def compare(case: Case, merger: DeviceMerger) -> None:
     expected = torch.empty(case.base.shape, dtype=case.out_dtype)
-    counted = Merger(method.function, case.weights, method.scratch, torch.device("cpu")).merge(expected, case.base, case.deltas)
+    counted = Merger(case.weights, torch.device("cpu")).merge(expected, case.base, case.deltas)
     out = torch.full_like(expected, 13.0)
     found = merger.merge(out, case.base, case.deltas)
     differ = torch.nonzero(bits(out) != bits(expected)).flatten().tolist()
@@ -110,24 +108,21 @@ def compare(case: Case, merger: DeviceMerger, method: Method = PARAMDELTA) -> No
     assert found == counted, f"{case}: {found} is not {counted}"
 
 
-def make_merger(weights: list[float], device: str, *, fused: bool, method: Method = PARAMDELTA) -> DeviceMerger:
-    merger = DeviceMerger(method.function, weights, method.scratch, torch.device(device), fused=fused)
+def make_merger(weights: list[float], device: str, *, fused: bool) -> DeviceMerger:
+    merger = DeviceMerger(weights, torch.device(device), fused=fused)
     assert fused == (merger._kernel is not None), "the fused kernel is not used"
     return merger
 
 
 def compare_all(device: str, *, fused: bool, seeds: range) -> None:
-    """Every seed's case with every method, in one block and in several; one merger sees runs of changing size and dtype."""
-    for method in METHODS:
-        if fused and not method.fused:
-            continue
-        mergers: dict[int, DeviceMerger] = {}
-        for number, one in enumerate([*ties(), *map(make_case, seeds)]):
-            merger = make_merger(one.weights, device, fused=fused, method=method)
-            if number % 2:
-                merger = mergers.setdefault(len(one.weights), merger)
-            merger.block = merging.DEVICE_BLOCK if number % 3 else PADDING + 100
-            compare(Case(one.out_dtype, one.base, one.deltas, list(merger.weights)), merger, method)
+    """Every seed's case, in one block and in several; one merger sees runs of changing size and dtype."""
+    mergers: dict[int, DeviceMerger] = {}
+    for number, one in enumerate([*ties(), *map(make_case, seeds)]):
+        merger = make_merger(one.weights, device, fused=fused)
+        if number % 2:
+            merger = mergers.setdefault(len(one.weights), merger)
+        merger.block = merging.DEVICE_BLOCK if number % 3 else PADDING + 100
+        compare(Case(one.out_dtype, one.base, one.deltas, list(merger.weights)), merger)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from paramdelta_dist.kernels import device as devices
 from paramdelta_dist.kernels import merging
 from paramdelta_dist.kernels.device import DeviceMerger, pin, unpin
 from paramdelta_dist.kernels.merging import Merger
-from paramdelta_dist.methods.paramdelta import PARAMDELTA
 from tests.kernels.device_cases import Case, compare, compare_all, make_case, make_merger
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +121,7 @@ def test_without_triton_the_same_comes_from_plain_blocks(monkeypatch):
     monkeypatch.delitem(sys.modules, "paramdelta_dist.kernels.fused", raising=False)
     monkeypatch.delattr("paramdelta_dist.kernels.fused", raising=False)
     one = make_case(3)
-    compare(one, DeviceMerger(PARAMDELTA.function, one.weights, PARAMDELTA.scratch, torch.device("cpu"), fused=True))
+    compare(one, DeviceMerger(one.weights, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("fault", ["it raises", "it gives other bytes", "it counts wrong"])
@@ -133,10 +132,10 @@ def test_a_fused_kernel_that_does_not_work_is_not_used(monkeypatch, caplog, faul
         if fault == "it counts wrong":
             exact.merge(*views_of(arena, pitch, n, what))
 
-    exact = Merger(PARAMDELTA.function, (1.0,), PARAMDELTA.scratch, torch.device("cpu"))
+    exact = Merger((1.0,), torch.device("cpu"))
     monkeypatch.setattr("paramdelta_dist.kernels.fused", SimpleNamespace(Sum=FakeSum, add_deltas=kernel), raising=False)
     one = make_case(3)
-    merger = DeviceMerger(PARAMDELTA.function, [1.0], PARAMDELTA.scratch, torch.device("cpu"), fused=True)
+    merger = DeviceMerger([1.0], torch.device("cpu"))
     assert "does not work here: " + ("OSError: no compiler" if fault == "it raises" else "its results are not the CPU's") in caplog.text
     compare(Case(one.out_dtype, one.base, one.deltas[:1], [1.0]), merger)
 

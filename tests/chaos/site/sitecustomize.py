@@ -29,6 +29,7 @@ POINTS = {
     "after the put and before the receipt": 2,
     "between shards and index": 1,
     "before the commit": 1,
+    "before the pointer": 1,
 }
 """How many times a process comes to each point until it is struck there: beyond the first, something is finished and can be kept."""
 PARTS_ARRIVE_SECONDS = 0.3
@@ -96,6 +97,8 @@ def watch_store(name):
                 arrive("between shards and index")
             if name == ".paramdelta/commit.json":
                 arrive("before the commit")
+            if name == "latest.json":
+                arrive("before the pointer")
             return write(self, name, data, **options)
 
         store.put, store.write = watched_put, watched_write

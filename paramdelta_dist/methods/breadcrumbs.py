@@ -1,0 +1,120 @@
+"""Model Breadcrumbs: deltas without their largest and their least elements (Davari & Belilovsky 2023, https://arxiv.org/abs/2312.06795)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.cuts import find_cuts, float32_keys
+from paramdelta_dist.methods.dare import NORMALIZE
+
+if TYPE_CHECKING:
+    import torch
+
+    from paramdelta_dist.kernels.blocks import Block, Subject
+
+DENSITY = Parameter("density", "share of elements that are kept", default=1.0, least=0, most=1, each=True)
+GAMMA = Parameter("gamma", "share of elements, the largest, that are not; less where density needs them", 0.01, least=0, most=1, each=True)
+
+
+def _ranks(subject: Subject) -> list[list[int]]:
+    """Of each delta: where what is kept begins and ends in the order of magnitudes."""
+    found, n = [], subject.elements
+    for values in subject.terms:
+        kept = int(values["density"] * n)
+        largest = min(int(values["gamma"] * n), n - kept)
+        found.append([largest, largest + kept])
+    return found
+
+
+def _keys(block: Block, number: int) -> torch.Tensor:
+    return float32_keys(block.delta(block.terms[number], block.scratch[0]))
+
+
+def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
+    return () if all(term["density"] == 1 for term in terms) else find_cuts(_keys, _ranks)
+
+
+def _between(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
+    """The delta without what lies outside its two cuts."""
+    import torch
+
+    block.delta(block.terms[number], out)
+    if not block.statistics:
+        return out
+    begin, end = block.statistics[2][number]
+    keys = float32_keys(out)
+    kept, larger = (torch.empty(block.n, dtype=torch.bool, device=out.device) for _ in range(2))
+    end.mask(keys, block.first, kept)
+    begin.mask(keys, block.first, larger)
+    return out.masked_fill_(kept.logical_not_().logical_or_(larger), 0.0)
+
+
+def _linear(block: Block) -> None:
+    from paramdelta_dist.kernels.consensus import add_all
+
+    add_all(block, lambda number, out: _between(block, number, out), block.parameters["lambda"])
+
+
+def _ties(block: Block) -> None:
+    from paramdelta_dist.kernels.consensus import add_agreeing
+
+    add_agreeing(block, lambda number, out: _between(block, number, out), block.parameters["normalize"], block.parameters["lambda"])
+
+
+_RECIPE = """\
+method: {name}
+base: s3://models/Mistral-7B
+deltas:
+  - post: s3://models/Mistral-7B-math
+    density: 0.9
+  - post: s3://models/Mistral-7B-code
+    density: 0.9
+parameters:
+  gamma: 0.01
+output: s3://models/Mistral-7B-math-code
+"""
+_NOTES = "As mergekit does: by whole tensors; the authors' code takes each row by itself."
+
+BREADCRUMBS = Method(
+    name="breadcrumbs",
+    title="Model Breadcrumbs: drop outliers and what is small, add",
+    family="thinned deltas",
+    formula="of n elements by falling magnitude the first ⌊γ n⌋ are dropped, the next ⌊density · n⌋ kept; Θ = Θ_base + λ Σ wᵢ δ̂ᵢ",
+    paper="https://arxiv.org/abs/2312.06795",
+    scope=Scope.TENSOR,
+    roles=Roles.DELTAS,
+    parameters=(WEIGHT, DENSITY, GAMMA, LAMBDA),
+    example=_RECIPE.format(name="breadcrumbs"),
+    notes=_NOTES,
+    apply=_linear,
+    sweeps=_sweeps,
+    scratch=2,
+    temporary=3,
+    wide=True,
+    neutral={"density": 1.0},
+    scales=True,
+    permutes=True,
+)
+
+BREADCRUMBS_TIES = Method(
+    name="breadcrumbs_ties",
+    title="Model Breadcrumbs with the majority's sign",
+    family="thinned deltas",
+    formula="δ̂ᵢ as breadcrumbs makes them; at each element those are added whose wᵢ δ̂ᵢ has the sign of Σ wᵢ δ̂ᵢ",
+    paper="https://arxiv.org/abs/2312.06795",
+    scope=Scope.TENSOR,
+    roles=Roles.DELTAS,
+    parameters=(WEIGHT, DENSITY, GAMMA, NORMALIZE, LAMBDA),
+    example=_RECIPE.format(name="breadcrumbs_ties"),
+    notes=_NOTES,
+    apply=_ties,
+    sweeps=_sweeps,
+    scratch=6,
+    temporary=3,
+    wide=True,
+    neutral={"density": 1.0},
+    scales=True,
+    permutes=True,
+)

@@ -1,0 +1,118 @@
+"""Sweeps that find where to cut a tensor's elements in the order of their magnitudes, exactly, in three looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from paramdelta_dist.methods.card import Sweep
+
+if TYPE_CHECKING:
+    import torch
+
+    from paramdelta_dist.kernels.blocks import Block, Subject
+
+Keys = Callable[["Block", int], "torch.Tensor"]
+"""`keys(block, ranking)` → the int32[n] keys (kernels/selection.py) of one of the rankings of a tensor's elements."""
+Ranks = Callable[["Subject"], Sequence[Sequence[int]]]
+"""The cuts that each ranking needs: how many elements are before them, from 0 to all of the tensor's."""
+
+BINS = 1 << 16
+
+
+def float32_keys(values: torch.Tensor) -> torch.Tensor:
+    """int32 keys of values[n] rounded to float32: what tells two magnitudes apart, in every compute dtype."""
+    import torch
+
+    from paramdelta_dist.kernels.selection import magnitude_keys
+
+    narrow = values.to(torch.float32)
+    return magnitude_keys(narrow, out=narrow.view(torch.int32))
+
+
+def find_cuts(keys: Keys, ranks: Ranks, *, at: int = 0) -> tuple[Sweep, ...]:
+    """Three sweeps, the first of which is number `at` of the method's. The last one finds a list of `Cut` for each ranking."""
+    return _sweeps(keys, ranks, at, trivial=True)
+
+
+def find_keys(keys: Keys, ranks: Ranks, *, at: int = 0) -> tuple[Sweep, ...]:
+    """Two sweeps, the second of which finds a list of `Search` for each ranking; its `prefix` is the key of that rank, from 1 on."""
+    return _sweeps(keys, ranks, at, trivial=False)[:2]
+
+
+def _sweeps(keys: Keys, ranks: Ranks, at: int, *, trivial: bool) -> tuple[Sweep, ...]:
+
+    def first_digits(block: Block) -> Any:
+        import torch
+
+        from paramdelta_dist.kernels.selection import Search
+
+        start = Search.of(torch.float32, 1)
+        return [start.histogram(keys(block, ranking)) for ranking in range(len(ranks(block.subject)))]
+
+    def start_searches(total: Any, subject: Subject) -> Any:
+        import torch
+
+        from paramdelta_dist.kernels.selection import Search, everything, nothing
+
+        def begun(rank: int, histogram: torch.Tensor) -> Any:
+            if trivial and rank in (0, subject.elements):  # no need to look
+                return everything() if rank else nothing(torch.float32)
+            return Search.of(torch.float32, rank).narrowed(histogram)
+
+        return [[begun(rank, histogram) for rank in wanted] for wanted, histogram in zip(ranks(subject), total, strict=True)]
+
+    def last_digits(block: Block) -> Any:
+        return of_searches(block, at, lambda search, found: search.histogram(found))
+
+    def end_searches(total: Any, subject: Subject) -> Any:
+        return [
+            [each if histogram is None else each.narrowed(histogram) for each, histogram in zip(row, histograms, strict=True)]
+            for row, histograms in zip(subject.statistics[at], total, strict=True)
+        ]
+
+    def ties(block: Block) -> Any:
+        return of_searches(block, at + 1, lambda search, found: None if search.cut else [(block.first, search.ties_in(found))])
+
+    def cut(total: Any, subject: Subject) -> Any:
+        from paramdelta_dist.kernels.selection import Cut
+
+        return [
+            [each if isinstance(each, Cut) else each.cut or each.cut_among(counts) for each, counts in zip(row, lists, strict=True)]
+            for row, lists in zip(subject.statistics[at + 1], total, strict=True)
+        ]
+
+    def of_searches(block: Block, number: int, look: Callable[[Any, torch.Tensor], Any]) -> Any:
+        from paramdelta_dist.kernels.selection import Search
+
+        made = []
+        for ranking, row in enumerate(block.statistics[number]):
+            searches = any(isinstance(each, Search) and not (each.found and each.cut) for each in row)
+            found = keys(block, ranking) if searches else None
+            made.append([look(each, found) if found is not None and isinstance(each, Search) else None for each in row])
+        return made
+
+    def memory(terms: int, shape: tuple[int, ...]) -> int:
+        return 2 * max(terms, 1) * BINS * 8
+
+    return (
+        Sweep(first_digits, _added, start_searches, exact=True, partial_bytes=memory),
+        Sweep(last_digits, _added, end_searches, exact=True, partial_bytes=memory),
+        Sweep(ties, _joined, cut, exact=True),
+    )
+
+
+def _added(total: Any, more: Any) -> Any:
+    """Nested lists of histograms, or of None, added in place."""
+    if isinstance(total, list):
+        return [_added(one, two) for one, two in zip(total, more, strict=True)]
+    return None if total is None else total.add_(more)
+
+
+def _joined(total: Any, more: Any) -> Any:
+    """Nested lists of lists of ties, or of None, one behind the other."""
+    for one, two in zip(total, more, strict=True):
+        for ties, next_ties in zip(one, two, strict=True):
+            if ties is not None:
+                ties.extend(next_ties)
+    return total

@@ -1,0 +1,165 @@
+"""DARE: deltas of which most elements are dropped at random and the rest stand for all (Yu et al. 2023, https://arxiv.org/abs/2311.03099)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.sums import add_sums
+
+if TYPE_CHECKING:
+    import torch
+
+    from paramdelta_dist.kernels.blocks import Block, Operand, Subject
+
+SEED = Parameter("seed", "which random numbers are drawn", default=0, kind=int, least=0, most=2**63 - 1)
+DENSITY = Parameter("density", "share of elements that are kept, 1 − p", default=1.0, least=0, most=1, open=True, each=True)
+DROPPED = Parameter("k", "factor that dropped elements stay with; 0 drops them, 1 changes nothing", default=0.0)
+RESCALE = Parameter(
+    "rescale",
+    "what makes up for dropped elements: the expectation (inverse_p), the tensor's own sum of magnitudes (l1), nothing (none)",
+    default="inverse_p",
+    kind=str,
+    choices=("inverse_p", "l1", "none"),
+)
+NORMALIZE = Parameter(
+    "normalize",
+    "divide by how many deltas agree in sign (count), by their weights (weight), or not at all (none)",
+    default="none",
+    kind=str,
+    choices=("none", "count", "weight"),
+)
+TOO_SMALL = 1e-7
+"""A tensor whose sum of magnitudes is below this is not stretched."""
+
+
+def _keep(block: Block, term: Operand) -> torch.Tensor:
+    """bool[n]: which elements of a delta are kept; the same for dare_linear and dare_ties."""
+    import torch
+
+    from paramdelta_dist.kernels.random import philox, stream_key
+
+    keep = torch.empty(block.n, dtype=torch.bool, device=block.acc.device)
+    key = stream_key(block.parameters["seed"], "dare", str(term.number), block.subject.name)
+    philox(keep.device).keep(key, block.first, keep, term.values["density"])
+    return keep
+
+
+def _thinned(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
+    """The delta, its kept elements times what makes up for the dropped ones, and these times k."""
+    import torch
+
+    term = block.terms[number]
+    block.delta(term, out)
+    density, k = term.values["density"], block.parameters["k"]
+    if density >= 1 or k == 1:
+        return out
+    keep, factor = _keep(block, term), 1.0
+    if block.parameters["rescale"] == "inverse_p":
+        factor = (1 - k * (1 - density)) / density
+    elif block.parameters["rescale"] == "l1":
+        factor = block.statistics[0][number]
+    if k:
+        dropped = out * k
+        return torch.where(keep, out.mul_(factor), dropped, out=out)
+    return out.masked_fill_(keep.logical_not_(), 0.0).mul_(factor)
+
+
+def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
+    return (Sweep(_sums, add_sums, _factors, exact=True),) if parameters["rescale"] == "l1" else ()
+
+
+def _sums(block: Block) -> Any:
+    """Of the magnitudes of each delta: all of them, and those kept."""
+    from paramdelta_dist.kernels.reductions import reducer
+
+    sums, reduce = [], reducer(block.acc.device)
+    for term in block.terms:
+        delta = block.delta(term, block.scratch[0])
+        sums.append(tuple(reduce.absolute(delta)))
+        if term.values["density"] < 1:
+            delta.masked_fill_(_keep(block, term).logical_not_(), 0.0)
+        sums.append(tuple(reduce.absolute(delta)))
+    return sums
+
+
+def _factors(total: Any, subject: Subject) -> list[float]:
+    """Of each delta's kept elements, so that with the dropped ones times k its sum of magnitudes is what it was."""
+    from paramdelta_dist.kernels.reductions import Sum
+
+    values, k = [Sum(*each).value for each in total], abs(subject.parameters["k"])
+    return [
+        (everything - k * (everything - kept)) / kept if min(everything, kept) >= TOO_SMALL else 1.0
+        for everything, kept in zip(values[::2], values[1::2], strict=True)
+    ]
+
+
+def _linear(block: Block) -> None:
+    from paramdelta_dist.kernels.consensus import add_all
+
+    add_all(block, lambda number, out: _thinned(block, number, out), block.parameters["lambda"])
+
+
+def _ties(block: Block) -> None:
+    from paramdelta_dist.kernels.consensus import add_agreeing
+
+    add_agreeing(block, lambda number, out: _thinned(block, number, out), block.parameters["normalize"], block.parameters["lambda"])
+
+
+_RECIPE = """\
+method: {name}
+base: s3://models/Mistral-7B
+deltas:
+  - post: s3://models/Mistral-7B-math
+    density: 0.3
+  - post: s3://models/Mistral-7B-code
+    density: 0.3
+parameters:
+  seed: 7
+output: s3://models/Mistral-7B-math-code
+"""
+_NOTES = (
+    "With k other than 0 this is the (p, k) extension of https://arxiv.org/abs/2410.13841. mergekit's `rescale: true` is `rescale: l1` "
+    "here, and its masks differ: ours depend on seed, delta, tensor and element alone."
+)
+
+DARE_LINEAR = Method(
+    name="dare_linear",
+    title="DARE: drop at random, rescale, add",
+    family="thinned deltas",
+    formula="Θ = Θ_base + λ Σ wᵢ (Mᵢ · (1 − k p)/(1 − p) + (1 − Mᵢ) · k) δᵢ, with Mᵢ = 1 at random for a share 1 − p = density of elements",
+    paper="https://arxiv.org/abs/2311.03099",
+    scope=Scope.TENSOR,
+    roles=Roles.DELTAS,
+    parameters=(WEIGHT, DENSITY, RESCALE, DROPPED, LAMBDA, SEED),
+    example=_RECIPE.format(name="dare_linear"),
+    notes=_NOTES,
+    apply=_linear,
+    sweeps=_sweeps,
+    scratch=2,
+    temporary=3,
+    wide=True,
+    neutral={"density": 1.0},
+    scales=True,
+)
+
+DARE_TIES = Method(
+    name="dare_ties",
+    title="DARE with the majority's sign",
+    family="thinned deltas",
+    formula="δ̂ᵢ as dare_linear makes them; at each element those are added whose wᵢ δ̂ᵢ has the sign of Σ wᵢ δ̂ᵢ",
+    paper="https://arxiv.org/abs/2311.03099",
+    scope=Scope.TENSOR,
+    roles=Roles.DELTAS,
+    parameters=(WEIGHT, DENSITY, RESCALE, DROPPED, NORMALIZE, LAMBDA, SEED),
+    example=_RECIPE.format(name="dare_ties"),
+    notes=_NOTES,
+    apply=_ties,
+    sweeps=_sweeps,
+    scratch=6,
+    temporary=3,
+    wide=True,
+    neutral={"density": 1.0},
+    scales=True,
+)

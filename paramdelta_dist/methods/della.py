@@ -1,0 +1,171 @@
+"""DELLA: DARE that keeps large elements of a row more often than small ones (Deep et al. 2024, https://arxiv.org/abs/2406.11617)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Blocks, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.dare import DENSITY, NORMALIZE, SEED, TOO_SMALL
+from paramdelta_dist.methods.sums import add_sums
+
+if TYPE_CHECKING:
+    import torch
+
+    from paramdelta_dist.kernels.blocks import Block, Operand, Subject
+
+EPSILON = Parameter(
+    "epsilon", "how far the probability of the largest and the least element of a row is from density", 0.15, least=0, most=0.5, each=True
+)
+RESCALE = Parameter(
+    "rescale",
+    "what makes up for dropped elements: each kept one over its own probability (inverse_q), the tensor's sum of magnitudes (l1), nothing",
+    default="inverse_q",
+    kind=str,
+    choices=("inverse_q", "l1", "none"),
+)
+
+
+def _probabilities(block: Block, term: Operand, delta: torch.Tensor) -> torch.Tensor:
+    """float64[n]: of each element of delta[n] to be kept, by its rank in its row."""
+    import torch
+
+    density, epsilon, columns = term.values["density"], term.values["epsilon"], block.subject.columns
+    found = torch.empty(block.n, dtype=torch.float64, device=delta.device)
+    step = 2 * epsilon / (columns - 1) if columns > 1 else 0.0
+    by_rank = torch.arange(columns, dtype=torch.float64, device=delta.device).mul_(-step).add_(density + epsilon if step else density)
+    for row, out in zip(block.rows(delta), block.rows(found), strict=True):
+        out[torch.sort(row.abs(), descending=True, stable=True).indices] = by_rank
+    return found
+
+
+def _thinned(block: Block, number: int, out: torch.Tensor, rescale: str) -> torch.Tensor:
+    """The delta without what is dropped, its kept elements times what makes up for that."""
+    import torch
+
+    from paramdelta_dist.kernels.random import philox, stream_key
+
+    term = block.terms[number]
+    block.delta(term, out)
+    if term.values["density"] >= 1:
+        return out
+    probabilities = _probabilities(block, term, out)
+    uniforms = torch.empty_like(probabilities)
+    key = stream_key(block.parameters["seed"], "della", str(term.number), block.subject.name)
+    philox(out.device).uniforms(key, block.first, uniforms)
+    out.masked_fill_(uniforms >= probabilities, 0.0)
+    if rescale == "inverse_q":
+        return out.div_(probabilities)
+    return out.mul_(block.statistics[0][number]) if rescale == "l1" else out
+
+
+def _beyond(parameters: Values, terms: Sequence[Values]) -> str | None:
+    for density, epsilon in ((term["density"], term["epsilon"]) for term in terms):
+        if density < 1 and not epsilon < density < 1 - epsilon:
+            return f"density {density:g} ± epsilon {epsilon:g} are probabilities and should both lie between 0 and 1; give less epsilon"
+    return None
+
+
+def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
+    return (Sweep(_sums, add_sums, _factors, exact=True),) if parameters["rescale"] == "l1" else ()
+
+
+def _sums(block: Block) -> Any:
+    """Of the magnitudes of each delta: all of them, and those kept."""
+    from paramdelta_dist.kernels.reductions import reducer
+
+    sums, reduce = [], reducer(block.acc.device)
+    for number, term in enumerate(block.terms):
+        sums.append(tuple(reduce.absolute(block.delta(term, block.scratch[0]))))
+        sums.append(tuple(reduce.absolute(_thinned(block, number, block.scratch[0], "none"))))
+    return sums
+
+
+def _factors(total: Any, subject: Subject) -> list[float]:
+    from paramdelta_dist.kernels.reductions import Sum
+
+    values = [Sum(*each).value for each in total]
+    return [whole / kept if min(whole, kept) >= TOO_SMALL else 1.0 for whole, kept in zip(values[::2], values[1::2], strict=True)]
+
+
+def _linear(block: Block) -> None:
+    from paramdelta_dist.kernels.consensus import add_all
+
+    add_all(block, lambda number, out: _thinned(block, number, out, block.parameters["rescale"]), block.parameters["lambda"])
+
+
+def _ties(block: Block) -> None:
+    from paramdelta_dist.kernels.consensus import add_agreeing
+
+    rescale, normalize, factor = (block.parameters[name] for name in ("rescale", "normalize", "lambda"))
+    add_agreeing(block, lambda number, out: _thinned(block, number, out, rescale), normalize, factor)
+
+
+_RECIPE = """\
+method: {name}
+base: s3://models/Mistral-7B
+deltas:
+  - post: s3://models/Mistral-7B-math
+    density: 0.4
+  - post: s3://models/Mistral-7B-code
+    density: 0.4
+parameters:
+  epsilon: 0.15
+output: s3://models/Mistral-7B-math-code
+"""
+_NOTES = (
+    "mergekit stretches by one factor a tensor, which is `rescale: l1` here; the paper's inverse_q keeps every element's expectation. "
+    "A tensor of one dimension is one row; of a row of one element, density is the probability."
+)
+
+DELLA = Method(
+    name="della",
+    title="DELLA: drop by magnitude, rescale, and add what the majority's sign agrees with",
+    family="thinned deltas",
+    formula="element kept with probability q = density − ε + 2ε (r − 1)/(n − 1), r its rank by magnitude in its row of n; then as ties",
+    paper="https://arxiv.org/abs/2406.11617",
+    scope=Scope.TENSOR,
+    roles=Roles.DELTAS,
+    parameters=(
+        WEIGHT,
+        DENSITY,
+        EPSILON,
+        RESCALE,
+        Parameter(NORMALIZE.name, NORMALIZE.meaning, "weight", kind=str, choices=NORMALIZE.choices),
+        LAMBDA,
+        SEED,
+    ),
+    example=_RECIPE.format(name="della"),
+    notes=_NOTES,
+    apply=_ties,
+    sweeps=_sweeps,
+    check=_beyond,
+    blocks=Blocks.ROWS,
+    scratch=6,
+    temporary=6,
+    wide=True,
+    neutral={"density": 1.0},
+    scales=True,
+)
+
+DELLA_LINEAR = Method(
+    name="della_linear",
+    title="DELLA: drop by magnitude, rescale, add",
+    family="thinned deltas",
+    formula="element kept with probability q = density − ε + 2ε (r − 1)/(n − 1), r its rank in its row of n; Θ = Θ_base + λ Σ wᵢ δ̂ᵢ",
+    paper="https://arxiv.org/abs/2406.11617",
+    scope=Scope.TENSOR,
+    roles=Roles.DELTAS,
+    parameters=(WEIGHT, DENSITY, EPSILON, RESCALE, LAMBDA, SEED),
+    example=_RECIPE.format(name="della_linear"),
+    notes=_NOTES,
+    apply=_linear,
+    sweeps=_sweeps,
+    check=_beyond,
+    blocks=Blocks.ROWS,
+    scratch=2,
+    temporary=6,
+    wide=True,
+    neutral={"density": 1.0},
+    scales=True,
+)

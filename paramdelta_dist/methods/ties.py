@@ -1,0 +1,190 @@
+"""Deltas cut down to their largest elements: TIES (Yadav et al. 2023, https://arxiv.org/abs/2306.01708) and plain magnitude pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.cuts import BINS, find_cuts, float32_keys
+
+if TYPE_CHECKING:
+    import torch
+
+    from paramdelta_dist.kernels.blocks import Block, Subject
+
+DENSITY = Parameter("density", "share of elements that are kept, those of largest magnitude", default=1.0, least=0, most=1, each=True)
+TRIM = Parameter(
+    "trim",
+    "whether that share is of each tensor or of the whole model",
+    default="tensor",
+    kind=str,
+    choices=("tensor", "model"),
+)
+NORMALIZE = Parameter(
+    "normalize",
+    "divide by how many deltas agree in sign (count), by their weights (weight), or not at all (none)",
+    default="count",
+    kind=str,
+    choices=("count", "weight", "none"),
+)
+_ABOVE_ALL = 1 << 31
+"""A key larger than that of any magnitude."""
+
+
+def _keys(block: Block, number: int) -> torch.Tensor:
+    return float32_keys(block.delta(block.terms[number], block.scratch[0]))
+
+
+def _ranks(subject: Subject) -> list[list[int]]:
+    return [[int(values["density"] * subject.elements)] for values in subject.terms]
+
+
+def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
+    if all(term["density"] == 1 for term in terms):
+        return ()
+    return _OVER_MODEL if parameters["trim"] == "model" else find_cuts(_keys, _ranks)
+
+
+def _first_digits(block: Block) -> list[torch.Tensor]:
+    import torch
+
+    from paramdelta_dist.kernels.selection import Search
+
+    return [Search.of(torch.float32, 1).histogram(_keys(block, number)) for number in range(len(block.terms))]
+
+
+def _begin(total: Any, subject: Subject) -> list[Any]:
+    """Of each delta the search for its least kept magnitude, as a tuple; a number where there is nothing to look for."""
+    import torch
+
+    from paramdelta_dist.kernels.selection import Search
+
+    def begun(rank: int, histogram: torch.Tensor) -> Any:
+        if rank in (0, subject.elements):
+            return 0 if rank else _ABOVE_ALL
+        return tuple(Search.of(torch.float32, rank).narrowed(histogram))
+
+    return [begun(rank, histogram) for (rank,), histogram in zip(_ranks(subject), total, strict=True)]
+
+
+def _last_digits(block: Block) -> list[Any]:
+    from paramdelta_dist.kernels.selection import Search
+
+    (searches,) = block.statistics
+    return [
+        Search(*search).histogram(_keys(block, number)) if isinstance(search, tuple) else None for number, search in enumerate(searches)
+    ]
+
+
+def _end(total: Any, subject: Subject) -> list[int]:
+    """Of each delta the key of its least kept magnitude."""
+    from paramdelta_dist.kernels.selection import Search
+
+    (searches,) = subject.statistics
+    return [s if histogram is None else Search(*s).narrowed(histogram).prefix for s, histogram in zip(searches, total, strict=True)]
+
+
+def _added(total: Any, more: Any) -> Any:
+    return [None if one is None else one.add_(two) for one, two in zip(total, more, strict=True)]
+
+
+def _memory(terms: int, shape: tuple[int, ...]) -> int:
+    return 2 * max(terms, 1) * BINS * 8
+
+
+_OVER_MODEL = (
+    Sweep(_first_digits, _added, _begin, scope=Scope.MODEL, exact=True, partial_bytes=_memory),
+    Sweep(_last_digits, _added, _end, scope=Scope.MODEL, exact=True, partial_bytes=_memory),
+)
+
+
+def _trimmed(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
+    """The delta without what is not kept of it."""
+    import torch
+
+    block.delta(block.terms[number], out)
+    if not block.statistics:
+        return out
+    keys = float32_keys(out)
+    if block.parameters["trim"] == "model":
+        return out.masked_fill_(keys < block.statistics[1][number], 0.0)
+    (cut,) = block.statistics[2][number]
+    kept = torch.empty(block.n, dtype=torch.bool, device=out.device)
+    return out.masked_fill_(cut.mask(keys, block.first, kept).logical_not_(), 0.0)
+
+
+def _ties(block: Block) -> None:
+    from paramdelta_dist.kernels.consensus import add_agreeing
+
+    add_agreeing(block, lambda number, out: _trimmed(block, number, out), block.parameters["normalize"], block.parameters["lambda"])
+
+
+def _magnitude(block: Block) -> None:
+    from paramdelta_dist.kernels.consensus import add_all
+
+    add_all(block, lambda number, out: _trimmed(block, number, out), block.parameters["lambda"])
+
+
+_KEPT = (
+    "⌊density · n⌋ of a tensor's n elements are kept, exactly: of equal magnitudes those with the lower index. Over a whole model all "
+    "that equal the least kept one are kept. "
+)
+
+TIES = Method(
+    name="ties",
+    title="TIES: trim, elect the sign, add what agrees",
+    family="thinned deltas",
+    formula="δ̂ᵢ = the largest |δᵢ|;  s = sign Σ wᵢ δ̂ᵢ;  Θ = Θ_base + λ Σ_{sign δ̂ᵢ = s} wᵢ δ̂ᵢ / (how many agree | Σ of their wᵢ | 1)",
+    paper="https://arxiv.org/abs/2306.01708",
+    scope=Scope.MODEL,
+    roles=Roles.DELTAS,
+    parameters=(WEIGHT, DENSITY, TRIM, NORMALIZE, LAMBDA),
+    example="""\
+method: ties
+parameters: {density: 0.2, lambda: 1.0}
+base: s3://models/Mistral-7B
+deltas:
+  - {post: s3://models/Mistral-7B-math}
+  - {post: s3://models/Mistral-7B-code, weight: 0.7, density: 0.3}
+output: s3://models/Mistral-7B-math-code
+""",
+    notes=_KEPT + "The paper keeps 0.2 of the whole model (trim: model) and divides by count; mergekit keeps by tensor and divides by "
+    "weight. Where the sum of a position is 0 its sign counts as +.",
+    apply=_ties,
+    sweeps=_sweeps,
+    scratch=6,
+    temporary=3,
+    wide=True,
+    neutral={"density": 1.0},
+    scales=True,
+    permutes=True,
+)
+
+MAGNITUDE = Method(
+    name="magnitude",
+    title="Magnitude pruning: the largest elements of each delta, added",
+    family="thinned deltas",
+    formula="Θ = Θ_base + λ Σ wᵢ δ̂ᵢ,    δ̂ᵢ = the largest |δᵢ|",
+    paper="https://arxiv.org/abs/2311.03099",
+    scope=Scope.MODEL,
+    roles=Roles.DELTAS,
+    parameters=(WEIGHT, DENSITY, TRIM, LAMBDA),
+    example="""\
+method: magnitude
+parameters: {density: 0.1}
+base: s3://models/Mistral-7B
+deltas:
+  - {post: s3://models/Mistral-7B-math}
+output: s3://models/Mistral-7B-math-light
+""",
+    notes=_KEPT.rstrip(),
+    apply=_magnitude,
+    sweeps=_sweeps,
+    scratch=2,
+    temporary=3,
+    wide=True,
+    neutral={"density": 1.0},
+    scales=True,
+    permutes=True,
+)

@@ -1,0 +1,62 @@
+"""The pages that need no cloud, followed command by command."""
+
+import json
+import re
+
+import pytest
+
+from tests.clusters import ray_cluster
+from tests.docs.pages import DOCS, recipe_files
+
+
+def test_the_laptop_page(reader):
+    outputs = reader.follow(DOCS / "laptop.md")
+    assert "nothing to do" in "".join(outputs)
+    assert sorted(path.name for path in reader.folder.iterdir()) == ["half", "llama.yaml", "merge.yaml", "merged", "models"]
+    assert outputs[-1].splitlines()[0] == "166,775,808 bytes to read, 55,604,224 to write"
+
+
+def test_the_nightly_page(reader):
+    output = "".join(reader.follow(DOCS / "nightly.md"))
+    folders = sorted(path.name for path in (reader.folder / "nightly").iterdir() if not path.name.startswith("."))
+    assert len(folders) == 3
+    assert folders[-1] == "latest.json"
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d-[0-9a-f]{12}", name) for name in folders[:-1])
+    assert '"state": "nothing to do"' in output
+    pointer = json.loads((reader.folder / "nightly/latest.json").read_text())
+    assert output.endswith(f"{pointer['output']}\n")
+    shown = next(text for text in (DOCS / "nightly.md").read_text().split("```") if text.startswith("json"))
+    assert json.loads(shown.removeprefix("json")).keys() == pointer.keys()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with ray_cluster({}) as started:
+        yield started
+
+
+@pytest.mark.slow
+def test_the_page_of_the_ray_cluster(reader, cluster):
+    output = "".join(reader.follow(DOCS / "ray-cluster.md", {"RAY_ADDRESS": cluster.dashboard, "RAY_AUTH_MODE": "disabled"}))
+    assert "merged into" in output
+    assert '"state": "nothing to do"' in output
+    job = re.search(r"^(pdd-[0-9a-f]{12}-1)\b", output, re.M)[1]
+    assert f"job {job} was over already: succeeded" in output
+    assert (reader.folder / "merged/config.json").exists()
+    assert (reader.folder / "again/config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_nightly_recipe_can_be_submitted_and_the_second_time_starts_no_job(reader, cluster):
+    reader.environ |= {"RAY_ADDRESS": cluster.dashboard, "RAY_AUTH_MODE": "disabled"}
+    (reader.folder / "nightly.yaml").write_text(recipe_files(DOCS / "nightly.md")["nightly.yaml"])
+    first = reader.run("paramdelta-dist demo models --engine local && paramdelta-dist submit nightly.yaml --json")
+    assert first.returncode == 0, first.stderr
+    pointer = json.loads((reader.folder / "nightly/latest.json").read_text())
+    assert re.fullmatch(r".*/nightly/\d{4}-\d\d-\d\d-[0-9a-f]{12}", pointer["output"])
+    (reader.folder / "nightly/latest.json").unlink()
+    second = reader.run("paramdelta-dist submit nightly.yaml --json")
+    assert second.returncode == 0, second.stderr
+    document = json.loads(second.stdout)
+    assert (document["state"], document["job"], document["output"]) == ("nothing to do", None, pointer["output"])
+    assert json.loads((reader.folder / "nightly/latest.json").read_text()) == pointer

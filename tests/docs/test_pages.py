@@ -1,0 +1,81 @@
+"""What the pages of docs/ say is so: commands exist, files exist, recipes are recipes, figures and names are the code's."""
+
+import json
+import re
+
+import pytest
+import typer
+import yaml
+
+from paramdelta_dist import cli, errors
+from paramdelta_dist.recipe import parse_recipe
+from tests.docs.pages import DOCS, PAGES, REPOSITORY, blocks, named_files, our_commands, recipe_files
+
+BLOCKS = [block for page in (*PAGES, REPOSITORY / "README.md") for block in blocks(page)]
+SHELL = [block for block in BLOCKS if block.language in ("bash", "sh", "console", "text")]
+
+
+def parse(arguments):
+    """What the real command line makes of these arguments, without running anything."""
+    group = typer.main.get_command(cli.app)
+    with group.make_context("paramdelta-dist", list(arguments)) as context:
+        name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+        with command.make_context(name, rest, parent=context) as inner:
+            return inner.params
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page):
+    missing = [name for name in named_files(page) if not (REPOSITORY / name).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_heading_finds_it(page):
+    for target in re.findall(r"\]\(([^)\s]*#[^)\s]+)\)", page.read_text()):
+        file, _, anchor = target.partition("#")
+        if "://" in file:
+            continue
+        text = ((page.parent / file) if file else page).read_text()
+        headings = {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)}
+        assert anchor in headings, target
+
+
+@pytest.mark.parametrize("block", [block for block in SHELL if our_commands(block.text)], ids=str)
+def test_the_command_line_takes_every_command_on_a_page(block):
+    for arguments in our_commands(block.text):
+        if "--help" not in arguments and arguments:
+            parse(arguments)
+
+
+def test_the_check_of_commands_can_fail():
+    for wrong in (["merge", "x.yaml", "--no-such"], ["mrege", "x.yaml"], ["merge", "x.yaml", "--engine", "dask"], ["inspect"]):
+        with pytest.raises(Exception, match=r"(?i)no such|not one of|missing"):
+            parse(wrong)
+
+
+@pytest.mark.parametrize(("page", "name"), [(page, name) for page in PAGES for name in recipe_files(page)], ids=str)
+def test_every_recipe_on_a_page_is_one(page, name):
+    parse_recipe(recipe_files(page)[name], where=name)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language in ("json", "yaml")], ids=str)
+def test_data_on_a_page_is_well_formed(block):
+    json.loads(block.text) if block.language == "json" else list(yaml.safe_load_all(block.text))
+
+
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page)], ids=str)
+def test_a_block_says_what_it_is(block):
+    assert block.language in ("bash", "python", "yaml", "json", "text")
+
+
+def test_the_index_has_every_page():
+    index = (DOCS / "README.md").read_text()
+    assert [page.name for page in PAGES if page.name != "README.md" and f"({page.name})" not in index] == []
+    assert "(docs/README.md)" in (REPOSITORY / "README.md").read_text()
+
+
+def test_the_table_of_exit_codes_is_that_of_the_errors():
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", (DOCS / "operations.md").read_text(), re.M)}
+    classes = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.ParamDeltaError)]
+    assert told >= {0, *(each.exit_code for each in classes)}

@@ -1,0 +1,227 @@
+"""What every method that is registered promises, whatever it computes. A new one sits this exam without a line being added."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+
+from paramdelta_dist import api
+from paramdelta_dist.errors import RecipeError
+from paramdelta_dist.kernels import blocks
+from paramdelta_dist.methods import METHODS, Blocks, Roles, Scope
+from paramdelta_dist.recipe import parse_recipe
+from tests.methods.samples import SMALL_BLOCK, make_models, recipe_for, sample, variants
+from tests.oracle import load, same_bytes
+
+CASES = [pytest.param(method, parameters, id=f"{method.name}-{n}") for method in METHODS for n, parameters in enumerate(variants(method))]
+EVERY = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return make_models(tmp_path_factory.mktemp("models"), 4)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", SMALL_BLOCK)
+
+
+@pytest.fixture
+def sized(monkeypatch):
+    """Set the tile size and threads that merges are made with, whatever fits."""
+    real = api.plan_workers
+
+    def set_to(**what):
+        monkeypatch.setattr(api, "plan_workers", lambda *args, **more: replace(real(*args, **more), **what))
+
+    return set_to
+
+
+def differing(one, two):
+    one, two = load(one), load(two)
+    return [name for name in one if not same_bytes(one[name], two[name])]
+
+
+@pytest.mark.parametrize(("method", "parameters"), CASES)
+def test_tiles_and_threads_change_no_byte(method, parameters, folders, tmp_path, small_blocks, sized):
+    api.merge(recipe_for(method, folders, tmp_path / "whole", parameters), workers=1)
+    once = api.plan(recipe_for(method, folders, tmp_path / "whole", parameters))[0].bytes_to_read
+    for tile, threads in ((24_000, 1), (41_000, 3)):
+        sized(tile_size=tile, threads=threads)
+        out = tmp_path / f"tiles{tile}"
+        made = api.merge(recipe_for(method, folders, out, parameters), workers=1)
+        assert differing(out, tmp_path / "whole") == []
+        sizing = api.plan_workers(api.plan(recipe_for(method, folders, out, parameters))[0], workers=1)
+        document = api.plan_document(*_plan(method, folders, out, parameters, sizing))
+        assert once <= document["bytes_to_read"] <= made.report["bytes_read"] <= document["bytes_to_read"] * 1.3
+
+
+def _plan(method, folders, out, parameters, sizing):
+    merge_plan, report = api.plan(recipe_for(method, folders, out, parameters))
+    return merge_plan, sizing, report
+
+
+@EVERY
+def test_what_was_merged_can_be_computed_again(method, folders, tmp_path, small_blocks, sized):
+    parameters = next(variants(method))
+    sized(tile_size=24_000)
+    api.merge(recipe_for(method, folders, tmp_path / "out", parameters, shard_size="20KB"))
+    verdict = api.verify(str(tmp_path / "out"), deep=True, recompute=0.5, seed=1)
+    assert verdict["problems"] == []
+    assert verdict["tiles_recomputed"] > 1
+    assert load(tmp_path / "out")["z.steps"].tolist() == list(range(11))
+
+
+@EVERY
+def test_shards_change_no_byte(method, folders, tmp_path):
+    for name, size in (("one", "5GB"), ("many", "20KB")):
+        api.merge(recipe_for(method, folders, tmp_path / name, next(variants(method)), shard_size=size))
+    assert differing(tmp_path / "one", tmp_path / "many") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "parameters"), CASES)
+def test_ray_changes_no_byte(method, parameters, folders, tmp_path):
+    api.merge(recipe_for(method, folders, tmp_path / "local", parameters, shard_size="40KB"))
+    api.merge(recipe_for(method, folders, tmp_path / "ray", parameters, shard_size="40KB"), engine="ray", workers=2)
+    assert differing(tmp_path / "local", tmp_path / "ray") == []
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_at_its_neutral_parameters_a_method_changes_nothing(method, dtype, tmp_path, small_blocks):
+    if method.neutral is None:
+        pytest.skip("claims nothing")
+    base, post = make_models(tmp_path, 2, dtype=dtype)
+    if method.roles is Roles.DELTAS:
+        expected, recipe = post, recipe_for(method, [base, *[post] * method.least], tmp_path / "out", method.neutral, count=method.least)
+    else:
+        twin = tmp_path / "twin"
+        twin.symlink_to(post)
+        expected, recipe = post, recipe_for(method, [post, twin], tmp_path / "out", method.neutral, count=2)
+    api.merge(recipe)
+    assert differing(tmp_path / "out", expected) == []
+
+
+@EVERY
+def test_scaled_deltas_give_a_scaled_result(method, tmp_path, small_blocks):
+    if not method.scales:
+        pytest.skip("claims nothing")
+    folders = make_models(tmp_path, 4, dtype=torch.float64)
+    base = load(folders[0])
+    for folder in folders[1:]:
+        _rewrite(tmp_path / "scaled" / folder.name, base, load(folder), 4.0)
+    parameters = next(variants(method))
+    scaled = [folders[0], *(tmp_path / "scaled" / folder.name for folder in folders[1:])]
+    api.merge(recipe_for(method, folders, tmp_path / "out", parameters))
+    api.merge(recipe_for(method, scaled, tmp_path / "four", parameters))
+    one, four = load(tmp_path / "out"), load(tmp_path / "four")
+    for name in (name for name in base if base[name].is_floating_point()):
+        torch.testing.assert_close(four[name] - base[name], 4 * (one[name] - base[name]), rtol=1e-6, atol=1e-9)
+
+
+def _rewrite(folder, base, model, factor):
+    from tests.models import save_model
+
+    tensors = {name: base[name] + factor * (t - base[name]) if t.is_floating_point() else t for name, t in model.items()}
+    save_model(folder, {name: tensors[name].contiguous() for name in tensors})
+
+
+@EVERY
+def test_the_order_of_deltas_or_models_does_not_matter(method, tmp_path, small_blocks):
+    if not method.permutes or method.most == 1:
+        pytest.skip("claims nothing")
+    folders = make_models(tmp_path, 4, dtype=torch.float64)
+    weighted = [{"weight": weight} if any(p.name == "weight" for p in method.parameters) else {} for weight in (1.0, 0.5, 2.0)]
+    parameters = next(variants(method))
+    fixed = folders[:1] if method.roles is Roles.DELTAS else []
+    moving = folders[1:]
+    api.merge(recipe_for(method, [*fixed, *moving], tmp_path / "out", parameters, each=weighted))
+    turned = recipe_for(method, [*fixed, *moving[1:], moving[0]], tmp_path / "turned", parameters, each=[*weighted[1:], weighted[0]])
+    api.merge(turned)
+    one, two = load(tmp_path / "out"), load(tmp_path / "turned")
+    for name in (name for name in one if one[name].is_floating_point()):
+        torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-12)
+
+
+@EVERY
+def test_its_example_is_a_recipe_of_it(method):
+    recipe = parse_recipe(method.example, where="example")
+    assert recipe.method == method.name
+
+
+@EVERY
+def test_a_wrong_key_parameter_or_role_is_refused_with_what_there_is(method):
+    document = yaml.safe_load(method.example)
+
+    def refused(change):
+        with pytest.raises(RecipeError) as refusal:
+            parse_recipe(json.dumps({**document, **change}), where="recipe.yaml")
+        assert refusal.value.exit_code == 2
+        return str(refusal.value)
+
+    names = [parameter.name for parameter in method.parameters]
+    message = refused({"parameters": {**document.get("parameters", {}), "zzzzz": 1}})
+    assert "unknown key 'parameters.zzzzz'" in message
+    assert all(name in message for name in names)
+    for name in names:
+        message = refused({"parameters": {**document.get("parameters", {}), name + "x": 1}})
+        assert f"did you mean {name!r}" in message or name in message
+    for parameter in method.parameters:
+        message = refused({"parameters": {**document.get("parameters", {}), parameter.name: [0]}})
+        assert f"parameters.{parameter.name}: should be {parameter.range}" in message
+    mine, other, first = ("deltas", "models", "model") if method.roles is Roles.DELTAS else ("models", "deltas", "post")
+    message = refused({other: [{first: "/x"}]})
+    assert f"{method.name} takes" in message
+    assert f"`{mine}:`" in message
+    if method.roles is Roles.DELTAS:
+        assert "'base' is missing" in _refusal({key: value for key, value in document.items() if key != "base"})
+    assert f"{mine}.0.zzzzz" in refused({mine: [{**entry, "zzzzz": 1} for entry in document[mine]]})
+
+
+def _refusal(document):
+    with pytest.raises(RecipeError) as refusal:
+        parse_recipe(json.dumps(document), where="recipe.yaml")
+    return str(refusal.value)
+
+
+@EVERY
+def test_a_card_is_complete_and_fits_itself(method):
+    assert method.title
+    assert method.formula
+    assert method.paper.startswith("https://")
+    assert (method.weights is None) != (method.apply is None)
+    assert len({parameter.name for parameter in method.parameters}) == len(method.parameters)
+    for parameter in method.parameters:
+        assert parameter.meaning
+        if parameter.default is not None:
+            assert parameter.check(parameter.default) == parameter.default
+        parameter.check(sample(parameter))
+    for parameters in variants(method):
+        values = {p.name: parameters.get(p.name, p.default) for p in method.parameters}
+        own = {p.name: values[p.name] for p in method.for_each}
+        scopes = [sweep.scope for sweep in method.sweeps(values, [own] * 3)]
+        assert scopes == sorted(scopes, key=lambda scope: scope is not Scope.MODEL), "those over the model come first"
+        assert not scopes or method.blocks is not Blocks.JOINED, "a block that spans tensors has no statistics of its own"
+        assert set(scopes) <= {Scope.TENSOR, Scope.MODEL}
+        if scopes:
+            assert method.scope in ((Scope.MODEL,) if Scope.MODEL in scopes else (Scope.MODEL, Scope.TENSOR))
+
+
+@EVERY
+def test_what_is_not_finite_is_an_error_or_let_through_and_counted(method, tmp_path):
+    folders = make_models(tmp_path, 4, shapes={"w": (40, 50)})
+    for folder in folders:
+        tensors = load(folder)
+        tensors["w"][3, 7] = float("nan")
+        from tests.models import save_model
+
+        save_model(folder, {name: tensor.contiguous() for name, tensor in tensors.items()}, files=2)
+    parameters = next(variants(method))
+    from paramdelta_dist.errors import NonFinite
+
+    with pytest.raises(NonFinite, match="tensor 'w'"):
+        api.merge(recipe_for(method, folders, tmp_path / "out", parameters))
