@@ -174,7 +174,7 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster):
         run = Run(naps(20, 0.2), workers=2)
         assert run.executor.nodes == 2, "although one has room for both workers"
         try:
-            run = Run(naps(100, 0.2), on=2, act=grow)
+            run = Run(naps(80, 0.2), on=2, act=grow)
         finally:
             for node in joined:
                 cluster.remove_node(node, allow_graceful=False)
@@ -188,7 +188,7 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster):
 def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_new(cluster, monkeypatch):
     monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.2)
     with nodes(cluster, 2) as (first, second):
-        run = Run(naps(60, 0.2), on=2, act=lambda made: drain(cluster, first, 100))
+        run = Run(naps(40, 0.2), on=2, act=lambda made: drain(cluster, first, 100))
         assert {node for _, node in run.made[-10:]} == {second.node_id}
         assert first.node_id in {node for _, node in run.made}
         assert run.executor.retries == run.executor.lost == 0
@@ -216,7 +216,7 @@ def test_losing_all_nodes_but_one_costs_what_they_were_at(cluster):
             for node in added[:2]:
                 cluster.remove_node(node, allow_graceful=False)
 
-        run = Run(naps(60, 0.2), on=3, act=strike)
+        run = Run(naps(45, 0.2), on=3, act=strike)
         assert {node for _, node in run.made[-10:]} == {added[2].node_id}
         assert run.executor.lost == 2
         assert set(run.executor.causes) <= {"node_lost", "late"}, "a lost one may be late before it is missed"
