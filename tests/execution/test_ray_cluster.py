@@ -195,7 +195,7 @@ def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_ne
         assert "leaving" not in run.executor.causes, "nothing was made in vain"
 
 
-def test_what_a_node_cannot_finish_before_it_goes_is_made_elsewhere(cluster, monkeypatch):
+def test_what_a_node_cannot_finish_before_it_goes_is_made_elsewhere_and_logs_say_what_and_where(cluster, monkeypatch, caplog):
     monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.2)
     monkeypatch.setattr(scheduling, "LEAVE_SECONDS", 2.0)
     with nodes(cluster, 2) as (first, second):
@@ -203,12 +203,18 @@ def test_what_a_node_cannot_finish_before_it_goes_is_made_elsewhere(cluster, mon
         def announce(made):
             drain(cluster, first if made[-1][1] == second.node_id else second, 5)  # the one that is at the long one
 
-        run = Run([Nap("long", 4.0), *naps(3)], after=3, act=announce)
+        run = Run([Nap("long", 4.0, says="odd"), *naps(3)], after=3, act=announce)
         assert run.executor.causes == {"leaving": 1}
         assert run.executor.lost == 0
         assert dict(run.made)["long"] == run.made[2][1]
+    told = [record.getMessage() for record in caplog.records]
+    address = first.node_ip_address
+    assert f"long (attempt 1 on {address}): odd" in told, "what a worker warns of reaches the driver"
+    assert any(line.startswith(f"long (attempt 1 on {address}): its node goes in ") for line in told)
+    assert f"node {address} is about to go; its worker is given nothing more" in told
 
 
+@pytest.mark.slow
 def test_losing_all_nodes_but_one_costs_what_they_were_at(cluster):
     with nodes(cluster, 3) as added:
 
