@@ -171,10 +171,10 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster):
         joined.append(cluster.add_node(num_cpus=2, object_store_memory=80 << 20))
 
     with nodes(cluster, 2, num_cpus=2) as added:
-        run = Run(naps(20, 0.2), workers=2)
+        run = Run(naps(12, 0.2), workers=2)
         assert run.executor.nodes == 2, "although one has room for both workers"
         try:
-            run = Run(naps(80, 0.2), on=2, act=grow)
+            run = Run(naps(60, 0.2), on=2, act=grow)
         finally:
             for node in joined:
                 cluster.remove_node(node, allow_graceful=False)
@@ -188,13 +188,14 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster):
 def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_new(cluster, monkeypatch):
     monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.2)
     with nodes(cluster, 2) as (first, second):
-        run = Run(naps(40, 0.2), on=2, act=lambda made: drain(cluster, first, 100))
+        run = Run(naps(30, 0.2), on=2, act=lambda made: drain(cluster, first, 100))
         assert {node for _, node in run.made[-10:]} == {second.node_id}
         assert first.node_id in {node for _, node in run.made}
         assert run.executor.retries == run.executor.lost == 0
         assert "leaving" not in run.executor.causes, "nothing was made in vain"
 
 
+@pytest.mark.slow
 def test_what_a_node_cannot_finish_before_it_goes_is_made_elsewhere_and_logs_say_what_and_where(cluster, monkeypatch, caplog):
     monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.2)
     monkeypatch.setattr(scheduling, "LEAVE_SECONDS", 2.0)
