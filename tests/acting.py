@@ -1,5 +1,6 @@
 """Units of work that publish a file and its receipt as a shard does, and behave meanwhile as a test says. Imported by Ray's workers."""
 
+import logging
 import os
 import time
 from dataclasses import dataclass, field
@@ -103,12 +104,16 @@ class Nap:
     file: str
     seconds: float = 0.1
     size: int = 1000
+    says: str = ""
+    """What it warns of."""
 
 
 def nap(job: None, unit: Nap, *, advance, cancelled) -> tuple[str, str]:
     """The file, and the id of the node it was made on."""
     import ray
 
+    if unit.says:
+        logging.getLogger("paramdelta_dist.tests").warning(unit.says)
     for _ in range(20):
         if cancelled():
             raise Interrupted("stopped")

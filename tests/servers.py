@@ -117,17 +117,17 @@ def _weed() -> str:
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
-    """SeaweedFS, which checks signatures and honours conditional requests as AWS does."""
+def s3_server(address: str = "127.0.0.1") -> Iterator[S3Server]:
+    """SeaweedFS, which checks signatures and honours conditional requests as AWS does, on an address of this machine."""
     ports = dict(zip(("master", "volume", "filer", "s3"), zip(*[iter(free_ports(8))] * 2, strict=True), strict=True))
-    server = S3Server(f"http://127.0.0.1:{ports['s3'][0]}")
+    server = S3Server(f"http://{address}:{ports['s3'][0]}")
     with tempfile.TemporaryDirectory(prefix="weed-", ignore_cleanup_errors=True) as folder:
         data, identities = Path(folder, "data"), Path(folder, "identities.json")
         data.mkdir()
         credentials = [{"accessKey": server.access_key, "secretKey": server.secret_key}]
         actions = ["Admin", "Read", "List", "Tagging", "Write"]
         identities.write_text(json.dumps({"identities": [{"name": "t", "credentials": credentials, "actions": actions}]}))
-        command = [_weed(), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
+        command = [_weed(), "server", f"-dir={data}", f"-ip={address}", f"-ip.bind={address}", "-filer", "-s3"]
         for part, (port, grpc) in ports.items():
             command += [f"-{part}.port={port}", f"-{part}.port.grpc={grpc}"]
         command += [f"-s3.config={identities}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
@@ -138,7 +138,7 @@ def s3_server() -> Iterator[S3Server]:
             """Whether an object can be written: the port answers some seconds before there is a volume to write to."""
             from botocore.exceptions import BotoCoreError, ClientError
 
-            with suppress(OSError, BotoCoreError, ClientError), socket.create_connection(("127.0.0.1", ports["s3"][0]), timeout=1):
+            with suppress(OSError, BotoCoreError, ClientError), socket.create_connection((address, ports["s3"][0]), timeout=1):
                 server.client().put_object(Bucket=server.make_bucket(), Key="ready", Body=b"ready")
                 return True
             return False

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the hash of an identity is quick
 class Metric:
     """A count that only grows. Prometheus sees it as `ray_<name>_total`."""
 

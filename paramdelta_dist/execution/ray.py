@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent import futures
 from contextlib import suppress
@@ -299,7 +300,7 @@ class RayExecutor:
             self.copies += schedule.copies
             self.restarts += schedule.restarts
             self.bytes_read_again += schedule.bytes_read_again
-            self.causes = schedule.meter.total(RETRIES)
+            self.causes = dict(Counter(self.causes) + Counter(schedule.meter.total(RETRIES)))
             metrics.publish()
             crew.end()
 

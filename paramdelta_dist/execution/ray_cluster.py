@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from paramdelta_dist.errors import EngineError, UsageError
+from paramdelta_dist.errors import CredentialsError, EngineError, UsageError
 from paramdelta_dist.execution.machine import available_cores
 from paramdelta_dist.sizes import format_memory
 
@@ -68,8 +68,8 @@ def join(workers: int | None) -> int | None:
     """Join the cluster that RAY_ADDRESS names, else start one in this process's name. Returns how many workers it can ever
     have: None where that is the cluster's affair.
 
-    Raises EngineError when none can be had, UsageError when the address is not one a driver can join, or the cluster's Ray or
-    Python is not ours.
+    Raises EngineError when none can be had, CredentialsError when it wants another token, UsageError when the address is not
+    one a driver can join, or the cluster's Ray or Python is not ours.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -98,11 +98,25 @@ def join(workers: int | None) -> int | None:
         told = str(error).strip()
         if "Version mismatch" in told:
             raise UsageError(f"the cluster at {address} has other versions than this driver: {told}. Use the same on both") from error
+        if _is_refusal(error):
+            raise CredentialsError(
+                f"the Ray cluster at {address} refuses this driver's token, or got none: give it the cluster's, as RAY_AUTH_TOKEN or in "
+                "the file that RAY_AUTH_TOKEN_PATH names, and set RAY_AUTH_MODE=token"
+            ) from error
         raise EngineError(f"no Ray cluster could be joined or started ({address or 'embedded'}): {told.partition(chr(10))[0]}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own, which ends the process without a word
     return cores
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether a cluster's authentication is behind an error."""
+    while error is not None:
+        if "AuthToken" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def leaving_nodes() -> dict[str, float]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from paramdelta_dist.execution.buffers import BufferPool
+from paramdelta_dist.execution.metering import METER, READ_BYTES
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import SLACK, WASTE, Read, Segment, Tile, source_range, tile_reads
 from paramdelta_dist.storage import Store
@@ -101,7 +102,7 @@ class TileReader:
 
     def start(self, tile: Tile) -> Fetching:
         """Ask for what a tile needs. It owns its buffers until it is released."""
-        fetching = Fetching(tile, [], [], [])
+        fetching, before = Fetching(tile, [], [], []), self.bytes_read
         for model in range(len(self.stores)):
             reads = tile_reads(tile, model)
             room = None
@@ -119,6 +120,7 @@ class TileReader:
                 self.requests += 1
             fetching.reads.append(reads)
             fetching.futures.append(futures)
+        METER.add(READ_BYTES, self.bytes_read - before)
         return fetching
 
     def release(self, fetching: Fetching) -> None:

@@ -13,7 +13,7 @@ from paramdelta_dist.errors import Interrupted, ParamDeltaError
 from paramdelta_dist.execution.digests import StreamDigests
 from paramdelta_dist.execution.machine import peak_memory
 from paramdelta_dist.execution.making import Job
-from paramdelta_dist.execution.metering import METER, READ_BYTES, WRITTEN_BYTES, Stopwatch
+from paramdelta_dist.execution.metering import METER, WRITTEN_BYTES, Stopwatch
 from paramdelta_dist.execution.output import require_claim
 from paramdelta_dist.execution.pipeline import TilePipeline, tile_pipeline, tile_reader
 from paramdelta_dist.execution.reader import Reader
@@ -81,7 +81,6 @@ def _chunks(
 ) -> Iterator[memoryview | bytes]:
     """Header, then tiles; each chunk is valid until the next is asked for. Raises at the end, before anything becomes
     visible, if the output is no longer ours."""
-    read = 0
     METER.add(WRITTEN_BYTES, len(shard.header))
     digests.update(shard.header)
     yield shard.header
@@ -95,8 +94,6 @@ def _chunks(
 
     for made in pipeline.make(steps()):
         digests.update(made.data)
-        METER.add(READ_BYTES, pipeline.reader.bytes_read - read)
-        read = pipeline.reader.bytes_read
         writing.start()
         yield made.data
         writing.stop()

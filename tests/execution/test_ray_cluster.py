@@ -171,10 +171,10 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster):
         joined.append(cluster.add_node(num_cpus=2, object_store_memory=80 << 20))
 
     with nodes(cluster, 2, num_cpus=2) as added:
-        run = Run(naps(20, 0.2), workers=2)
+        run = Run(naps(12, 0.2), workers=2)
         assert run.executor.nodes == 2, "although one has room for both workers"
         try:
-            run = Run(naps(100, 0.2), on=2, act=grow)
+            run = Run(naps(60, 0.2), on=2, act=grow)
         finally:
             for node in joined:
                 cluster.remove_node(node, allow_graceful=False)
@@ -188,14 +188,15 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster):
 def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_new(cluster, monkeypatch):
     monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.2)
     with nodes(cluster, 2) as (first, second):
-        run = Run(naps(60, 0.2), on=2, act=lambda made: drain(cluster, first, 100))
+        run = Run(naps(30, 0.2), on=2, act=lambda made: drain(cluster, first, 100))
         assert {node for _, node in run.made[-10:]} == {second.node_id}
         assert first.node_id in {node for _, node in run.made}
         assert run.executor.retries == run.executor.lost == 0
         assert "leaving" not in run.executor.causes, "nothing was made in vain"
 
 
-def test_what_a_node_cannot_finish_before_it_goes_is_made_elsewhere(cluster, monkeypatch):
+@pytest.mark.slow
+def test_what_a_node_cannot_finish_before_it_goes_is_made_elsewhere_and_logs_say_what_and_where(cluster, monkeypatch, caplog):
     monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.2)
     monkeypatch.setattr(scheduling, "LEAVE_SECONDS", 2.0)
     with nodes(cluster, 2) as (first, second):
@@ -203,12 +204,18 @@ def test_what_a_node_cannot_finish_before_it_goes_is_made_elsewhere(cluster, mon
         def announce(made):
             drain(cluster, first if made[-1][1] == second.node_id else second, 5)  # the one that is at the long one
 
-        run = Run([Nap("long", 4.0), *naps(3)], after=3, act=announce)
+        run = Run([Nap("long", 4.0, says="odd"), *naps(3)], after=3, act=announce)
         assert run.executor.causes == {"leaving": 1}
         assert run.executor.lost == 0
         assert dict(run.made)["long"] == run.made[2][1]
+    told = [record.getMessage() for record in caplog.records]
+    address = first.node_ip_address
+    assert f"long (attempt 1 on {address}): odd" in told, "what a worker warns of reaches the driver"
+    assert any(line.startswith(f"long (attempt 1 on {address}): its node goes in ") for line in told)
+    assert f"node {address} is about to go; its worker is given nothing more" in told
 
 
+@pytest.mark.slow
 def test_losing_all_nodes_but_one_costs_what_they_were_at(cluster):
     with nodes(cluster, 3) as added:
 
@@ -216,7 +223,7 @@ def test_losing_all_nodes_but_one_costs_what_they_were_at(cluster):
             for node in added[:2]:
                 cluster.remove_node(node, allow_graceful=False)
 
-        run = Run(naps(60, 0.2), on=3, act=strike)
+        run = Run(naps(45, 0.2), on=3, act=strike)
         assert {node for _, node in run.made[-10:]} == {added[2].node_id}
         assert run.executor.lost == 2
         assert set(run.executor.causes) <= {"node_lost", "late"}, "a lost one may be late before it is missed"
