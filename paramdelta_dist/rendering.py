@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from paramdelta_dist.jobs.reading import Progress as JobProgress
 from paramdelta_dist.sizes import format_memory, format_seconds, format_size
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class JobView:
 
     def __init__(self, show: Callable[[str], None], bar: ProgressBar | None) -> None:
         self._show, self._bar = show, bar
+        self._progress = JobProgress()
 
     def line(self, text: str) -> None:
         self._show("".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text))
@@ -140,11 +142,13 @@ class JobView:
     def event(self, fields: dict[str, Any], text: str) -> None:
         if self._bar is None:
             self.line(text)
-        elif fields["event"] == "started":
+            return
+        self._progress.take(fields)
+        if fields["event"] == "started":
             details: dict[str, Any] = {name: fields[name] for name in ("shards", "bytes_to_read", "memory") if name in fields}
             self._bar.started(fields.get("what", "merging"), fields["bytes_total"], done=fields.get("bytes_done", 0), details=details)
-        elif fields["event"] == "progress":
-            self._bar.reached(fields["bytes_done"])
+        else:
+            self._bar.reached(self._progress.bytes_done)
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True) if self._bar is None else self.line(text)

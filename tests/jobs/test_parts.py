@@ -75,6 +75,13 @@ def made(output="s3://bucket/out", **changes):
         {},
         {"dtype": "bf16", "shard_size": "7GB", "tokenizer_from": 0, "allow_nonfinite": True},
         {"deltas": [{"post": "s3://b/ü 重 🦙'\"$(id)`", "weight": 1e-7}, {"post": "s3://b/post", "base": "s3://b/old", "weight": -0.25}]},
+        {
+            "deltas": [
+                {"post": "s3://b/post", "weight": [{"match": "*.mlp.*", "value": 0.5}, {"layers": [0, 3], "value": [0, 1]}, {"value": 1}]}
+            ]
+        },
+        {"method": "ties", "parameters": {"density": 0.2}, "deltas": [{"post": "s3://b/post", "density": 0.3}], "include": "*.q_proj.*"},
+        {"output": "s3://bucket/{date}-{inputs}", "vocab": "pad"},
         {"storage": {"s3://b/": {"endpoint": "http://host:9000", "profile": "lab"}, "s3://c/": {"anonymous": True}}},
         {"deltas": [{"post": f"s3://b/{n}"} for n in range(3000)]},
     ],
@@ -210,7 +217,9 @@ def test_a_log_is_read_the_same_however_it_is_cut(size):
         "Runtime env\n"
         '{"event": "started", "time": 5.0, "what": "merging", "bytes_total": 100, "bytes_done": 10, "shards": 2}\n{"event": 1}\n'
         '{"event": "progress", "time": 6.0, "bytes_total": 100, "bytes_done": 40, "bytes_per_second": 30, "seconds_left": 2.0}\n'
-        '{"event": "finished", "time": 7.0, "file": "a", "worker": "h:1"}\n{\nno document\n}\n' + json.dumps(RESULT, indent=2) + "\nlast"
+        '{"event": "finished", "time": 7.0, "file": "a", "size": 35, "worker": "h:1"}\n{\nno document\n}\n'
+        + json.dumps(RESULT, indent=2)
+        + "\nlast"
     )
     heard = Heard()
     reader = LogReader(heard)
@@ -221,7 +230,7 @@ def test_a_log_is_read_the_same_however_it_is_cut(size):
     assert heard.events == ["started", "progress", "finished"]
     assert reader.document == RESULT
     document = reader.progress.as_document()
-    assert document["bytes"] == {"done": 40, "total": 100}
+    assert document["bytes"] == {"done": 45, "total": 100}
     assert document["shards"] == {"finished": 1, "total": 2}
     assert (document["workers"], document["bytes_per_second"], document["seconds_left"]) == (1, 30, 2.0)
 
