@@ -243,12 +243,14 @@ def _refused(url: str, job_id: str | None, status: int, text: str) -> ParamDelta
         return CredentialsError(_denied(url))
     if status == 404 and job_id:
         return NotFound(f"the cluster at {url} knows no job {job_id}; `paramdelta-dist jobs` lists those it knows")
-    if status in (404, 405, 400, 501):
+    last = text.strip().rpartition("\n")[2].strip(". ")[:200]
+    if status == 400:
+        return UsageError(f"the cluster at {url} refuses that: {last}")
+    if status in (404, 405, 501):
         return UsageError(
             f"what answers at {url} is no Ray dashboard that runs jobs ({status}); its port is 8265 where no other was chosen"
         )
-    last = text.strip().rpartition("\n")[2].strip(". ")
-    return Unreachable(f"the cluster at {url} cannot answer now ({status}: {last[:200]})")
+    return Unreachable(f"the cluster at {url} cannot answer now ({status}: {last})")
 
 
 def _denied(url: str) -> str:

@@ -68,8 +68,6 @@ class Progress:
             self._seen.add(str(event.get("worker")))
             self._finished += event.get("size", 0)
             self.bytes_done = max(self.bytes_done, self._finished)
-        if self.workers is None and self._seen:
-            self.workers = len(self._seen)
 
     def as_document(self) -> dict[str, Any]:
         return {
@@ -77,7 +75,7 @@ class Progress:
             "shards": {"finished": self.shards_done, "total": self.shards_total},
             "bytes_per_second": self.bytes_per_second,
             "seconds_left": self.seconds_left,
-            "workers": self.workers,
+            "workers": len(self._seen) or None if self.workers is None else self.workers,
             "retries": self.retries,
         }
 

@@ -11,7 +11,7 @@ from paramdelta_dist.errors import CredentialsError, EngineError, NotFound, Usag
 from paramdelta_dist.jobs import following, parcel
 from paramdelta_dist.jobs.address import choose_address
 from paramdelta_dist.jobs.ending import ending_of
-from paramdelta_dist.jobs.job import Job, Unreachable
+from paramdelta_dist.jobs.job import Job, JobExists, Unreachable
 from paramdelta_dist.jobs.naming import JobName, parse_job_id, stem_of
 from paramdelta_dist.jobs.reading import LogReader
 from paramdelta_dist.jobs.submitting import Submission, submit
@@ -291,6 +291,13 @@ def test_a_running_job_is_joined_and_an_ended_one_followed_by_the_next_attempt(f
         cluster.end(JobName(first.name.stem, attempt), state)
         assert submit(cluster, wanted).name.attempt == attempt + 1
     assert cluster.commands[0][-2:] == ["--json", "--workers=2"]
+
+
+def test_who_submits_the_same_a_moment_later_joins(monkeypatch):
+    cluster = Register()
+    monkeypatch.setattr(cluster, "jobs", list)
+    monkeypatch.setattr(cluster, "submit", lambda job_id, command, **_: (_ for _ in ()).throw(JobExists(job_id)))
+    assert submit(cluster, Submission(made(), "abc")).joined
 
 
 @pytest.mark.parametrize(("begun", "repeated"), [(True, False), (False, True)])
