@@ -167,6 +167,36 @@ def inspect(url: Annotated[str, typer.Argument(help="Model folder, local or at a
         _show(api.inspect(url), rendering.inspect_tables, as_json)
 
 
+@app.command("import")
+def import_(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="mergekit's YAML file, local or at a URL.")],
+    output: Annotated[str, typer.Option("--output", help="The folder that the recipe will write.")] = "merged",
+    recipe: Annotated[str | None, typer.Option("-o", "--recipe", metavar="FILE", help="Write the recipe here, not on stdout.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a mergekit config into a recipe; tells in what the merge will differ, and refuses what cannot be mapped."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        made = api.import_mergekit(config, output=output)
+        if recipe is not None:
+            _write_new(recipe, made.text)
+        elif not as_json:
+            typer.echo(made.text, nl=False)
+        document = {"recipe": made.text, "written": recipe, "notes": list(made.notes)}
+        _show(document, rendering.import_lines, as_json)
+
+
+def _write_new(path: str, text: str) -> None:
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{path} is there already; name another file, or remove it") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
 @app.command()
 def submit(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML), local or at a URL.")],
@@ -301,6 +331,35 @@ def verify(
         _show(document, rendering.verify_lines, as_json)
         if not document["ok"]:
             raise typer.Exit(5)
+
+
+@app.command()
+def analyze(
+    recipe: RecipeArgument = None,
+    base: BaseOption = None,
+    delta: DeltaOption = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Folder for the tables and the page, local or at a URL. Default: ./analysis.")
+    ] = None,
+    engine: EngineOption = Engine.local,
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Analyze the deltas of a recipe: sizes, cosines and distributions, as tables and an HTML page. Writes no model."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        with rendering.progress() as observer:
+            document = api.analyze(
+                _recipe(recipe, base, delta, None, output_needed=False),
+                output,
+                engine=engine.value,
+                workers=workers,
+                memory=_bytes(memory, "--memory"),
+                observer=observer,
+            )
+        _show(document, rendering.analyze_lines, as_json)
 
 
 @app.command()
