@@ -150,7 +150,7 @@ class JobView:
         self._progress = JobProgress()
 
     def line(self, text: str) -> None:
-        self._show("".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text))
+        self._show(_shown(text))
 
     def event(self, fields: dict[str, Any], text: str) -> None:
         if self._bar is None:
@@ -164,7 +164,11 @@ class JobView:
             self._bar.reached(self._progress.bytes_done)
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True) if self._bar is None else self.line(text)
+        print(_shown(text), file=sys.stderr, flush=True) if self._bar is None else self.line(text)
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
 
 
 def merge_document(result: MergeResult) -> dict[str, Any]:

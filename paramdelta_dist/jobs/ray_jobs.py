@@ -226,6 +226,8 @@ def _told(url: str, job_id: str | None = None) -> Iterator[None]:
     except aiohttp.WSServerHandshakeError as error:
         raise _refused(shown, job_id, error.status, error.message) from error
     except (requests.RequestException, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        if isinstance(error.__context__, requests.exceptions.SSLError):
+            raise UsageError(f"{shown} is not trusted: name the certificates of who signed for it in REQUESTS_CA_BUNDLE") from error
         raise Unreachable(f"the cluster at {shown} does not answer ({type(error).__name__})") from error
     except RuntimeError as error:
         found = _STATUS.search(str(error))
