@@ -458,8 +458,10 @@ def job_lines(document: dict[str, Any]) -> None:
             facts["rate"] = f"{format_size(document['bytes_per_second'])}/s written"
             facts["time left"] = format_seconds(document["seconds_left"]) if document["seconds_left"] is not None else "unknown"
     if "error" in document:
-        driver = document["error"].get("driver", {}).get("message")
-        facts["ended"] = document["error"]["message"] + (f": {driver}" if driver else "")
+        driver = document["error"].get("driver", {}).get("message", "")
+        facts["ended"] = document["error"]["message"]
+        if driver:
+            facts["because"] = driver.partition("\\n")[0]  # the first line: what is shown has its line breaks spelt out
     _facts(console, facts)
 
 
