@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from paramdelta_dist.jobs.reading import Progress as JobProgress
 from paramdelta_dist.sizes import format_memory, format_seconds, format_size
 
 if TYPE_CHECKING:
@@ -146,21 +147,28 @@ class JobView:
 
     def __init__(self, show: Callable[[str], None], bar: ProgressBar | None) -> None:
         self._show, self._bar = show, bar
+        self._progress = JobProgress()
 
     def line(self, text: str) -> None:
-        self._show("".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text))
+        self._show(_shown(text))
 
     def event(self, fields: dict[str, Any], text: str) -> None:
         if self._bar is None:
             self.line(text)
-        elif fields["event"] == "started":
+            return
+        self._progress.take(fields)
+        if fields["event"] == "started":
             details: dict[str, Any] = {name: fields[name] for name in ("shards", "bytes_to_read", "memory") if name in fields}
             self._bar.started(fields.get("what", "merging"), fields["bytes_total"], done=fields.get("bytes_done", 0), details=details)
-        elif fields["event"] == "progress":
-            self._bar.reached(fields["bytes_done"])
+        else:
+            self._bar.reached(self._progress.bytes_done)
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True) if self._bar is None else self.line(text)
+        print(_shown(text), file=sys.stderr, flush=True) if self._bar is None else self.line(text)
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
 
 
 def merge_document(result: MergeResult) -> dict[str, Any]:
@@ -450,8 +458,10 @@ def job_lines(document: dict[str, Any]) -> None:
             facts["rate"] = f"{format_size(document['bytes_per_second'])}/s written"
             facts["time left"] = format_seconds(document["seconds_left"]) if document["seconds_left"] is not None else "unknown"
     if "error" in document:
-        driver = document["error"].get("driver", {}).get("message")
-        facts["ended"] = document["error"]["message"] + (f": {driver}" if driver else "")
+        driver = document["error"].get("driver", {}).get("message", "")
+        facts["ended"] = document["error"]["message"]
+        if driver:
+            facts["because"] = driver.partition("\\n")[0]  # the first line: what is shown has its line breaks spelt out
     _facts(console, facts)
 
 

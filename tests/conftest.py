@@ -19,7 +19,7 @@ pytest.register_assert_rewrite("tests.contracts")
 
 from tests import servers  # noqa: E402
 
-_FOREIGN = ("AWS_", "STORAGE_EMULATOR_HOST", "RAY_ADDRESS", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_")
+_FOREIGN = ("AWS_", "STORAGE_EMULATOR_HOST", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_")
 
 
 def _leave_nobodys_settings(patch: pytest.MonkeyPatch) -> None:

@@ -34,12 +34,14 @@ def follow(cluster: Cluster, job_id: str, show: Callable[[str], None], note: Cal
             silent = 0
             for text in log.replay(cluster.tail(job_id)):
                 silent = 0 if text else silent + 1
-                over = silent > 0 and cluster.job(job_id).over
+                job = None if text else cluster.job(job_id)
+                if job is not None and job.state == "pending" and silent == 1:
+                    note(f"the cluster has not started job {job_id} yet")
                 if lost is not None:
                     note("connected again")
                     lost = None
                 pause = FIRST_PAUSE
-                if over or silent == SILENT_PIECES:
+                if (job is not None and job.over) or silent == SILENT_PIECES:
                     break
             job = cluster.job(job_id)
             lost = None

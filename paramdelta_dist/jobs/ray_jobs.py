@@ -226,6 +226,8 @@ def _told(url: str, job_id: str | None = None) -> Iterator[None]:
     except aiohttp.WSServerHandshakeError as error:
         raise _refused(shown, job_id, error.status, error.message) from error
     except (requests.RequestException, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        if isinstance(error.__context__, requests.exceptions.SSLError):
+            raise UsageError(f"{shown} is not trusted: name the certificates of who signed for it in REQUESTS_CA_BUNDLE") from error
         raise Unreachable(f"the cluster at {shown} does not answer ({type(error).__name__})") from error
     except RuntimeError as error:
         found = _STATUS.search(str(error))
@@ -243,12 +245,14 @@ def _refused(url: str, job_id: str | None, status: int, text: str) -> ParamDelta
         return CredentialsError(_denied(url))
     if status == 404 and job_id:
         return NotFound(f"the cluster at {url} knows no job {job_id}; `paramdelta-dist jobs` lists those it knows")
-    if status in (404, 405, 400, 501):
+    last = text.strip().rpartition("\n")[2].strip(". ")[:200]
+    if status == 400:
+        return UsageError(f"the cluster at {url} refuses that: {last}")
+    if status in (404, 405, 501):
         return UsageError(
             f"what answers at {url} is no Ray dashboard that runs jobs ({status}); its port is 8265 where no other was chosen"
         )
-    last = text.strip().rpartition("\n")[2].strip(". ")
-    return Unreachable(f"the cluster at {url} cannot answer now ({status}: {last[:200]})")
+    return Unreachable(f"the cluster at {url} cannot answer now ({status}: {last})")
 
 
 def _denied(url: str) -> str:

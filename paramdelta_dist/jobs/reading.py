@@ -50,6 +50,8 @@ class Progress:
     told: float | None = None
     """When the last line was written, in seconds since 1970."""
     _seen: set[str] = field(default_factory=set)
+    _finished: int = 0
+    """Bytes of finished shards and of those that were there before."""
 
     def take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -57,14 +59,15 @@ class Progress:
         if kind == "started":
             self.what, self.shards_total = event.get("what"), event.get("shards")
             self.shards_done, self.retries, self.workers = 0, None, None
-        if kind == "finished":
-            self.shards_done += 1
-            self._seen.add(str(event.get("worker")))
+            self._finished = event.get("bytes_done", 0)
         for name in ("bytes_done", "bytes_total", "bytes_per_second", "seconds_left", "retries", "workers"):
             if name in event:
                 setattr(self, name, event[name])
-        if "workers" not in event and self._seen:
-            self.workers = len(self._seen)
+        if kind == "finished":  # between two lines of progress
+            self.shards_done += 1
+            self._seen.add(str(event.get("worker")))
+            self._finished += event.get("size", 0)
+            self.bytes_done = max(self.bytes_done, self._finished)
 
     def as_document(self) -> dict[str, Any]:
         return {
@@ -72,7 +75,7 @@ class Progress:
             "shards": {"finished": self.shards_done, "total": self.shards_total},
             "bytes_per_second": self.bytes_per_second,
             "seconds_left": self.seconds_left,
-            "workers": self.workers,
+            "workers": len(self._seen) or None if self.workers is None else self.workers,
             "retries": self.retries,
         }
 

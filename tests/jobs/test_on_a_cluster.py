@@ -101,6 +101,9 @@ def test_the_exit_code_is_the_drivers_own_where_nothing_was_checked_before(site)
 @pytest.mark.slow
 def test_ctrl_c_detaches_and_submitting_again_joins_the_job(site):
     recipe, go = site.recipe("detached"), site.hold("detached", "[3-8]")
+    at_once = [site.start("submit", recipe, "--no-wait") for _ in range(3)]
+    ids = {process.communicate(timeout=60)[0] for process in at_once}
+    assert len(ids) == 1, "one merge is one job, however often it is submitted at a time"
     process = site.start("submit", recipe)
     wait_for(lambda: len(shards(site, "detached")) == 2, "the first shards to be published")
     process.send_signal(signal.SIGINT)

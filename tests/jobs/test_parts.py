@@ -11,7 +11,7 @@ from paramdelta_dist.errors import CredentialsError, EngineError, NotFound, Usag
 from paramdelta_dist.jobs import following, parcel
 from paramdelta_dist.jobs.address import choose_address
 from paramdelta_dist.jobs.ending import ending_of
-from paramdelta_dist.jobs.job import Job, Unreachable
+from paramdelta_dist.jobs.job import Job, JobExists, Unreachable
 from paramdelta_dist.jobs.naming import JobName, parse_job_id, stem_of
 from paramdelta_dist.jobs.reading import LogReader
 from paramdelta_dist.jobs.submitting import Submission, submit
@@ -75,6 +75,13 @@ def made(output="s3://bucket/out", **changes):
         {},
         {"dtype": "bf16", "shard_size": "7GB", "tokenizer_from": 0, "allow_nonfinite": True},
         {"deltas": [{"post": "s3://b/ü 重 🦙'\"$(id)`", "weight": 1e-7}, {"post": "s3://b/post", "base": "s3://b/old", "weight": -0.25}]},
+        {
+            "deltas": [
+                {"post": "s3://b/post", "weight": [{"match": "*.mlp.*", "value": 0.5}, {"layers": [0, 3], "value": [0, 1]}, {"value": 1}]}
+            ]
+        },
+        {"method": "ties", "parameters": {"density": 0.2}, "deltas": [{"post": "s3://b/post", "density": 0.3}], "include": "*.q_proj.*"},
+        {"output": "s3://bucket/{date}-{inputs}", "vocab": "pad"},
         {"storage": {"s3://b/": {"endpoint": "http://host:9000", "profile": "lab"}, "s3://c/": {"anonymous": True}}},
         {"deltas": [{"post": f"s3://b/{n}"} for n in range(3000)]},
     ],
@@ -210,7 +217,9 @@ def test_a_log_is_read_the_same_however_it_is_cut(size):
         "Runtime env\n"
         '{"event": "started", "time": 5.0, "what": "merging", "bytes_total": 100, "bytes_done": 10, "shards": 2}\n{"event": 1}\n'
         '{"event": "progress", "time": 6.0, "bytes_total": 100, "bytes_done": 40, "bytes_per_second": 30, "seconds_left": 2.0}\n'
-        '{"event": "finished", "time": 7.0, "file": "a", "worker": "h:1"}\n{\nno document\n}\n' + json.dumps(RESULT, indent=2) + "\nlast"
+        '{"event": "finished", "time": 7.0, "file": "a", "size": 35, "worker": "h:1"}\n{\nno document\n}\n'
+        + json.dumps(RESULT, indent=2)
+        + "\nlast"
     )
     heard = Heard()
     reader = LogReader(heard)
@@ -221,7 +230,7 @@ def test_a_log_is_read_the_same_however_it_is_cut(size):
     assert heard.events == ["started", "progress", "finished"]
     assert reader.document == RESULT
     document = reader.progress.as_document()
-    assert document["bytes"] == {"done": 40, "total": 100}
+    assert document["bytes"] == {"done": 45, "total": 100}
     assert document["shards"] == {"finished": 1, "total": 2}
     assert (document["workers"], document["bytes_per_second"], document["seconds_left"]) == (1, 30, 2.0)
 
@@ -282,6 +291,13 @@ def test_a_running_job_is_joined_and_an_ended_one_followed_by_the_next_attempt(f
         cluster.end(JobName(first.name.stem, attempt), state)
         assert submit(cluster, wanted).name.attempt == attempt + 1
     assert cluster.commands[0][-2:] == ["--json", "--workers=2"]
+
+
+def test_who_submits_the_same_a_moment_later_joins(monkeypatch):
+    cluster = Register()
+    monkeypatch.setattr(cluster, "jobs", list)
+    monkeypatch.setattr(cluster, "submit", lambda job_id, command, **_: (_ for _ in ()).throw(JobExists(job_id)))
+    assert submit(cluster, Submission(made(), "abc")).joined
 
 
 @pytest.mark.parametrize(("begun", "repeated"), [(True, False), (False, True)])
