@@ -32,7 +32,12 @@ class _Plain(yaml.SafeDumper):
 
 def recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML that reads back as the same: what was written in it, with local paths made absolute."""
-    text = yaml.dump(recipe.model_dump(mode="json", exclude_unset=True), Dumper=_Plain, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(
+        recipe.model_dump(mode="json", exclude_unset=True, by_alias=True, warnings=False),
+        Dumper=_Plain,
+        sort_keys=False,
+        allow_unicode=True,
+    )
     if parse_recipe(text, where="recipe") != recipe:
         raise AssertionError("a recipe changed while it was written down")
     return text
