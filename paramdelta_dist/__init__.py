@@ -7,6 +7,7 @@ from paramdelta_dist._version import __version__
 if TYPE_CHECKING:
     from paramdelta_dist.api import (
         MergeResult,
+        analyze,
         check,
         clean,
         follow,
@@ -28,6 +29,7 @@ __all__ = [
     "MergeResult",
     "Recipe",
     "__version__",
+    "analyze",
     "check",
     "clean",
     "follow",

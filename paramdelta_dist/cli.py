@@ -56,6 +56,9 @@ WorkersOption = Annotated[
 MemoryOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most memory of this process, or of each Ray worker: 2GiB. Default: half of the machine.")
 ]
+PatienceOption = Annotated[
+    str | None, typer.Option(metavar="TIME", help="How long to wait while a cluster gives no worker at all: 5min. Default: 15min.")
+]
 AddressOption = Annotated[
     str | None,
     typer.Option(
@@ -86,10 +89,7 @@ def merge(
     memory: MemoryOption = None,
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
-    patience: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="How long to wait while a cluster gives no worker at all: 5min. Default: 15min."),
-    ] = None,
+    patience: PatienceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Merge: make the output of a recipe, or go on where an earlier run stopped."""
@@ -214,6 +214,7 @@ def submit(
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of each worker: 2GiB.")] = None,
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
+    patience: PatienceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a merge as a job on a Ray cluster. Submitting it again joins the job, goes on after a failure, or finds it done."""
@@ -231,6 +232,7 @@ def submit(
                 memory=_bytes(memory, "--memory"),
                 device=device.value,
                 overwrite=overwrite,
+                patience=_seconds(patience, "--patience"),
                 listener=view,
             )
         _show(document, rendering.job_end if wait else rendering.job_id, as_json)
@@ -329,6 +331,35 @@ def verify(
         _show(document, rendering.verify_lines, as_json)
         if not document["ok"]:
             raise typer.Exit(5)
+
+
+@app.command()
+def analyze(
+    recipe: RecipeArgument = None,
+    base: BaseOption = None,
+    delta: DeltaOption = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Folder for the tables and the page, local or at a URL. Default: ./analysis.")
+    ] = None,
+    engine: EngineOption = Engine.local,
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Analyze the deltas of a recipe: sizes, cosines and distributions, as tables and an HTML page. Writes no model."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        with rendering.progress() as observer:
+            document = api.analyze(
+                _recipe(recipe, base, delta, None, output_needed=False),
+                output,
+                engine=engine.value,
+                workers=workers,
+                memory=_bytes(memory, "--memory"),
+                observer=observer,
+            )
+        _show(document, rendering.analyze_lines, as_json)
 
 
 @app.command()

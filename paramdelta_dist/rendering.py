@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.table import Table
 from paramdelta_dist.sizes import format_memory, format_seconds, format_size
 
 if TYPE_CHECKING:
+    from paramdelta_dist.analysis.survey import ShardSurvey
     from paramdelta_dist.api import MergeResult, Observer
     from paramdelta_dist.execution.receipts import Receipt
     from paramdelta_dist.execution.verify import FileVerdict
@@ -37,14 +38,26 @@ def _columns() -> tuple[ProgressColumn, ...]:
 def progress() -> Iterator[Observer]:
     """A bar where stderr is a terminal, JSON lines elsewhere.
 
-    Whatever else prints meanwhile (Ray tells of dead workers on stdout) goes to stderr: stdout is for the result alone.
+    Whatever else prints meanwhile goes to stderr, a line of it: stdout is for the result alone, and Ray tells of dead nodes
+    with the state of their raylet.
     """
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(_FirstLines()):
         if not sys.stderr.isatty():
             yield ProgressLines()
             return
-        with Progress(*_columns(), console=Console(stderr=True)) as bar:
+        with Progress(*_columns(), console=Console(stderr=True), redirect_stdout=False) as bar:
             yield ProgressBar(bar)
+
+
+class _FirstLines(io.TextIOBase):
+    """Passes the first line of each text on to stderr."""
+
+    def write(self, text: str) -> int:
+        sys.stderr.write(text if text == "\n" else text.partition("\n")[0])
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class ProgressBar:
@@ -54,9 +67,11 @@ class ProgressBar:
         self._bar = bar
         self._task: TaskID | None = None
 
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
         lines = []
-        if "shards" in details:
+        if "bytes_to_read" in details:
             shards = _plural(details["shards"], "shard")
             lines.append(f"{format_size(details['bytes_to_read'])} to read, {format_size(total)} to write in {shards}")
         if "memory" in details:
@@ -75,7 +90,7 @@ class ProgressBar:
         if self._task is not None:
             self._bar.update(self._task, completed=done)
 
-    def finished(self, result: Receipt | FileVerdict) -> None: ...
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None: ...
 
 
 class ProgressLines:
@@ -84,9 +99,13 @@ class ProgressLines:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._total = self._done = self._kept = 0
+        self._counts: Callable[[], Mapping[str, int]] = dict
         self._began = self._told = time.monotonic()
 
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
+        self._counts = counts
         self._total, self._done, self._kept = total, done, done
         self._began = self._told = time.monotonic()
         self._tell("started", what=what, bytes_total=total, bytes_done=done, **details)
@@ -100,11 +119,12 @@ class ProgressLines:
         if due:
             rate = (done - self._kept) / max(time.monotonic() - self._began, 1e-9)
             left = round((self._total - done) / rate, 1) if rate > 0 else None
-            self._tell("progress", bytes_total=self._total, bytes_done=done, bytes_per_second=round(rate), seconds_left=left)
+            told: dict[str, Any] = {"bytes_total": self._total, "bytes_done": done, "bytes_per_second": round(rate), "seconds_left": left}
+            self._tell("progress", **told, **self._counts())
 
-    def finished(self, result: Receipt | FileVerdict) -> None:
-        fields = asdict(result)
-        self._tell("finished", **{key: fields[key] for key in ("file", "size", "seconds", "worker", "problems") if key in fields})
+    def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None:
+        told = ("file", "size", "seconds", "worker", "problems")
+        self._tell("finished", **{key: getattr(result, key) for key in told if hasattr(result, key)})
 
     @staticmethod
     def _tell(event: str, **fields: Any) -> None:
@@ -152,13 +172,18 @@ def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> 
     console = Console(file=stream, highlight=False, soft_wrap=True)
     latest = f"  {escape(document['pointer'])} names it the latest" if "pointer" in document else ""
     if document["state"] == "nothing to do":
-        console.print(f"nothing to do: {escape(document['output'])} holds this merge of these inputs already")
+        what = f"{_plural(len(document['points']), 'point')} of this sweep" if "points" in document else "this merge"
+        console.print(f"nothing to do: {escape(document['output'])} holds {what} of these inputs already")
         if latest:
             console.print(latest)
         return
     moved = document["bytes_read"] + document["bytes_written"]
     kept = f", {document['shards']['kept']} kept from an earlier run" if document["shards"]["kept"] else ""
     console.print(f"merged into {escape(document['output'])}")
+    for point in document.get("points", ())[:FEW]:
+        console.print(f"  {escape(point['name'])}" + (", which was there already" if point["state"] == "nothing to do" else ""))
+    if len(document.get("points", ())) > FEW:
+        console.print(f"  … and {len(document['points']) - FEW} more points")
     if latest:
         console.print(latest)
     console.print(
@@ -460,6 +485,38 @@ def verify_lines(document: dict[str, Any]) -> None:
         console.print(f"{escape(document['output'])} is what was committed")
     else:
         print(f"error: {document['output']}: {_plural(len(document['problems']), 'problem')}", file=sys.stderr)
+
+
+def analyze_lines(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table("delta", "‖δ‖", "‖δ‖ / ‖base‖", "max |δ|", "unchanged", box=None, pad_edge=False)
+    for delta in document["deltas"]:
+        table.add_row(
+            escape(delta["label"]),
+            *(_figure(delta[key]) for key in ("norm", "relative_norm", "max_abs")),
+            _figure(delta["zero_share"], percent=True),
+        )
+    console.print(table)
+    if document["pairs"]:
+        pairs = Table("cosine between", "", "whole model", "mean of tensors", "same sign", box=None, pad_edge=False)
+        for pair in document["pairs"][:FEW]:
+            figures = (_figure(pair["cosine"]), _figure(pair["mean_cosine"]), _figure(pair["sign_agreement"], percent=True))
+            pairs.add_row(escape(pair["first"]), escape(pair["second"]), *figures)
+        console.print(pairs)
+    if document["nonfinite_tensors"]:
+        console.print(f"{_plural(len(document['nonfinite_tensors']), 'tensor')} hold NaN or infinity and were left out of all sums")
+    rate = format_size(document["bytes_read"] / max(document["seconds"], 1e-9))
+    console.print(
+        f"{_plural(document['tensors'], 'tensor')}, {document['parameters']:,} parameters: {format_size(document['bytes_read'])} read in "
+        f"{format_seconds(document['seconds'])}, {rate}/s"
+    )
+    console.print(f"written to {escape(document['output'])}: {', '.join(document['files'])}")
+
+
+def _figure(value: float | None, *, percent: bool = False) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if percent else f"{value:.4g}"
 
 
 def clean_lines(document: dict[str, Any]) -> None:

@@ -1,0 +1,71 @@
+"""Writing what was found: tables, page, and the document of the most important figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from paramdelta_dist.analysis.page import render_page
+from paramdelta_dist.analysis.statistics import WHOLE, Statistics
+from paramdelta_dist.analysis.tables import render, tables
+from paramdelta_dist.storage import Store
+
+PAGE = "report.html"
+
+
+def publish(store: Store, statistics: Statistics, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the tables, and then the page, into the store's folder. Returns what `summary` says, and where they are."""
+    found = summary(statistics)
+    files = []
+    for name, table in tables(statistics).items():
+        store.write(name, render(table))
+        files.append(name)
+    store.write(PAGE, render_page(statistics, run))
+    return {"output": store.url, "files": [PAGE, *files], **found, **run}
+
+
+def summary(statistics: Statistics) -> dict[str, Any]:
+    """The figures of the whole model as plain values; None where nothing can be said."""
+    subject, row = statistics.subject, statistics.whole
+    figures, means = statistics.of_groups, statistics.mean_cosines[WHOLE]
+    deltas = [
+        {
+            "label": delta.label,
+            "post": delta.post,
+            "base": delta.base,
+            "weight": delta.weight,
+            "norm": _number(figures.norm[row, number]),
+            "relative_norm": _number(figures.relative_norm[row, number]),
+            "max_abs": _number(figures.peak[row, number]),
+            "mean_abs": _number(figures.mean_magnitude[row, number]),
+            "zero_share": _number(figures.zero_share[row, number]),
+        }
+        for number, delta in enumerate(subject.deltas)
+    ]
+    agreement = dict(zip(subject.vectors.couples, figures.sign_agreement[row], strict=True))
+    pairs = [
+        {
+            "first": subject.labels[a],
+            "second": subject.labels[b],
+            "cosine": _number(figures.cosines[row, a, b]),
+            "mean_cosine": _number(means[a, b]),
+            "sign_agreement": _number(agreement.get((a, b), math.nan)),
+        }
+        for a, b in subject.vectors.dots
+        if a != b
+    ]
+    return {
+        "base": subject.base,
+        "tensors": len(statistics.tensors),
+        "parameters": int(statistics.elements.sum()),
+        "nonfinite_tensors": [statistics.tensors[int(place)].name for place in np.flatnonzero(~statistics.finite)],
+        "deltas": deltas,
+        "pairs": pairs,
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,209 @@
+"""survey_shard: one pass over what a shard's tensors hold in every model, measured and forgotten.
+
+A unit is what the merge would write as one file. Its tensors are read in tiles that never cut a chunk; threads measure
+tiles, and the sums of their chunks are added in the order of the elements, so that no figure depends on tiles, threads or
+workers.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property
+from queue import SimpleQueue
+
+import numpy as np
+
+from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES
+from paramdelta_dist.errors import Interrupted, ParamDeltaError
+from paramdelta_dist.execution.buffers import BufferPool
+from paramdelta_dist.execution.machine import peak_memory
+from paramdelta_dist.execution.reader import FetchedTile, Fetching, TileReader, buffer_size
+from paramdelta_dist.kernels.measuring import Floats, Measured, Measurer, Vectors, values
+from paramdelta_dist.kernels.merging import one_thread
+from paramdelta_dist.planning.chunks import CHUNK, ChunkedTile, Piece, cut_chunks
+from paramdelta_dist.planning.memory import LOCAL_READERS, REQUESTS_IN_FLIGHT
+from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan
+from paramdelta_dist.storage import StorageConfig, open_store
+
+
+@dataclass(frozen=True)
+class SurveyJob:
+    """What all units of a survey have in common."""
+
+    models: tuple[str, ...]
+    vectors: Vectors
+    storage: StorageConfig
+    tile_size: int
+    tiles_in_flight: int
+    threads: int
+    """That measure tiles of one unit."""
+
+
+@dataclass(frozen=True)
+class SurveyUnit:
+    """The tensors of one shard, to be read in all models."""
+
+    shard: Shard
+
+    @property
+    def file(self) -> str:
+        return self.shard.file
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes to read."""
+        return sum(tensor.elements * width(tensor) for tensor in self.shard.tensors if tensor.merged)
+
+
+@dataclass(frozen=True)
+class ShardSurvey:
+    """What was measured of one shard."""
+
+    file: str
+    size: int
+    measured: Measured
+    """Of each tensor that holds floating-point parameters, in the shard's order: arrays with a leading axis [tensors]."""
+    bytes_read: int
+    requests: int
+    seconds: float
+    """Wall time of the unit."""
+    peak_memory: int
+    """Peak resident memory, in bytes, of the worker's process so far."""
+    worker: str
+    """Host and process that measured it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPiece:
+    """Some chunks of one tensor."""
+
+    piece: Piece
+    sums: Floats
+    """[chunks, Vectors.sums], in the order of the elements."""
+    rest: Measured
+    """What has no order. Its own sums are zero."""
+
+
+class TileMeasurer:
+    """Measures fetched tiles. Keeps its scratch between them; one a thread."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        self._vectors = vectors
+        self._measurer = Measurer(vectors, CHUNK)
+
+    def measure(self, fetched: FetchedTile, pieces: tuple[tuple[Piece, ...], ...]) -> list[MeasuredPiece]:
+        """What each piece of the tile's segments holds. All models must have been read for it."""
+        found = []
+        for segment, of_segment in zip(fetched.tile.segments, pieces, strict=True):
+            models = []
+            for model, source in enumerate(segment.run.sources):
+                data = fetched.source(segment, model)
+                assert data is not None, f"{segment.run.tensors[0].name} of model {model} was not planned"
+                assert source is not None
+                models.append(values(data, DTYPES[source.dtype].torch))
+            for piece in of_segment:
+                size = piece.last - piece.first
+                sums, rest = np.zeros((-(-size // CHUNK), self._vectors.sums)), Measured.nothing(self._vectors)
+                for number, row in enumerate(sums):
+                    start, stop = piece.at + number * CHUNK, piece.at + min((number + 1) * CHUNK, size)
+                    self._measurer.measure([model[start:stop] for model in models], row, rest)
+                found.append(MeasuredPiece(piece, sums, rest))
+        return found
+
+
+def width(tensor: TensorPlan) -> int:
+    """Bytes of one element in all models together."""
+    return sum(ITEMSIZES[source.dtype] for source in tensor.sources if source is not None)
+
+
+def survey_shard(job: SurveyJob, unit: SurveyUnit, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> ShardSurvey:
+    """Measure all floating-point tensors of a shard. Nothing is written.
+
+    `advance` is called with bytes read as they are measured, `cancelled` before each tile. Raises Interrupted when it says
+    so, and what the stores raise, then with the bytes that were read in vain as `bytes_read`.
+    """
+    began = time.monotonic()
+    tensors = [tensor for tensor in unit.shard.tensors if tensor.merged]
+    place = {tensor.name: position for position, tensor in enumerate(tensors)}
+    measured = Measured.nothing(job.vectors, (len(tensors),))
+    with _reader(job, unit.shard) as reader:
+        try:
+            for found in _measured(job, unit.shard, reader):
+                if cancelled():
+                    raise Interrupted("stopped")
+                for part in found:
+                    position = place[part.piece.tensor.name]
+                    measured.add(position, part.rest)
+                    for sums in part.sums:  # one after the other: their order decides the last digits
+                        measured.sums[position] += sums
+                    advance((part.piece.last - part.piece.first) * width(part.piece.tensor))
+        except ParamDeltaError as error:
+            error.bytes_read = reader.bytes_read
+            raise
+    return ShardSurvey(
+        file=unit.file,
+        size=unit.size,
+        measured=measured,
+        bytes_read=reader.bytes_read,
+        requests=reader.requests,
+        seconds=round(time.monotonic() - began, 3),
+        peak_memory=peak_memory(),
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+    )
+
+
+def joined(plan: MergePlan, vectors: Vectors, surveys: Mapping[str, ShardSurvey]) -> tuple[list[TensorPlan], Measured]:
+    """The measured tensors of a plan, in its order, and what was measured of them, given the survey of each shard's file."""
+    tensors = [tensor for shard in plan.shards for tensor in shard.tensors if tensor.merged]
+    parts = [surveys[shard.file].measured for shard in plan.shards] or [Measured.nothing(vectors, (0,))]
+    columns = (np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Measured))
+    return tensors, Measured(*columns)
+
+
+def _measured(job: SurveyJob, shard: Shard, reader: TileReader) -> Iterator[list[MeasuredPiece]]:
+    """What the tiles of a shard hold, in order; a bounded number of them is fetched and measured ahead."""
+    upcoming = cut_chunks(shard, tile_size=job.tile_size)
+    measurers: SimpleQueue[TileMeasurer] = SimpleQueue()
+    for _ in range(job.threads):
+        measurers.put(TileMeasurer(job.vectors))
+
+    def measure(chunked: ChunkedTile, fetching: Fetching) -> list[MeasuredPiece]:
+        fetched, measurer = fetching.result(), measurers.get()
+        try:
+            return measurer.measure(fetched, chunked.pieces)
+        finally:
+            measurers.put(measurer)
+            fetched.parts.clear()
+            reader.release(fetching)
+
+    under_way: deque[tuple[Fetching, Future[list[MeasuredPiece]]]] = deque()
+    with ThreadPoolExecutor(job.threads, thread_name_prefix="measure", initializer=one_thread) as threads:
+        try:
+            while True:
+                while len(under_way) < job.tiles_in_flight and (chunked := next(upcoming, None)) is not None:
+                    fetching = reader.start(chunked.tile)
+                    under_way.append((fetching, threads.submit(measure, chunked, fetching)))
+                if not under_way:
+                    return
+                yield under_way.popleft()[1].result()
+        finally:
+            for fetching, future in under_way:
+                future.cancel()
+                fetching.cancel()
+
+
+@contextmanager
+def _reader(job: SurveyJob, shard: Shard) -> Iterator[TileReader]:
+    stores = [open_store(url, job.storage) for url in job.models]
+    buffers = BufferPool(buffer_size(job.tile_size), pinned=False)
+    requests = REQUESTS_IN_FLIGHT if any(store.remote for store in stores) else LOCAL_READERS
+    with ThreadPoolExecutor(requests, thread_name_prefix="read") as pool:
+        yield TileReader(shard, stores, buffers, pool)
+    buffers.close()

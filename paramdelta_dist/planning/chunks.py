@@ -1,0 +1,83 @@
+"""Tiles that never cut a chunk, for sums whose order must not depend on the tiles.
+
+A chunk is CHUNK elements of one tensor, counted from its first; the last one is what is left.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import NamedTuple
+
+from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
+from paramdelta_dist.planning.plan import Shard, TensorPlan
+from paramdelta_dist.planning.runs import find_runs
+from paramdelta_dist.planning.tiles import Segment, Tile
+
+CHUNK = 1 << 15
+"""Elements that are summed at a time: few enough that a chunk of every vector stays in a core's own cache."""
+
+
+class Piece(NamedTuple):
+    """Whole chunks of one tensor: elements [first, last) of it, which begin at element `at` of their segment."""
+
+    tensor: TensorPlan
+    first: int
+    last: int
+    at: int
+
+
+class ChunkedTile(NamedTuple):
+    """A tile that is read but has no place in an output (start and stop are 0), and the pieces of each of its segments."""
+
+    tile: Tile
+    pieces: tuple[tuple[Piece, ...], ...]
+
+
+def cut_chunks(shard: Shard, *, tile_size: int) -> Iterator[ChunkedTile]:
+    """Every merged element of the shard exactly once and in order, in tiles that are cut between chunks.
+
+    `tile_size` bytes bound what a tile needs of each model. Raises ValueError when that cannot hold a chunk.
+    """
+    if tile_size < CHUNK * 8:
+        raise ValueError(f"a tile of {tile_size} bytes cannot hold a chunk of {CHUNK} elements")
+    segments: list[Segment] = []
+    pieces: list[tuple[Piece, ...]] = []
+    filled: list[int] = []  # bytes so far of each model
+    for run in find_runs(shard):
+        if not run.merged:
+            continue
+        widths = [ITEMSIZES[source.dtype] if source else 0 for source in run.sources]
+        ends = list(accumulate(tensor.elements for tensor in run.tensors))
+        first = 0
+        while first < run.elements:
+            filled = filled or [0] * len(widths)
+            room = min((tile_size - used) // width for used, width in zip(filled, widths, strict=True) if width)
+            last = _cut(ends, first, min(run.elements, first + room))
+            if last == first:
+                yield ChunkedTile(Tile(0, 0, tuple(segments)), tuple(pieces))
+                segments, pieces, filled = [], [], []
+                continue
+            segments.append(Segment(run, first, last))
+            pieces.append(tuple(_pieces(run.tensors, ends, first, last)))
+            filled = [used + (last - first) * width for used, width in zip(filled, widths, strict=True)]
+            first = last
+    if segments:
+        yield ChunkedTile(Tile(0, 0, tuple(segments)), tuple(pieces))
+
+
+def _cut(ends: list[int], first: int, last: int) -> int:
+    """The last place in [first, last] that is the end of a tensor or of a whole chunk in one; `ends` of the run's tensors."""
+    if last == ends[-1]:
+        return last
+    start = ends[place - 1] if (place := bisect_right(ends, last)) else 0
+    return max(first, start + (last - start) // CHUNK * CHUNK)
+
+
+def _pieces(tensors: tuple[TensorPlan, ...], ends: list[int], first: int, last: int) -> Iterator[Piece]:
+    place, at = bisect_right(ends, first), first
+    while at < last:
+        start, stop = ends[place] - tensors[place].elements, min(ends[place], last)
+        yield Piece(tensors[place], at - start, stop - start, at - first)
+        place, at = place + 1, stop
