@@ -139,6 +139,18 @@ def test_inputs_that_are_again_what_they_were_bring_back_the_output_they_had(dis
     assert disk.outputs() == ["2026-11-23", "2026-11-24"]
 
 
+def test_a_method_that_gathers_statistics_first_is_no_different(disk, at):
+    """They are kept in the output, whose name is decided before."""
+    ties = {"method": "ties", "parameters": {"density": 0.5}}
+    first = api.merge(disk.recipe(**ties))
+    at(TUESDAY)
+    second = api.merge(disk.recipe(**ties))
+    assert (second.state, second.output) == ("nothing to do", first.output)
+    denser = api.merge(disk.recipe(**{**ties, "parameters": {"density": 0.6}}))
+    assert (denser.state, denser.output) == ("merged", f"{disk.store.url}/2026-11-24")
+    assert sorted(path.name for path in (disk.folder / "nightly").iterdir()) == [".paramdelta", "2026-11-23", "2026-11-24", "latest.json"]
+
+
 def test_the_fingerprint_does_not_depend_on_the_name_of_the_output(disk, at):
     plans = [api.plan(disk.recipe(template))[0] for template in ("fixed", "{date}", "{inputs}", "a-{date}-{inputs}")]
     at(TUESDAY)
