@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from paramdelta_dist.execution.receipts import Receipt
     from paramdelta_dist.execution.statistics import Gathered
     from paramdelta_dist.execution.verify import FileVerdict
+    from paramdelta_dist.execution.watching import Watcher
 
 Engine = Literal["local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -355,12 +356,14 @@ def merge(
     device: Device = "auto",
     overwrite: bool = False,
     patience: float | None = None,
+    report_page: bool = False,
     observer: Observer | None = None,
 ) -> MergeResult:
     """Make the output of a recipe, or go on where an earlier run of it stopped, or find it done.
 
     `memory` bounds, in bytes, this process (local) or each worker (ray). `patience` is how many seconds to wait while a
-    cluster gives no worker at all; the default is a quarter of an hour, in which it can start machines. Raises
+    cluster gives no worker at all; the default is a quarter of an hour, in which it can start machines. With `report_page` the
+    deltas are measured on a sample as they are read, and a page about them and the run is written beside the receipts. Raises
     ParamDeltaErrors only; whatever is raised, the output is either untouched, unfinished and ready to go on, or complete.
     """
     began = time.monotonic()
@@ -392,10 +395,11 @@ def merge(
     receipts = dict(held.receipts)
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
     job = _job(merge_plan, sizing, where)
+    watcher = _watcher(merge_plan) if report_page else None
     made: list[Receipt] = []
     with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device, patience) as executor:
         gathered = _gather(store, merge_plan, job, executor, observer) if missing else Gathered()
-        job = replace(job, statistics=gathered.statistics)
+        job = replace(job, statistics=gathered.statistics, watcher=watcher)
         observer.started(
             "merging",
             merge_plan.bytes_to_write,
@@ -433,8 +437,24 @@ def merge(
         "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
         "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
     }
-    publish(store, merge_plan, require_shards(store, receipts), report)
+    held_now = require_shards(store, receipts)
+    if report_page:
+        _publish_page(store, merge_plan, report)
+    publish(store, merge_plan, held_now, report)
     return ended("merged", report)
+
+
+def _publish_page(store: Store, merge_plan: MergePlan, report: Mapping[str, Any]) -> None:
+    """The report of a merge, from what its shards showed as they were made: a folder beside the receipts."""
+    from paramdelta_dist.analysis.publish import publish
+    from paramdelta_dist.analysis.statistics import Statistics, describe
+    from paramdelta_dist.analysis.watching import EVERY, collected
+    from paramdelta_dist.execution.receipts import FOLDER
+
+    subject = describe(merge_plan)
+    tensors, measured, lanes = collected(store, merge_plan, subject.vectors)
+    into = open_store(f"{merge_plan.recipe.output}/{FOLDER}/report", merge_plan.recipe.storage_config)
+    publish(into, Statistics(subject, tensors, measured), report, lanes=lanes, sampled=EVERY)
 
 
 def submit(
@@ -681,6 +701,14 @@ def _device(device: Device, engine: Engine) -> str:
     if device == "cuda" and engine == "local" and not cuda_available():
         raise UsageError("--device cuda: torch finds no CUDA device here; leave the option out to compute on the CPU")
     return "cuda" if device == "cuda" else "cpu"
+
+
+def _watcher(merge_plan: MergePlan) -> Watcher:
+    """Who measures the deltas of a merge as it runs."""
+    from paramdelta_dist.analysis.statistics import describe
+    from paramdelta_dist.analysis.watching import DeltaWatcher
+
+    return DeltaWatcher(describe(merge_plan).vectors, merge_plan.fingerprint)
 
 
 def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:

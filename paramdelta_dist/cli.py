@@ -90,6 +90,10 @@ def merge(
         str | None,
         typer.Option(metavar="TIME", help="How long to wait while a cluster gives no worker at all: 5min. Default: 15min."),
     ] = None,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Measure the deltas on the way; a page about them and the run goes to OUTPUT/.paramdelta/report/."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge: make the output of a recipe, or go on where an earlier run stopped."""
@@ -105,6 +109,7 @@ def merge(
                 device=device.value,
                 overwrite=overwrite,
                 patience=_seconds(patience, "--patience"),
+                report_page=report,
                 observer=observer,
             )
         _show(rendering.merge_document(result), rendering.merge_summary, as_json)

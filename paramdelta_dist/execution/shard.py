@@ -34,7 +34,8 @@ def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancell
     filled = [tensor for tensor in shard.tensors if tensor.nbytes]
     digests = StreamDigests([(tensor.start, tensor.start + tensor.nbytes) for tensor in filled])
     writing = Stopwatch("write")
-    with tile_pipeline(job, shard) as pipeline:
+    watch = None if job.watcher is None else job.watcher.begin(shard)
+    with tile_pipeline(job, shard, watch) as pipeline:
         try:
             chunks = _chunks(job, shard, pipeline, digests, writing, output, advance, cancelled)
             identity = output.put(shard.file, chunks, size=shard.size)
@@ -58,6 +59,8 @@ def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancell
         peak_memory=peak_memory(),
         worker=f"{socket.gethostname()}:{os.getpid()}",
     )
+    if watch is not None:
+        output.write(*watch.note())
     output.write(receipt_name(shard.file), receipt.to_json())
     return receipt
 

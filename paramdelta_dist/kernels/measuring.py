@@ -6,7 +6,7 @@ scratch memory of its own, so that they depend on the chunk's values alone; who 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement
 
@@ -110,9 +110,9 @@ class Measurer:
         self._positive, self._negative = (np.empty((vectors.deltas, size), np.bool_) for _ in range(2))
         self._both = np.empty((2, size), np.bool_)
 
-    def measure(self, models: Sequence[torch.Tensor], sums: Floats, into: Measured) -> None:
+    def measure(self, models: Mapping[int, torch.Tensor], sums: Floats, into: Measured) -> None:
         """Measure models[·][n]: the sums replace `sums`, everything else, whose order does not matter, is added to `into`."""
-        vectors, n = self._vectors, models[0].numel()
+        vectors, n = self._vectors, next(iter(models.values())).numel()
         wide = {model: block[:n].copy_(models[model]) for model, block in self._wide.items()}
         differences = []
         for (minuend, subtrahend), block in zip(vectors.pairs, self._differences, strict=True):
