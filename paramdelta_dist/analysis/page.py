@@ -183,8 +183,9 @@ def _definitions(run: Mapping[str, Any], sampled: int) -> str:
         f"({'on Ray' if run['engine'] == 'ray' else 'in one process'})."
     )
     estimate = (
-        f"<p><strong>All figures are estimates</strong> from one block of {CHUNK:,} parameters in {sampled} of every tensor, evenly "
-        "spread, with at least one block of each; maxima are of those blocks. <code>paramdelta-dist analyze</code> measures every parameter.</p>"
+        f"<p><strong>All figures are estimates</strong> from one block of {CHUNK:,} parameters in {sampled} of every tensor, "
+        "evenly spread, with at least one block of each; maxima are of those blocks. <code>paramdelta-dist analyze</code> "
+        "measures every parameter.</p>"
     )
     return (
         "<h2>What the figures are</h2><p>δ is a post-trained model minus its base, element by element. Sums are made in float64, in "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -58,15 +59,14 @@ def run_section(made: Sequence[Lane]) -> str:
 
 
 def throughput(made: Sequence[Lane], start: float, seconds: float) -> list[tuple[float, float]]:
-    """(seconds since the start, bytes a second) of all shards together, in equal stretches."""
+    """(seconds since the start, bytes a second) of all shards together, at both ends of equal stretches."""
     edges = np.linspace(0, seconds, min(STRETCHES, max(2, int(seconds / 0.5))) + 1)
     done = np.zeros(len(edges))
     for lane in made:
         times = [lane.began - start, *(time - start for time, _ in lane.progress)]
         done += np.interp(edges, times, [0, *(size for _, size in lane.progress)])
     rates = np.diff(done) / np.diff(edges)
-    middles = (edges[1:] + edges[:-1]) / 2
-    return [(float(x), float(y)) for x, y in zip(middles, rates, strict=True)]
+    return [(float(edge), float(rate)) for pair, rate in zip(pairwise(edges), rates, strict=True) for edge in pair]
 
 
 def _stacked(of_worker: Sequence[Lane], start: float) -> list[list[Bar]]:

@@ -1,6 +1,6 @@
 """The report of a merge: deltas measured as they pass by, on a sample, and who made which shard when.
 
-Of every sixteen chunks of a tensor one is measured, always the same: so the merge is hardly slower, and the figures are those of
+Of every 32 chunks of a tensor one is measured, always the same: so the merge is hardly slower, and the figures are those of
 `analyze` up to the sample. What a shard showed lies beside its receipt until all are done, so that an interrupted merge
 has the whole report too.
 """
@@ -31,7 +31,7 @@ from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.storage import Store
 
-EVERY = 16
+EVERY = 32
 """One chunk in so many is measured."""
 NOTES = f"{FOLDER}/watched"
 MAX_NOTE = 256 << 20
