@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from paramdelta_dist import importing
 from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
@@ -30,6 +31,7 @@ from paramdelta_dist.errors import (
 from paramdelta_dist.execution.machine import available_cores, cuda_available, default_memory, peak_memory
 from paramdelta_dist.execution.output import claim, committed_meanwhile, look, output_status, require_shards
 from paramdelta_dist.execution.series import Series, series_status
+from paramdelta_dist.importing import Imported
 from paramdelta_dist.jobs import connect, watching
 from paramdelta_dist.jobs.naming import parse_job_id
 from paramdelta_dist.jobs.parcel import check_ship
@@ -40,10 +42,12 @@ from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.methods import Method, all_methods, find_method, origin
 from paramdelta_dist.planning import MergePlan, WorkerMemory, build_plan, plan_memory
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
+from paramdelta_dist.planning.sweep import SweepPlan, build_sweep
 from paramdelta_dist.planning.tiles import bytes_to_sweep, count_requests
-from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, vocabulary_outcomes
+from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, Vocabularies, vocabulary_outcomes
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, of_deltas, parse_recipe, weights_of
 from paramdelta_dist.storage import (
+    Identity,
     StorageConfig,
     Store,
     find_leftovers,
@@ -77,6 +81,8 @@ THREADS_A_SHARD = 2
 """Threads that make tiles of one shard while there are more shards: as many as keep the one that writes it busy."""
 MOST_THREADS_A_SHARD = 4
 """More would wait for the one that writes."""
+FEW_POINTS = 8
+"""Points of a sweep that are named in a plan."""
 RAY_WORKER_MEMORY = 2 << 30
 """Budget of a Ray worker when none is given: enough for eight deltas, little for a node."""
 
@@ -84,8 +90,11 @@ RAY_WORKER_MEMORY = 2 << 30
 class Observer(Protocol):
     """Who wants to know how long work is going. Calls come from several threads."""
 
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
-        """Work of `total` bytes begins, of which `done` are in place already; `details` say more about it."""
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
+        """Work of `total` bytes begins, of which `done` are in place already; `details` say more about it, and `counts` says
+        at any time how many workers there are and how often something was tried again."""
         ...
 
     def advanced(self, size: int) -> None:
@@ -98,7 +107,9 @@ class Observer(Protocol):
 
 
 class _Silent:
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None: ...
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None: ...
 
     def advanced(self, size: int) -> None: ...
 
@@ -121,18 +132,30 @@ class MergeResult:
 
 def load_recipe(source: str) -> Recipe:
     """The recipe in a local file or at a URL. Raises RecipeError, or NotFound where there is none."""
+    return parse_recipe(_read_text(source, "recipe"), where=redact(source))
+
+
+def import_mergekit(source: str, *, output: str) -> Imported:
+    """The recipe that a mergekit config in a local file or at a URL means, and in what the merge differs from mergekit's.
+
+    Raises RecipeError listing all that cannot be mapped.
+    """
+    return importing.import_mergekit(_read_text(source, "mergekit config"), where=redact(source), output=output)
+
+
+def _read_text(source: str, what: str) -> str:
     url = normalize(source)
     folder, _, name = url.rpartition("/")
     if not scheme_of(url) and Path(url).is_dir():
-        raise UsageError(f"{source} is a folder; name the recipe's YAML file")
+        raise UsageError(f"{source} is a folder; name the {what}'s YAML file")
     try:
         data = open_store(folder or "/", StorageConfig()).read(name, limit=MAX_RECIPE)
     except NotFound:
-        raise UsageError(f"there is no recipe at {redact(source)}") from None
+        raise UsageError(f"there is no {what} at {redact(source)}") from None
     except InputError as error:
         raise UsageError(str(error)) from None
     try:
-        return parse_recipe(data.decode(), where=redact(source))
+        return data.decode()
     except UnicodeDecodeError:
         raise UsageError(f"{redact(source)} is not a text file") from None
 
@@ -200,19 +223,31 @@ def _vocabularies(recipe: Recipe, models: Mapping[str, Checkpoint]) -> dict[str,
 def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
     """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together.
 
-    Where the recipe's output is a template, the plan's recipe has the folder that it stands for: that of an earlier run of
-    this very merge, else a new one.
+    Of a sweep, it is that of the first point. Where the recipe's output is a template, the plan's recipe has the folder that
+    it stands for: that of an earlier run of this very merge, else a new one.
     """
+    if recipe.sweep:
+        sweep, report = plan_sweep(recipe)
+        more = "" if len(sweep.points) <= FEW_POINTS else ", …"
+        names = ", ".join(list(sweep.points)[:FEW_POINTS]) + more
+        note = f"a sweep of {len(sweep.points)} points ({names}), made from one reading; what is said here of writing is for each of them"
+        return sweep.reading, replace(report, notes=(*report.notes, note))
     with _collector_paused():
-        models = open_models(recipe)
-        report = check(recipe, models)
-        report.require()
-        source = recipe.tokenizer_url
-        files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
-        vocabularies = _vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
-        made = build_plan(recipe, models, files, vocabularies)
+        inputs, report = _open_inputs(recipe)
+        made = build_plan(recipe, *inputs)
         series = _series(recipe)
         return (made if series is None else _into(made, series.output(series.find(made.fingerprint), made.fingerprint))), report
+
+
+def _open_inputs(recipe: Recipe) -> tuple[tuple[dict[str, Checkpoint], Mapping[str, Identity], Vocabularies], HomologyReport]:
+    """All that a plan is made from: the models, the side files of the folder that the tokenizer comes from, and where they are
+    needed vocabularies. Raises HomologyError when the models do not fit together."""
+    models = open_models(recipe)
+    report = check(recipe, models)
+    report.require()
+    source = recipe.tokenizer_url
+    files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
+    return (models, files, _vocabularies(recipe, models) if recipe.vocab == "by-token" else {}), report
 
 
 def _series(recipe: Recipe) -> Series | None:
@@ -266,13 +301,20 @@ def _collector_paused() -> Iterator[None]:
 
 
 def plan_workers(
-    merge_plan: MergePlan, *, engine: Engine = "local", workers: int | None = None, memory: int | None = None, writes: bool = True
+    merge_plan: MergePlan,
+    *,
+    engine: Engine = "local",
+    workers: int | None = None,
+    memory: int | None = None,
+    points: int = 1,
+    writes: bool = True,
 ) -> WorkerMemory:
     """How a merge (or, without `writes`, reading its inputs) would use this machine (local) or each worker (ray), within
     `memory` bytes of one process.
 
     Here, workers are threads: some make tiles of the same shard, so that a model of one file uses all of them. Those that
-    were not asked for are reduced until they fit. Raises OverBudget when they cannot.
+    were not asked for are reduced until they fit. `points` outputs are made at a time from the same reading. Raises OverBudget
+    when they cannot.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: at least one is needed")
@@ -293,10 +335,11 @@ def plan_workers(
                 find_method(recipe.method),
                 budget=budget,
                 workers=shards,
-                threads=min(count // shards, MOST_THREADS_A_SHARD),
+                threads=min(max(1, count // shards // points), MOST_THREADS_A_SHARD),
                 remote_inputs=any(open_store(url, storage).remote for url in merge_plan.models),
                 remote_output=writes and open_store(recipe.output, storage).remote,
                 reserved=reserved,
+                points=points,
             )
         except OverBudget:
             if workers is not None or count == 1:
@@ -369,6 +412,12 @@ def merge(
     began = time.monotonic()
     observer = observer or _Silent()
     require_submitters_version()
+    if recipe.sweep:
+        if report_page:
+            raise UsageError("--report: a sweep has none of its own; `paramdelta-dist analyze` measures its deltas")
+        return _merge_sweep(
+            recipe, engine=engine, workers=workers, memory=memory, device=device, overwrite=overwrite, patience=patience, observer=observer
+        )
     merge_plan, _ = plan(recipe)
     where = _device(device, engine)
     sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory)
@@ -405,6 +454,7 @@ def merge(
             merge_plan.bytes_to_write,
             done=sum(receipt.size for receipt in receipts.values()),
             details={"shards": len(merge_plan.shards), "bytes_to_read": merge_plan.bytes_to_read, "memory": asdict(sizing)},
+            counts=executor.counts,
         )
         with closing(executor.run(run_shard, job, missing, advance=observer.advanced)) as results:
             for receipt in results:
@@ -415,32 +465,16 @@ def merge(
                     return ended("nothing to do", {})
     seconds = time.monotonic() - began
     report = {
-        "engine": engine,
-        "version": __version__,
-        "device": job.device,
-        "workers": min(executor.workers, max(1, len(missing))) * job.threads,
-        "nodes": executor.nodes,
+        **_effort(engine, executor, job, sizing, seconds, made, gathered, units=len(missing)),
         "shards": {"made": len(made), "kept": len(receipts) - len(made)},
-        "bytes_read": gathered.bytes_read + sum(receipt.bytes_read for receipt in made),
-        "bytes_written": sum(receipt.bytes_written for receipt in made),
-        "requests": gathered.requests + sum(receipt.requests for receipt in made),
-        "seconds": round(seconds, 3),
-        "bytes_per_second": round((gathered.bytes_read + sum(r.bytes_read + r.bytes_written for r in made)) / max(seconds, 1e-9)),
-        "peak_memory": max([receipt.peak_memory for receipt in made] + [peak_memory() if engine == "local" else 0]),
-        "projected_memory": sizing.projected,
-        "retries": executor.retries,
-        "copies": executor.copies,
-        "restarts": executor.restarts,
-        "retry_causes": dict(executor.causes),
-        "workers_lost": executor.lost,
         "bytes_read_again": executor.bytes_read_again + held.bytes_read,
         "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
         "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
     }
-    held_now = require_shards(store, receipts)
+    receipts = require_shards(store, receipts)
     if report_page:
         _publish_page(store, merge_plan, report)
-    publish(store, merge_plan, held_now, report)
+    publish(store, merge_plan, receipts, report)
     return ended("merged", report)
 
 
@@ -457,6 +491,125 @@ def _publish_page(store: Store, merge_plan: MergePlan, report: Mapping[str, Any]
     publish(into, Statistics(subject, tensors, measured), report, lanes=lanes, sampled=EVERY)
 
 
+def _effort(
+    engine: Engine,
+    executor: Executor,
+    job: Job,
+    sizing: WorkerMemory,
+    seconds: float,
+    made: Sequence[Receipt],
+    gathered: Gathered,
+    *,
+    units: int,
+) -> dict[str, Any]:
+    """What making `units` pieces of work took, for a report."""
+    bytes_read = gathered.bytes_read + sum(receipt.bytes_read for receipt in made)
+    bytes_written = sum(receipt.bytes_written for receipt in made)
+    return {
+        "engine": engine,
+        "version": __version__,
+        "device": job.device,
+        "workers": min(executor.workers, max(1, units)) * job.threads,
+        "nodes": executor.nodes,
+        "bytes_read": bytes_read,
+        "bytes_written": bytes_written,
+        "requests": gathered.requests + sum(receipt.requests for receipt in made),
+        "seconds": round(seconds, 3),
+        "bytes_per_second": round((bytes_read + bytes_written) / max(seconds, 1e-9)),
+        "peak_memory": max([receipt.peak_memory for receipt in made] + [peak_memory() if engine == "local" else 0]),
+        "projected_memory": sizing.projected,
+        "retries": executor.retries,
+        "copies": executor.copies,
+        "restarts": executor.restarts,
+        "retry_causes": dict(executor.causes),
+        "workers_lost": executor.lost,
+    }
+
+
+def plan_sweep(recipe: Recipe) -> tuple[SweepPlan, HomologyReport]:
+    """The plan of a recipe with `sweep:`; raises what `plan` does, and UsageError where the points cannot share one reading."""
+    with _collector_paused():
+        inputs, report = _open_inputs(recipe)
+        return build_sweep(recipe, *inputs), report
+
+
+def _merge_sweep(
+    recipe: Recipe,
+    *,
+    engine: Engine,
+    workers: int | None,
+    memory: int | None,
+    device: Device,
+    overwrite: bool,
+    patience: float | None,
+    observer: Observer,
+) -> MergeResult:
+    """All points of a sweep, each as a merge of it alone would be, from one reading of the inputs."""
+    began = time.monotonic()
+    sweep, _ = plan_sweep(recipe)
+    where = _device(device, engine)
+    sizing = plan_workers(sweep.reading, engine=engine, workers=workers, memory=memory, points=len(sweep.points))
+    stores = {name: open_store(each.recipe.output, recipe.storage_config) for name, each in sweep.points.items()}
+    with ThreadPoolExecutor(len(stores)) as pool:
+        claims = dict(zip(stores, pool.map(lambda name: claim(stores[name], sweep.points[name], overwrite=overwrite), stores), strict=True))
+    with _collector_paused():
+        from paramdelta_dist.execution.publish import publish
+        from paramdelta_dist.execution.statistics import Gathered
+        from paramdelta_dist.execution.sweeping import SweepJob, run_sweep_shard, sweep_units, write_sweep
+
+    open_points = {name: dict(held.receipts) for name, held in claims.items() if held.committed is None}
+    units = sweep_units(sweep, open_points)
+    jobs = {name: replace(_job(sweep.points[name], sizing, where), models=sweep.models) for name in open_points}
+    made: dict[str, list[Receipt]] = {name: [] for name in open_points}
+    every: list[Receipt] = []
+    total = Gathered()
+    with _executor(engine if units else "local", workers, sizing.workers, sizing.projected, where, patience) as executor:
+        for name in {name for unit in units for name in unit.shards}:
+            gathered = _gather(stores[name], sweep.points[name], jobs[name], executor, observer)
+            jobs[name] = replace(jobs[name], statistics=gathered.statistics)
+            total = Gathered((), total.bytes_read + gathered.bytes_read, total.requests + gathered.requests)
+        observer.started(
+            "merging",
+            sum(sweep.points[name].bytes_to_write for name in open_points),
+            done=sum(receipt.size for receipts in open_points.values() for receipt in receipts.values()),
+            details={"shards": len(sweep.reading.shards), "bytes_to_read": sweep.reading.bytes_to_read, "memory": asdict(sizing)},
+        )
+        with closing(executor.run(run_sweep_shard, SweepJob(jobs), units, advance=observer.advanced)) as results:
+            for receipts in results:
+                for name, receipt in receipts.items():
+                    open_points[name][receipt.file] = receipt
+                    made[name].append(receipt)
+                    every.append(receipt)
+                    observer.finished(receipt)
+    seconds = time.monotonic() - began
+    job = next(iter(jobs.values()), _job(sweep.reading, sizing, where))
+    effort = _effort(engine, executor, job, sizing, seconds, every, total, units=len(units))
+    points: list[dict[str, Any]] = []
+    for name, merge_plan in sweep.points.items():
+        state: State = "nothing to do"
+        if name in open_points:
+            state, receipts = "merged", open_points[name]
+            own = {
+                "shards": {"made": len(made[name]), "kept": len(receipts) - len(made[name])},
+                "bytes_read_again": executor.bytes_read_again + claims[name].bytes_read,
+                "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
+                "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
+            }
+            publish(stores[name], merge_plan, require_shards(stores[name], receipts), {**effort, **own, "points": len(sweep.points)})
+        output = redact(merge_plan.recipe.output)
+        points.append({"name": name, "output": output, "fingerprint": merge_plan.fingerprint, "values": sweep.values[name], "state": state})
+    write_sweep(open_store(recipe.output, recipe.storage_config), sweep.fingerprint, points)
+    report = {
+        **effort,
+        "shards": {"made": len(every), "kept": sum(map(len, open_points.values())) - len(every)},
+        "bytes_read_again": executor.bytes_read_again + sum(held.bytes_read for held in claims.values()),
+        "tensors": {"merged": sweep.reading.merged, "copied": sweep.reading.copied},
+        "nonfinite": sum(receipt.nonfinite for receipts in open_points.values() for receipt in receipts.values()),
+    }
+    state = "merged" if open_points else "nothing to do"
+    return MergeResult(redact(recipe.output), state, sweep.fingerprint, {**(report if open_points else {}), "points": points})
+
+
 def submit(
     recipe: Recipe,
     *,
@@ -468,13 +621,15 @@ def submit(
     memory: int | None = None,
     device: Device = "auto",
     overwrite: bool = False,
+    patience: float | None = None,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Run a merge as a job on a Ray cluster, and with `wait` follow it to its end.
 
     The same merge into the same output is the same job: one that runs is joined, one that failed or was stopped is followed
     by its next attempt, and what is done already is not submitted. With `check` the plan is made here first, unless the
-    inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `ship` as in `parcel.pack`.
+    inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `patience` as in `merge`, `ship` as in
+    `parcel.pack`.
 
     Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
     `exit_code` when it is over, and the merge's `result` or the `error`. Raises what a wrong recipe or plan raises,
@@ -486,18 +641,21 @@ def submit(
     if check:
         try:
             merge_plan, _ = plan(recipe)
-            plan_workers(merge_plan, engine="ray", workers=workers, memory=memory)
+            plan_workers(merge_plan, engine="ray", workers=workers, memory=memory, points=max(1, len(recipe.points)))
             fingerprint, begun = merge_plan.fingerprint, False
-            found = _look(merge_plan, overwrite)
+            found = "free" if recipe.sweep else _look(merge_plan, overwrite)
+            if found == "finished" and not overwrite:
+                if (series := _series(recipe)) is not None:
+                    series.point(series.find(fingerprint), fingerprint)
+                output = redact(merge_plan.recipe.output)
+                return {"state": "nothing to do", "job": None, "exit_code": 0, "output": output, "fingerprint": fingerprint}
+            begun = found == "begun"
         except (CredentialsError, StorageError) as error:
             listener.note(f"not everything can be checked from here, so the cluster will: {error}")
-        else:
-            if found == "finished" and not overwrite and merge_plan.recipe.output == recipe.output:
-                return {"state": "nothing to do", "job": None, "exit_code": 0, "output": redact(recipe.output), "fingerprint": fingerprint}
-            begun = found == "begun"
     options = [f"--workers={workers}"] if workers else []
     options += [f"--memory={memory}"] if memory else []
     options += [f"--device={device}"] if device != "auto" else []
+    options += [f"--patience={max(1, round(patience))}s"] if patience else []
     cluster = connect(address)
     local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
     if local:

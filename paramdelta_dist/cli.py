@@ -56,6 +56,9 @@ WorkersOption = Annotated[
 MemoryOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most memory of this process, or of each Ray worker: 2GiB. Default: half of the machine.")
 ]
+PatienceOption = Annotated[
+    str | None, typer.Option(metavar="TIME", help="How long to wait while a cluster gives no worker at all: 5min. Default: 15min.")
+]
 AddressOption = Annotated[
     str | None,
     typer.Option(
@@ -86,10 +89,7 @@ def merge(
     memory: MemoryOption = None,
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
-    patience: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="How long to wait while a cluster gives no worker at all: 5min. Default: 15min."),
-    ] = None,
+    patience: PatienceOption = None,
     report: Annotated[
         bool,
         typer.Option("--report", help="Measure the deltas on the way; a page about them and the run goes to OUTPUT/.paramdelta/report/."),
@@ -172,6 +172,36 @@ def inspect(url: Annotated[str, typer.Argument(help="Model folder, local or at a
         _show(api.inspect(url), rendering.inspect_tables, as_json)
 
 
+@app.command("import")
+def import_(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="mergekit's YAML file, local or at a URL.")],
+    output: Annotated[str, typer.Option("--output", help="The folder that the recipe will write.")] = "merged",
+    recipe: Annotated[str | None, typer.Option("-o", "--recipe", metavar="FILE", help="Write the recipe here, not on stdout.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a mergekit config into a recipe; tells in what the merge will differ, and refuses what cannot be mapped."""
+    with _reporting(as_json):
+        from paramdelta_dist import api, rendering
+
+        made = api.import_mergekit(config, output=output)
+        if recipe is not None:
+            _write_new(recipe, made.text)
+        elif not as_json:
+            typer.echo(made.text, nl=False)
+        document = {"recipe": made.text, "written": recipe, "notes": list(made.notes)}
+        _show(document, rendering.import_lines, as_json)
+
+
+def _write_new(path: str, text: str) -> None:
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{path} is there already; name another file, or remove it") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
 @app.command()
 def submit(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML), local or at a URL.")],
@@ -189,6 +219,7 @@ def submit(
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of each worker: 2GiB.")] = None,
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
+    patience: PatienceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a merge as a job on a Ray cluster. Submitting it again joins the job, goes on after a failure, or finds it done."""
@@ -206,6 +237,7 @@ def submit(
                 memory=_bytes(memory, "--memory"),
                 device=device.value,
                 overwrite=overwrite,
+                patience=_seconds(patience, "--patience"),
                 listener=view,
             )
         _show(document, rendering.job_end if wait else rendering.job_id, as_json)

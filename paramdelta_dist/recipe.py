@@ -5,10 +5,14 @@ Recipe text can run nothing, reads no environment variable and expands nothing b
 
 from __future__ import annotations
 
+import copy
 import difflib
+import itertools
+import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -22,10 +26,12 @@ from paramdelta_dist.methods import METHODS, Method, Parameter, Roles, find_meth
 from paramdelta_dist.sizes import parse_size
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.urls import inside, normalize, redact
-from paramdelta_dist.template import check_template
+from paramdelta_dist.template import check_template, is_template
 
 MAX_RECIPE = 1 << 20
 """Longest recipe that is read, in bytes."""
+MOST_POINTS = 64
+"""A sweep writes so many outputs at most."""
 SMALLEST_SHARD = 1000
 """Fewer bytes are surely a forgotten unit."""
 MAX_FLOAT = sys.float_info.max
@@ -97,6 +103,30 @@ def _tokenizer_source(value: Any) -> Any:
     if not isinstance(value, str):
         raise ValueError("should be base, post, the position of a delta counted from 0, or a URL")
     return _url(value)
+
+
+def _sweep(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError("should be lines of `parameter: [value, value, …]`")
+    for key, values in value.items():
+        if not isinstance(key, str) or not re.fullmatch(r"((deltas|models)\.\d+\.)?\w+", key):
+            raise ValueError(f"{str(key)[:60]!r} should be a parameter of the method, or deltas.0.weight for that of one delta")
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ValueError(f"{key} should be a list of values")
+        texts = [_swept(each) for each in values]
+        for text, each in zip(texts, values, strict=True):
+            if not isinstance(each, (bool, int, float, str)) or not re.fullmatch(r"[\w.+-]+", text, re.ASCII):
+                raise ValueError(f"{key}: {text[:60]!r} is not a number or a word")
+            if texts.count(text) > 1:
+                raise ValueError(f"{key}: {text} is there twice")
+    if (count := math.prod(len(values) for values in value.values())) > MOST_POINTS:
+        raise ValueError(f"these are {count} points; a sweep has at most {MOST_POINTS}, because all of them are written at the same time")
+    return {key: tuple(values) for key, values in value.items()}
+
+
+def _swept(value: Any) -> str:
+    """A value as it is written in the name of an output."""
+    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
 
 
 Url = Annotated[str, BeforeValidator(_as_value_error(_url))]
@@ -185,6 +215,9 @@ class Recipe(_Section):
     """What is done where vocabularies differ: refused; rows beyond the common ones whole from one model; rows by token."""
     allow_nonfinite: bool = False
     storage: dict[str, StorageSection] = {}
+    sweep: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_sweep)] = {}
+    """Values to try of parameters: every combination is a merge of its own, into a folder of its own below `output`. What
+    the rest of the recipe says is then the first of them."""
 
     @field_validator("method")
     @classmethod
@@ -199,6 +232,9 @@ class Recipe(_Section):
     @model_validator(mode="wrap")
     @classmethod
     def _fits_its_method(cls, value: Any, handler: Any) -> Recipe:
+        if isinstance(value, dict) and value.get("sweep"):
+            with suppress(ValueError):  # which the field's own validator raises again
+                value = _at(value, {key: values[0] for key, values in _sweep(value["sweep"]).items()})
         misfits = list(_misfits(value)) if isinstance(value, dict) else []
         try:
             recipe: Recipe = handler(value)
@@ -211,6 +247,18 @@ class Recipe(_Section):
         problems = [InitErrorDetails(type=PydanticCustomError(kind, "{message}", {"message": message}), loc=place, input=None)
                     for kind, place, message in (*misfits, *found)]  # fmt: skip
         raise ValidationError.from_exception_data("Recipe", problems, hide_input=True)
+
+    @model_validator(mode="after")
+    def _every_point_is_a_recipe(self) -> Recipe:
+        if self.sweep and is_template(self.output):
+            raise ValueError("sweep: its points are folders below `output`, which cannot be a template then; name a folder")
+        try:
+            _ = self.points
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in problem["loc"])
+            raise ValueError(f"sweep: {place}: {problem['msg']}") from None
+        return self
 
     @model_validator(mode="after")
     def _places_differ(self) -> Recipe:
@@ -251,6 +299,25 @@ class Recipe(_Section):
                 raise ValueError(f"tokenizer_from: there is no {noun} {source}; there are {len(posts)}, counted from 0")
             return posts[source]
         return str(source)
+
+    @property
+    def points(self) -> dict[str, Recipe]:
+        """The merges of a sweep by the names of their folders, in the order of the combinations; none where nothing is swept."""
+        if not self.sweep:
+            return {}
+        document = self.model_dump(by_alias=True, exclude_unset=True, exclude={"sweep"})
+        return {
+            name: Recipe.model_validate(_at(document, values) | {"output": f"{self.output}/{name}"})
+            for name, values in self.swept_values.items()
+        }
+
+    @property
+    def swept_values(self) -> dict[str, dict[str, Any]]:
+        """What the sweep sets at each of its points, by the name of the point's folder."""
+        if not self.sweep:
+            return {}
+        points = [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
+        return {",".join(f"{key}={_swept(value)}" for key, value in point.items()): point for point in points}
 
     @property
     def has_rules(self) -> bool:
@@ -296,6 +363,29 @@ class Recipe(_Section):
         if isinstance(self.tokenizer_from, str):
             document["tokenizer_from"] = redact(self.tokenizer_from)
         return document
+
+
+def _at(document: Mapping[Any, Any], point: Mapping[str, Any]) -> dict[Any, Any]:
+    """A recipe, as it is written, with values of parameters set. Raises ValueError where there is no place for one."""
+    changed = copy.deepcopy(dict(document))
+    for key, value in point.items():
+        section, _, rest = key.partition(".")
+        if rest:
+            number, _, name = rest.partition(".")
+            entries = changed.get(section)
+            if not isinstance(entries, (list, tuple)) or int(number) >= len(entries) or not isinstance(entries[int(number)], dict):
+                raise ValueError(f"sweep: {key}: there is no {section}.{number}, counted from 0")
+            entries[int(number)][name] = value
+            continue
+        for role in ("deltas", "models"):
+            entries = changed.get(role)
+            for place, entry in enumerate(entries if isinstance(entries, (list, tuple)) else ()):
+                if isinstance(entry, dict) and key in entry:
+                    raise ValueError(f"sweep: {role}.{place} has a {key} of its own; leave it out there, or sweep {role}.{place}.{key}")
+        parameters = changed.setdefault("parameters", {})
+        if isinstance(parameters, dict):
+            parameters[key] = value
+    return changed
 
 
 def of_deltas(recipe: Recipe) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
@@ -37,14 +38,26 @@ def _columns() -> tuple[ProgressColumn, ...]:
 def progress() -> Iterator[Observer]:
     """A bar where stderr is a terminal, JSON lines elsewhere.
 
-    Whatever else prints meanwhile (Ray tells of dead workers on stdout) goes to stderr: stdout is for the result alone.
+    Whatever else prints meanwhile goes to stderr, a line of it: stdout is for the result alone, and Ray tells of dead nodes
+    with the state of their raylet.
     """
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(_FirstLines()):
         if not sys.stderr.isatty():
             yield ProgressLines()
             return
-        with Progress(*_columns(), console=Console(stderr=True)) as bar:
+        with Progress(*_columns(), console=Console(stderr=True), redirect_stdout=False) as bar:
             yield ProgressBar(bar)
+
+
+class _FirstLines(io.TextIOBase):
+    """Passes the first line of each text on to stderr."""
+
+    def write(self, text: str) -> int:
+        sys.stderr.write(text if text == "\n" else text.partition("\n")[0])
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class ProgressBar:
@@ -54,7 +67,9 @@ class ProgressBar:
         self._bar = bar
         self._task: TaskID | None = None
 
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
         lines = []
         if "bytes_to_read" in details:
             shards = _plural(details["shards"], "shard")
@@ -84,9 +99,13 @@ class ProgressLines:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._total = self._done = self._kept = 0
+        self._counts: Callable[[], Mapping[str, int]] = dict
         self._began = self._told = time.monotonic()
 
-    def started(self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any]) -> None:
+    def started(
+        self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
+        self._counts = counts
         self._total, self._done, self._kept = total, done, done
         self._began = self._told = time.monotonic()
         self._tell("started", what=what, bytes_total=total, bytes_done=done, **details)
@@ -100,7 +119,8 @@ class ProgressLines:
         if due:
             rate = (done - self._kept) / max(time.monotonic() - self._began, 1e-9)
             left = round((self._total - done) / rate, 1) if rate > 0 else None
-            self._tell("progress", bytes_total=self._total, bytes_done=done, bytes_per_second=round(rate), seconds_left=left)
+            told: dict[str, Any] = {"bytes_total": self._total, "bytes_done": done, "bytes_per_second": round(rate), "seconds_left": left}
+            self._tell("progress", **told, **self._counts())
 
     def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None:
         told = ("file", "size", "seconds", "worker", "problems")
@@ -152,13 +172,18 @@ def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> 
     console = Console(file=stream, highlight=False, soft_wrap=True)
     latest = f"  {escape(document['pointer'])} names it the latest" if "pointer" in document else ""
     if document["state"] == "nothing to do":
-        console.print(f"nothing to do: {escape(document['output'])} holds this merge of these inputs already")
+        what = f"{_plural(len(document['points']), 'point')} of this sweep" if "points" in document else "this merge"
+        console.print(f"nothing to do: {escape(document['output'])} holds {what} of these inputs already")
         if latest:
             console.print(latest)
         return
     moved = document["bytes_read"] + document["bytes_written"]
     kept = f", {document['shards']['kept']} kept from an earlier run" if document["shards"]["kept"] else ""
     console.print(f"merged into {escape(document['output'])}")
+    for point in document.get("points", ())[:FEW]:
+        console.print(f"  {escape(point['name'])}" + (", which was there already" if point["state"] == "nothing to do" else ""))
+    if len(document.get("points", ())) > FEW:
+        console.print(f"  … and {len(document['points']) - FEW} more points")
     if latest:
         console.print(latest)
     console.print(
@@ -196,10 +221,12 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
         console.print(f"… and {len(shards) - FEW} more")
     memory, requests = document["memory"], document["requests"]
     counts = document["tensors"]
+    times = document["bytes_to_read"] / max(1, document["bytes_of_inputs"])
+    again = f", {format_size(document['bytes_of_inputs'])} of inputs {times:.2g} times" if times > 1 else ""
     facts = {
         "output": document["recipe"]["output"],
         "tensors": f"{counts['merged']} merged, {counts['copied']} copied from the base, {document['total_parameters']:,} parameters",
-        "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests",
+        "to read": f"{format_size(document['bytes_to_read'])} in {requests['read']:,} requests{again}",
         "to write": f"{format_size(document['bytes_to_write'])} in {requests['write']:,} requests, {_count(shards, 'shard')}",
         "memory": _memory_line(memory),
         "tiles": f"{format_memory(memory['tile_size'])}, {memory['tiles_in_flight']} in flight a shard",
@@ -270,6 +297,16 @@ def method_page(document: dict[str, Any]) -> None:
     console.print("\n[bold]example[/]")
     for line in document["example"]:
         console.print(f"  {escape(line)}")
+
+
+def import_lines(document: dict[str, Any]) -> None:
+    """What the user of an imported recipe has to know, on stderr: stdout is for the recipe."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("differences from mergekit:")
+    for note in document["notes"]:
+        console.print(f"  - {escape(note)}")
+    if document["written"] is not None:
+        console.print(f"recipe written to {escape(document['written'])}; `paramdelta-dist plan` shows what it does")
 
 
 def check_table(document: dict[str, Any]) -> None:

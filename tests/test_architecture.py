@@ -15,7 +15,7 @@ LEVELS = (
     ("storage", "kernels", "template"),
     ("checkpoint", "methods"),
     ("recipe",),
-    ("planning",),
+    ("planning", "importing"),
     ("execution", "jobs"),
     ("analysis",),
     ("api",),

@@ -51,16 +51,16 @@ class Rule:
         """Its value for a tensor that it matches, of a model with this many layers.
 
         A gradient is a line through its numbers, which are spread evenly from the first layer to the last: of the model, or of
-        the range that the rule names. Before the layers (embeddings) it has its first number, behind them its last.
+        the range that the rule names. A single layer has its last number, and what is outside the layers its first.
         """
         if not isinstance(self.value, tuple):
             return self.value
-        place = locate(name)
-        if place.layer is None:
-            return self.value[0 if place.component is Component.EMBEDDING else -1]
-        first, last = next((span for span in self.layers if _within(place.layer, span)), (0, None))
+        layer = locate(name).layer
+        if layer is None:
+            return self.value[0]
+        first, last = next((span for span in self.layers if _within(layer, span)), (0, None))
         steps = (layers - 1 if last is None else last) - first
-        position = min((place.layer - first) / steps, 1.0) * (len(self.value) - 1) if steps > 0 else 0.0
+        position = (min((layer - first) / steps, 1.0) if steps > 0 else 1.0) * (len(self.value) - 1)
         before = min(int(position), len(self.value) - 2)
         share = position - before
         return self.value[before] * (1 - share) + self.value[before + 1] * share

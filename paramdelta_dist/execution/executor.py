@@ -53,6 +53,10 @@ class Executor(Protocol):
         """Why units were begun again, and how often, in the words of `metering.RETRIES`."""
         ...
 
+    def counts(self) -> Mapping[str, int]:
+        """`workers` that there are at this moment, and `retries` in runs that have ended and in the one under way."""
+        ...
+
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         """Results as units finish, when nothing works on the unit any more. `advance` is told bytes as they are done, and
         taken back (negative) when a unit starts again.

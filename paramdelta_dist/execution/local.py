@@ -24,6 +24,9 @@ class LocalExecutor:
     def causes(self) -> dict[str, int]:
         return {"error": self.retries} if self.retries else {}
 
+    def counts(self) -> dict[str, int]:
+        return {"workers": self.workers, "retries": self.retries}
+
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         stop = threading.Event()
 

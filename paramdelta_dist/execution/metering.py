@@ -40,7 +40,7 @@ SHARDS = Metric(
 )
 RETRIES = Metric(
     "paramdelta_retries",
-    "Shards that were begun once more. error: an attempt failed; worker_lost, node_lost: with it; late: it took too long; "
+    "Shards that were begun once more. error: an attempt failed; worker_lost, node_lost: with it or its node; late: it took too long; "
     "leaving: its node was about to go.",
     "cause",
     ("error", "worker_lost", "node_lost", "late", "leaving"),

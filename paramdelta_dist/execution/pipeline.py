@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from paramdelta_dist.execution.buffers import BufferPool
 from paramdelta_dist.execution.making import Job, TileMaker, subject_of
 from paramdelta_dist.execution.metering import METER, STAGE_SECONDS
-from paramdelta_dist.execution.reader import Fetching, TileReader, buffer_size
+from paramdelta_dist.execution.reader import Fetching, Reader, TileReader, buffer_size
 from paramdelta_dist.execution.watching import Watch
 from paramdelta_dist.kernels.merging import one_thread
 from paramdelta_dist.methods import Sweep
@@ -49,7 +49,7 @@ class TilePipeline:
     """Makes tiles of one shard, in threads of its own."""
 
     def __init__(
-        self, job: Job, shard: Shard, reader: TileReader, outputs: BufferPool, makers: ThreadPoolExecutor, watch: Watch | None
+        self, job: Job, shard: Shard, reader: Reader, outputs: BufferPool, makers: ThreadPoolExecutor, watch: Watch | None
     ) -> None:
         self.reader = reader
         self.nonfinite = 0
@@ -145,19 +145,27 @@ class TilePipeline:
 
 
 @contextmanager
-def tile_pipeline(job: Job, shard: Shard, watch: Watch | None = None) -> Iterator[TilePipeline]:
-    """A pipeline for the tiles of a shard, at which `watch` looks. Its threads are gone when it is left."""
+def tile_reader(job: Job, shard: Shard) -> Iterator[TileReader]:
+    """What fetches the inputs of a shard. Its threads and buffers are gone when it is left."""
     stores = [open_store(url, job.storage) for url in job.models]
     requests = REQUESTS_IN_FLIGHT if any(store.remote for store in stores) else LOCAL_READERS
-    pinned = job.device == "cuda"
-    inputs, outputs = BufferPool(buffer_size(job.tile_size), pinned=pinned), BufferPool(job.tile_size, pinned=pinned)
-    makers = ThreadPoolExecutor(job.threads, thread_name_prefix="make", initializer=one_thread)
+    buffers = BufferPool(buffer_size(job.tile_size), pinned=job.device == "cuda")
     readers = ThreadPoolExecutor(requests, thread_name_prefix="read")
     try:
-        yield TilePipeline(job, shard, TileReader(shard, stores, inputs, readers), outputs, makers, watch)
+        yield TileReader(shard, stores, buffers, readers)
     finally:
-        readers.shutdown(wait=False, cancel_futures=True)  # first: makers may wait for reads
+        readers.shutdown(cancel_futures=True)
+        buffers.close()
+
+
+@contextmanager
+def tile_pipeline(job: Job, shard: Shard, reader: Reader, watch: Watch | None = None) -> Iterator[TilePipeline]:
+    """A pipeline for the tiles of a shard, at which `watch` looks. Its threads are gone when it is left."""
+    outputs = BufferPool(job.tile_size, pinned=job.device == "cuda")
+    makers = ThreadPoolExecutor(job.threads, thread_name_prefix="make", initializer=one_thread)
+    try:
+        yield TilePipeline(job, shard, reader, outputs, makers, watch)
+    finally:
+        reader.stop()  # first: makers may wait for reads
         makers.shutdown(cancel_futures=True)
-        readers.shutdown()
-        inputs.close()
         outputs.close()

@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import EngineError, ParamDeltaError, UsageError
@@ -207,8 +207,7 @@ class _Crew:
             self._running.pop(attempt, None)
         starting = slot in self.waiting
         self._dismiss(slot)  # it may only be out of reach
-        reason = str(error).strip().splitlines()
-        with_node = (isinstance(error, RayActorError) and error.preempted) or "node has died" in str(error)
+        reason, with_node = _reason(error)
         if starting:
             self._require_package(error)
             self._failed_starts += not with_node  # those that wait for room wait on some node
@@ -217,7 +216,7 @@ class _Crew:
             return
         self.lost += 1
         try:
-            self._schedule.lost(slot, reason[-1].strip() if reason else type(error).__name__, with_node=with_node)
+            self._schedule.lost(slot, reason, with_node=with_node)
         except EngineError as told:
             raise told from error
 
@@ -229,6 +228,15 @@ class _Crew:
                 f"paramdelta-dist {__version__} is not installed on a node of the cluster, or is another version there: install the same "
                 "version on every node, or send this one along (submit --ship package)"
             ) from error
+
+
+def _reason(error: RayError) -> tuple[str, bool]:
+    """Why a worker was lost, in a line, and whether its whole node was, as far as can be told at once."""
+    if isinstance(error, ActorUnavailableError):  # of a process that died on a living node, Ray would know
+        return "it cannot be reached", True
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    preempted = isinstance(error, RayActorError) and error.preempted
+    return lines[-1].strip(), preempted or "node has died" in str(error)
 
 
 class RayExecutor:
@@ -246,6 +254,7 @@ class RayExecutor:
         self.retries = self.copies = self.restarts = 0
         self.bytes_read_again = 0
         self.causes: dict[str, int] = {}
+        self.counts: Callable[[], dict[str, int]] = lambda: {"workers": 0, "retries": self.retries}
 
     def close(self) -> None:
         """End the embedded cluster, or leave the one we joined."""
@@ -257,6 +266,8 @@ class RayExecutor:
         work = ray.cloudpickle.dumps((function, job))
         crew = _Crew(schedule, partial(self._start, work), self._limit)
         metrics = Publisher(schedule.meter)
+        before = self.retries
+        self.counts = lambda: {"workers": len(crew.working), "retries": before + schedule.retries}
         last_seen_alive = looked = time.monotonic()
         warned = False
         try:

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 from paramdelta_dist.execution.buffers import BufferPool
 from paramdelta_dist.planning.plan import Shard
@@ -64,6 +65,26 @@ class Fetching:
                 future.cancel()
 
 
+class Reader(Protocol):
+    """Who fetches tiles for a pipeline."""
+
+    pool: ThreadPoolExecutor
+    bytes_read: int
+    requests: int
+
+    def start(self, tile: Tile) -> Fetching:
+        """Ask for what a tile needs. It is to be released."""
+        ...
+
+    def release(self, fetching: Fetching) -> None:
+        """Take back a tile that was started. No view of its bytes may be used from here on."""
+        ...
+
+    def stop(self) -> None:
+        """Begin no read that has not begun, so that nobody waits for it longer than for those under way."""
+        ...
+
+
 @dataclass
 class TileReader:
     """Reads tiles of one shard, into reused buffers where a store reads into its callers' memory."""
@@ -106,6 +127,10 @@ class TileReader:
             of_model.clear()  # a store's own memory goes with the last view of it
         for buffer in fetching.buffers:
             self.buffers.give_back(buffer)
+
+    def stop(self) -> None:
+        """Begin no read that has not begun."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, read: Read, into: memoryview | None) -> memoryview:
         source = self.shard.inputs[read.file]  # of another model where that one's rows stand in for this one's

@@ -15,7 +15,8 @@ from paramdelta_dist.execution.machine import peak_memory
 from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.metering import METER, READ_BYTES, WRITTEN_BYTES, Stopwatch
 from paramdelta_dist.execution.output import require_claim
-from paramdelta_dist.execution.pipeline import TilePipeline, tile_pipeline
+from paramdelta_dist.execution.pipeline import TilePipeline, tile_pipeline, tile_reader
+from paramdelta_dist.execution.reader import Reader
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import Step, cut_tiles, steps_of
@@ -23,6 +24,12 @@ from paramdelta_dist.storage import Store, open_store
 
 
 def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
+    """Make one shard and publish it with its receipt, as `stream_shard` does, from bytes that are read for it alone."""
+    with tile_reader(job, shard) as reader:
+        return stream_shard(job, shard, reader, advance=advance, cancelled=cancelled)
+
+
+def stream_shard(job: Job, shard: Shard, reader: Reader, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
     """Make one shard and publish it with its receipt. The bytes depend on recipe and inputs alone.
 
     `advance` is called with the bytes written of the file as they are made, `cancelled` before each tile. Raises Interrupted
@@ -35,7 +42,7 @@ def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancell
     digests = StreamDigests([(tensor.start, tensor.start + tensor.nbytes) for tensor in filled])
     writing = Stopwatch("write")
     watch = None if job.watcher is None else job.watcher.begin(shard)
-    with tile_pipeline(job, shard, watch) as pipeline:
+    with tile_pipeline(job, shard, reader, watch) as pipeline:
         try:
             chunks = _chunks(job, shard, pipeline, digests, writing, output, advance, cancelled)
             identity = output.put(shard.file, chunks, size=shard.size)

@@ -15,7 +15,7 @@ from paramdelta_dist.errors import IntegrityError, Interrupted, NotFound, ParamD
 from paramdelta_dist.execution.documents import read_document, render_document
 from paramdelta_dist.execution.executor import Executor
 from paramdelta_dist.execution.making import Job
-from paramdelta_dist.execution.pipeline import tile_pipeline
+from paramdelta_dist.execution.pipeline import tile_pipeline, tile_reader
 from paramdelta_dist.execution.receipts import FOLDER
 from paramdelta_dist.kernels.blocks import Subject
 from paramdelta_dist.kernels.partials import decode, encode
@@ -159,7 +159,7 @@ def look_at_shard(job: LookJob, look: Look, *, advance: Callable[[int], None], c
             done += tile.stop - tile.start
             advance(tile.stop - tile.start)
 
-    with tile_pipeline(job.merge, shard) as pipeline:
+    with tile_reader(job.merge, shard) as reader, tile_pipeline(job.merge, shard, reader) as pipeline:
         try:
             total = pipeline.total(steps())
         except ParamDeltaError as error:

@@ -20,7 +20,7 @@ from paramdelta_dist.execution.documents import MAX_DOCUMENT, parse_document, re
 from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.output import COMMIT, PLAN, REPORT
 from paramdelta_dist.execution.pieces import read_pieces
-from paramdelta_dist.execution.pipeline import MadeTile, tile_pipeline
+from paramdelta_dist.execution.pipeline import MadeTile, tile_pipeline, tile_reader
 from paramdelta_dist.execution.receipts import MAX_RECEIPT, Receipt, parse_receipt, receipt_name
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import cut_tiles, steps_of
@@ -217,7 +217,7 @@ def _recomputed(job: Job, store: Store, check: FileCheck, shard: Shard, cancelle
     chosen = set(check.tiles)
     wanted = (tile for number, tile in enumerate(cut_tiles(shard, tile_size=job.tile_size)) if number in chosen)
     problems, bytes_read = [], 0
-    with tile_pipeline(job, shard) as pipeline:
+    with tile_reader(job, shard) as reader, tile_pipeline(job, shard, reader) as pipeline:
         for made in pipeline.make(steps_of(wanted, tile_size=job.tile_size)):
             if cancelled():
                 raise Interrupted("stopped")

@@ -13,6 +13,8 @@ GIVE_UP_SECONDS = 300.0
 """How long a cluster may not answer until following it ends; the job runs on."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Seconds between two attempts to connect again."""
+SILENT_PIECES = 4
+"""After so many a connection is given up for a new one: it may be open on this side only."""
 LOG_ATTEMPTS = 5
 """How often the last part of the log of a job that is over is asked for: the node that has it may be gone for good."""
 
@@ -29,12 +31,15 @@ def follow(cluster: Cluster, job_id: str, show: Callable[[str], None], note: Cal
     pause = FIRST_PAUSE
     while True:
         try:
+            silent = 0
             for text in log.replay(cluster.tail(job_id)):
+                silent = 0 if text else silent + 1
+                over = silent > 0 and cluster.job(job_id).over
                 if lost is not None:
                     note("connected again")
                     lost = None
                 pause = FIRST_PAUSE
-                if not text and cluster.job(job_id).over:
+                if over or silent == SILENT_PIECES:
                     break
             job = cluster.job(job_id)
             lost = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.methods.card import Blocks, Method, Roles, Scope, Sweep, Values
@@ -62,9 +63,7 @@ def _quartiles(subject: Subject) -> list[list[int]]:
 
 
 def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
-    divergences = Sweep(
-        _divergences, _joined, _of_rows, exact=True, partial_bytes=lambda _, shape: 8 * max(1, (1 << 18) // max(1, shape[-1]))
-    )
+    divergences = Sweep(_divergences, _joined, _of_rows, exact=True, partial_bytes=lambda _, shape: 8 * prod(shape[:-1]))
     return (divergences, *find_keys(_importance, _quartiles, at=1))
 
 

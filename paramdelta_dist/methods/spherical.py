@@ -60,7 +60,14 @@ def _nuslerp_sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep,
     if parameters[FLATTEN.name]:
         return (gram_sweep(lambda gram, subject: list(_arc(_share(subject), gram, NUSLERP_LINEAR))),)
     if parameters[COLUMNS.name]:
-        return (Sweep(_column_products, lambda total, more: total.add_(more), _of_columns, partial_bytes=lambda _, shape: 24 * shape[-1]),)
+        return (
+            Sweep(
+                _column_products,
+                lambda total, more: total.add_(more),
+                _of_columns,
+                partial_bytes=lambda _, shape: 24 * math.prod(shape[-1:]),
+            ),
+        )
     return ()
 
 

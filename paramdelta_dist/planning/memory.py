@@ -67,12 +67,14 @@ def plan_memory(
     remote_inputs: bool,
     remote_output: bool,
     reserved: int,
+    points: int = 1,
 ) -> WorkerMemory:
     """The largest tiles and the most requests in flight that fit `budget` bytes for a process that makes `workers` shards
     at a time with `threads` threads each.
 
     Where the method sweeps over tensors, tiles are as large as it takes, within the budget, to have as many tensors as
-    possible in one piece, because those are read once. `reserved` bytes are taken before the first tile.
+    possible in one piece, because those are read once. `reserved` bytes are taken before the first tile. `points` outputs
+    are made at a time from what is read once.
 
     Raises OverBudget, naming the two ways out, when even the smallest do not.
     """
@@ -91,7 +93,7 @@ def plan_memory(
         buffers = int(in_flight * models * copies * (tile + tile // WASTE + SLACK))
         output = OUTPUTS * threads * tile + (_parts(plan, tile) if remote_output else WRITE_MEMORY)
         scratch = threads * (1 + method.scratch + method.temporary) * needs.block * 2 + 2 * header
-        return reserved + workers * (buffers + output + scratch + needs.statistics(tile, threads))
+        return reserved + workers * (buffers + points * (output + scratch + needs.statistics(tile, threads)))
 
     for tile in tiles:  # the largest that fits at all
         if projected(tile, 2) <= budget:

@@ -185,18 +185,21 @@ def build_plan(
     checkpoints: Mapping[str, Checkpoint],
     tokenizer_files: Mapping[str, Identity],
     vocabularies: Vocabularies | None = None,
+    *,
+    models: Sequence[str] | None = None,
 ) -> MergePlan:
     """The plan for models that are homologous (`compare(...).require()` has passed).
 
     `checkpoints` holds one for each of `recipe.models`, by URL; `tokenizer_files` are the side files of the folder at
-    `recipe.tokenizer_url`, `vocabularies` what `vocab: by-token` needs: of each model and of that folder. Raises
+    `recipe.tokenizer_url`, `vocabularies` what `vocab: by-token` needs: of each model and of that folder.
+    `models` are opened and read even where no weight makes them necessary, in this order; the base is the first. Raises
     CheckpointError listing every tensor that can be neither merged nor copied, UsageError when the base has no config.json, and
     what `row_maps` does.
     """
     base = checkpoints[recipe.base]
     if base.config is None:
         raise UsageError(f"{redact(base.url)} has no config.json; the output would not be a model that loads")
-    resolver = Resolver(recipe, base.tensors)
+    resolver = Resolver(recipe, base.tensors, models)
     models = resolver.models
     opened = [checkpoints[url] for url in models]
     kinds = _account(opened)

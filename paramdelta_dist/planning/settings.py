@@ -5,7 +5,7 @@ This is the one place where a recipe's parameters become values. Workers see the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -55,8 +55,10 @@ class Settings(NamedTuple):
 class Resolver:
     """The settings of every tensor of a merge."""
 
-    def __init__(self, recipe: Recipe, names: Collection[str]) -> None:
-        """`names` are those of all tensors: they tell how many layers there are."""
+    def __init__(self, recipe: Recipe, names: Collection[str], models: Sequence[str] | None = None) -> None:
+        """`names` are those of all tensors: they tell how many layers there are. `models` says which models there are and in
+        which order; else they are those that a weight makes necessary."""
+        self._given = models
         self._recipe, self._method = recipe, find_method(recipe.method)
         self._include, self._exclude = Globs(recipe.include, "include"), Globs(recipe.exclude, "exclude")
         self._layers = count_layers(names) if recipe.has_rules else 0
@@ -68,6 +70,8 @@ class Resolver:
     @cached_property
     def models(self) -> tuple[str, ...]:
         """URLs of the models that are read for any tensor, the one whose structure the output has first."""
+        if self._given is not None:
+            return tuple(self._given)
         if self._recipe.vocab != "strict":  # rows may come from a model that no weight makes necessary
             return self._recipe.models
         urls = [self._recipe.base]

@@ -49,13 +49,13 @@ def test_a_gradient_is_a_line_through_its_numbers_from_the_first_layer_to_the_la
     chosen = chooser({"value": [0, 1]})
     assert [chosen.value(layer(n))[0] for n in range(5)] == [0, 0.25, 0.5, 0.75, 1]
     assert [chooser({"value": [0, 4, 0]}).value(layer(n))[0] for n in range(5)] == [0, 2, 4, 2, 0]
-    assert (chosen.value(EMBED)[0], chosen.value(NORM)[0], chosen.value(HEAD)[0]) == (0, 1, 1)
+    assert (chosen.value(EMBED)[0], chosen.value(NORM)[0], chosen.value(HEAD)[0]) == (0, 0, 0)
 
 
 def test_a_gradient_spans_the_layers_that_its_rule_names():
     chosen = chooser({"layers": "1-3", "value": [10, 20]}, {"layers": "4-", "value": [5, 6]}, {"value": 0})
-    assert [chosen.value(layer(n))[0] for n in range(5)] == [0, 10, 15, 20, 5]
-    assert chooser({"value": [1, 2]}, layers=1).value(layer(0)) == (1, True)
+    assert [chosen.value(layer(n))[0] for n in range(5)] == [0, 10, 15, 20, 6]
+    assert chooser({"value": [1, 2]}, layers=1).value(layer(0)) == (2, True)
 
 
 def test_rules_that_decide_nothing_are_named_with_the_reason():

@@ -9,13 +9,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DOCS = REPOSITORY / "docs"
-WAITING = (
-    set()
-    if (REPOSITORY / "deploy").exists() and (REPOSITORY / "paramdelta_dist/jobs").exists()
-    else {"ray-cluster", "kubernetes", "batch", "nightly"}
-)
-"""Pages whose commands and files are not in this tree yet."""
-PAGES = [page for page in sorted(DOCS.glob("*.md")) if page.stem not in WAITING]
+PAGES = sorted(DOCS.glob("*.md"))
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!-- (not run|setup): ([^\n]*) -->\s*$")

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests.clusters import ray_cluster
 from tests.docs.pages import DOCS, recipe_files
 
 
@@ -30,7 +31,7 @@ def test_the_nightly_page(reader):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with pytest.importorskip("tests.clusters").ray_cluster({}) as started:
+    with ray_cluster({}) as started:
         yield started
 
 

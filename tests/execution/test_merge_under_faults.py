@@ -85,7 +85,7 @@ class Watcher:
     def __init__(self, act):
         self.act = act
 
-    def started(self, what, total, *, done=0, details):
+    def started(self, what, total, *, done=0, details, counts=dict):
         pass
 
     def advanced(self, size):

@@ -71,15 +71,17 @@ def naps(count, seconds=0.1):
 
 
 class Run:
-    """A run over naps in which something happens after some results: (file, node) in the order they came, and the executor."""
+    """A run over naps in which something happens after some results, made on some nodes: (file, node) in order, and the executor."""
 
-    def __init__(self, units, *, after=1, act=lambda made: None, workers=None, patience=60.0):
-        self.executor, self.made, self.bytes = RayExecutor(workers, memory=1 << 20, patience=patience), [], 0
+    def __init__(self, units, *, after=1, on=1, act=lambda made: None, workers=None, patience=60.0):
+        self.executor, self.made, self.bytes, acted = RayExecutor(workers, memory=1 << 20, patience=patience), [], 0, False
         with closing(self.executor.run(nap, None, units, advance=self.advance)) as results:
             for result in results:
                 self.made.append(result)
-                if len(self.made) == after:
+                if not acted and len(self.made) >= after and len({node for _, node in self.made}) >= on:
+                    acted = True
                     act(self.made)
+        assert acted
         assert sorted(file for file, _ in self.made) == sorted(unit.file for unit in units)
         assert self.bytes == sum(unit.size for unit in units)
 
@@ -166,12 +168,13 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster):
     joined = []
 
     def grow(made):
-        assert len({node for _, node in made}) == 2, "both nodes, although each has room for both workers"
         joined.append(cluster.add_node(num_cpus=2, object_store_memory=80 << 20))
 
     with nodes(cluster, 2, num_cpus=2) as added:
+        run = Run(naps(20, 0.2), workers=2)
+        assert run.executor.nodes == 2, "although one has room for both workers"
         try:
-            run = Run(naps(100, 0.2), after=8, act=grow)
+            run = Run(naps(100, 0.2), on=2, act=grow)
         finally:
             for node in joined:
                 cluster.remove_node(node, allow_graceful=False)
@@ -185,10 +188,11 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster):
 def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_new(cluster, monkeypatch):
     monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.2)
     with nodes(cluster, 2) as (first, second):
-        run = Run(naps(40, 0.2), after=4, act=lambda made: drain(cluster, first, 100))
-        assert {node for _, node in run.made[-20:]} == {second.node_id}
+        run = Run(naps(60, 0.2), on=2, act=lambda made: drain(cluster, first, 100))
+        assert {node for _, node in run.made[-10:]} == {second.node_id}
         assert first.node_id in {node for _, node in run.made}
-        assert run.executor.restarts == run.executor.retries == run.executor.lost == 0, "nothing was made in vain"
+        assert run.executor.retries == run.executor.lost == 0
+        assert "leaving" not in run.executor.causes, "nothing was made in vain"
 
 
 def test_what_a_node_cannot_finish_before_it_goes_is_made_elsewhere(cluster, monkeypatch):
@@ -212,10 +216,10 @@ def test_losing_all_nodes_but_one_costs_what_they_were_at(cluster):
             for node in added[:2]:
                 cluster.remove_node(node, allow_graceful=False)
 
-        run = Run(naps(40, 0.3), after=6, act=strike)
+        run = Run(naps(60, 0.2), on=3, act=strike)
         assert {node for _, node in run.made[-10:]} == {added[2].node_id}
         assert run.executor.lost == 2
-        assert run.executor.causes == {"node_lost": 2}
+        assert set(run.executor.causes) <= {"node_lost", "late"}, "a lost one may be late before it is missed"
 
 
 @pytest.mark.parametrize(

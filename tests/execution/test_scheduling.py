@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from paramdelta_dist.errors import EngineError, Interrupted, NonFinite, TransientStorageError
-from paramdelta_dist.execution.scheduling import LOOK_SECONDS, STOP_SECONDS, Order, Schedule, Worker
+from paramdelta_dist.execution.metering import RETRIES, SHARDS
+from paramdelta_dist.execution.scheduling import LEAVE_SECONDS, LOOK_SECONDS, NODE_LOSSES, STOP_SECONDS, Order, Schedule, Worker
 
 STEP = 1 / 20
 
@@ -219,6 +220,56 @@ def test_workers_that_die_cost_the_unit_they_were_at():
     assert simulation.schedule.retries == 5
     assert sum(simulation.tries.values()) == 305
     assert simulation.bytes == 300 * 1000
+
+
+def test_a_worker_whose_node_is_about_to_go_ends_what_it_can_and_begins_nothing():
+    simulation = Simulation(units(300), 4, steady(10))
+    left = {}
+
+    def announce(worker, when):
+        simulation.schedule.leaving(simulation.workers[worker], simulation.now + when)
+        left[worker] = simulation.now
+
+    simulation.at(35.0, announce, 0, 100.0)
+    simulation.at(55.0, announce, 1, float("inf"))
+    made = simulation.run()
+    assert len(made) == 300
+    assert simulation.schedule.restarts == simulation.schedule.retries == 0
+    assert set(simulation.tries.values()) == {1}, "what was under way was finished, what waited was withdrawn"
+    assert sum(result.endswith(" by 0") for result in made) == 4
+    assert sum(result.endswith(" by 1") for result in made) == 6
+
+
+def test_what_cannot_be_finished_before_its_node_goes_is_made_elsewhere_at_once():
+    simulation = Simulation(units(100), 4, lambda unit, worker, attempt: 100 if unit.file == "shard-0048" and attempt == 0 else 10)
+    late = {}
+
+    def announce():
+        worker = next(w for w, (attempt, _, _) in simulation.begun.items() if attempt.task.unit.file == "shard-0048")
+        late["worker"] = simulation.workers.index(worker)
+        simulation.schedule.leaving(worker, simulation.now + LEAVE_SECONDS + 5)
+
+    simulation.at(122.0, announce)
+    made = simulation.run()
+    assert simulation.tries["shard-0048"] == 2
+    assert not next(result for result in made if result.startswith("shard-0048")).endswith(f" by {late['worker']}")
+    assert simulation.schedule.restarts == 1
+    assert simulation.schedule.meter.total(RETRIES) == {"leaving": 1}
+    assert simulation.schedule.meter.total(SHARDS) == {"made": 100, "stopped": 1}
+
+
+def test_losing_nodes_is_not_held_against_a_unit_until_it_ends_node_after_node():
+    schedule = Schedule(units(1), lambda size: None)
+    for losses in range(1, NODE_LOSSES + 1):
+        worker = Worker(address="10.0.0.9")
+        schedule.joined(worker)
+        schedule.orders(0.0)
+        schedule.progressed(worker, worker.attempts[0].ticket, 10, 1.0, 1.0, read=30)
+        if losses < NODE_LOSSES:
+            schedule.lost(worker, "gone", with_node=True)
+    with pytest.raises(EngineError, match=r"shard-0000: 20 workers were lost while at it, the last on 10\.0\.0\.9: gone"):
+        schedule.lost(worker, "gone", with_node=True)
+    assert schedule.bytes_read_again == NODE_LOSSES * 30
 
 
 class ByHand:

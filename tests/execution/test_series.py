@@ -343,3 +343,15 @@ def test_status_of_a_folder_of_outputs_and_of_a_template_tells_the_latest(place,
 
 def test_check_takes_a_template(disk):
     assert api.check(disk.recipe()).mismatches == ()
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+def test_outputs_may_lie_at_the_top_of_a_bucket(s3_server, tmp_path, monkeypatch, at, engine):
+    for name, value in s3_server.environ.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"s3://{s3_server.make_bucket()}"
+    made = Place(tmp_path, tmp_path).recipe(storage={"s3://": {"engine": engine}}).with_output(f"{bucket}/{{date}}-{{inputs}}")
+    first, second = api.merge(made), api.merge(made)
+    assert (first.state, second.state, second.output) == ("merged", "nothing to do", first.output)
+    assert first.pointer == f"{bucket}/latest.json"
+    assert api.status(bucket, made.storage_config)["latest"]["latest.json"]["output"] == first.output

@@ -68,15 +68,15 @@ class Site:
     def environ(self) -> dict[str, str]:
         return {**self.server.environ, "AWS_ENDPOINT_URL": self.proxy.endpoint, "PYTHONPATH": ROOT, "TERM": "dumb", "COLUMNS": "200"}
 
-    def hold(self, name: str) -> threading.Event:
-        """Hold the upload of all shards of this output but the first two until the event is set."""
+    def hold(self, name: str, shards: str) -> threading.Event:
+        """Hold the uploads of this output's shards whose numbers match until the event is set."""
         go = threading.Event()
 
         def fault(exchange):
             go.wait(120)
             exchange.answer(exchange.forward())
 
-        self.proxy.rule(fault, method="PUT", path=f"/{re.escape(name)}/model-0000[3-9]", times=math.inf)
+        self.proxy.rule(fault, method="PUT", path=f"/{re.escape(name)}/model-0000{shards}-", times=math.inf)
         return go
 
     def objects(self, name: str) -> set[str]:

@@ -5,10 +5,14 @@ import re
 import shutil
 import signal
 import time
+import urllib.request
 
 import pytest
 
-from tests.clusters import ROOT, relay
+from tests.clusters import ROOT, ray_cluster, relay
+from tests.jobs.conftest import Site
+
+TOKEN = "PLANTED-TOKEN-0123456789abcdef0123456789abcdef"
 
 
 def wait_for(condition, what, seconds=90):
@@ -22,16 +26,34 @@ def job_of(text):
     return re.search(r"pdd-[0-9a-f]{12}-\d+", text)[0]
 
 
-def finished(text):
-    return re.findall(r'"finished".*"file": "([^"]*)"', text)
+def shards(site, name):
+    return sorted(key for key in site.objects(name) if key.startswith("model-"))
 
 
-def test_a_recipe_is_merged_while_the_connection_breaks_and_no_line_comes_twice_or_is_lost(site):
-    recipe, go = site.recipe("good"), site.hold("good")
+def test_a_stopped_job_is_no_success_and_the_next_attempt_finishes_it_over_a_connection_that_breaks(site):
+    recipe, go = site.recipe("good"), site.hold("good", "[3-8]")
+    first = site.start("submit", recipe)
+    wait_for(lambda: len(shards(site, "good")) == 2, "the first shards to be published")
+    [job] = [job for job in site.document("jobs")["jobs"] if job["output"].endswith("/good")]
+    wait_for(lambda: site.document("status", job["job"])["shards"]["finished"] == 2, "the log to tell of them")
+    running = site.document("status", job["job"])
+    assert (running["state"], running["shards"]["total"]) == ("running", 8)
+    assert running["bytes"]["total"] > 8_000_000
+    assert "is told to stop" in site.run("stop", job["job"]).stdout
+    time.sleep(3)  # so that the driver is told
+    go.set()
+    stopped = site.run("stop", job["job"], "--wait")
+    assert stopped.returncode == 0, stopped.stderr
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert "was stopped; submit again" in err
+    assert "config.json" not in site.objects("good")
+
+    site.proxy.clear()
+    go = site.hold("good", "8")
     with relay(site.cluster.dashboard) as way:
-        process = site.start("submit", recipe, address=way.url)
-        wait_for(lambda: "good/model-00002" in str(site.proxy.requests), "the first shards")
-        wait_for(lambda: len(site.objects("good")) >= 4, "the first shards to be published")
+        second = site.start("submit", recipe, address=way.url)
+        wait_for(lambda: site.proxy.count("PUT", "/good/model-00008"), "the shard that is held")
         time.sleep(2)  # so that the log has told of them
         way.cut()
         time.sleep(1)
@@ -40,48 +62,22 @@ def test_a_recipe_is_merged_while_the_connection_breaks_and_no_line_comes_twice_
         time.sleep(2)
         way.refusing = False
         go.set()
-        out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+        out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
     assert out.startswith(f"merged into s3://{site.bucket}/good\n")
+    assert "kept from an earlier run" in out
     assert {"config.json", ".paramdelta/commit.json", "model-00008-of-00008.safetensors"} <= site.objects("good")
+    assert job_of(err) == job["job"].removesuffix("-1") + "-2"
     assert "trying again" in err
-    log = site.run("logs", job_of(err)).stdout
     told = [line for line in err.splitlines() if not re.match(r"job pdd-|the cluster at |connected again", line)]
-    assert told == log.partition("\n{\n")[0].splitlines()
-    assert sorted(finished(err)) == [f"model-0000{n}-of-00008.safetensors" for n in range(1, 9)]
-    assert len(set(re.findall(r'"worker": "([^"]*)"', err))) == 2, "both nodes worked"
+    assert told == site.run("logs", job_of(err)).stdout.partition("\n{\n")[0].splitlines(), "a line came twice, or is lost"
 
     again = site.run("submit", recipe, "--json")
     assert again.returncode == 0
     assert json.loads(again.stdout)["state"] == "nothing to do"
     status = site.document("status", job_of(err))
-    assert (status["state"], status["exit_code"], status["result"]["shards"]) == ("succeeded", 0, {"made": 8, "kept": 0})
-
-
-def test_a_stopped_job_is_no_success_and_its_next_attempt_goes_on(site):
-    recipe, go = site.recipe("stopped"), site.hold("stopped")
-    process = site.start("submit", recipe)
-    wait_for(lambda: len(site.objects("stopped")) >= 4, "the first shards to be published")
-    [job] = [job for job in site.document("jobs")["jobs"] if job["output"].endswith("/stopped")]
-    assert job["state"] == "running"
-    wait_for(lambda: site.document("status", job["job"])["shards"]["finished"] >= 1, "the log to tell of a shard")
-    running = site.document("status", job["job"])
-    assert running["bytes"]["total"] > 8_000_000
-    assert running["shards"]["total"] == 8
-    stopping = site.start("stop", job["job"], "--wait")
-    time.sleep(2)
-    go.set()
-    out, err = stopping.communicate(timeout=90)
-    assert (stopping.returncode, "is stopped" in out) == (0, True), out + err
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "was stopped; submit again" in err
-    assert "config.json" not in site.objects("stopped")
-
-    second = site.run("submit", recipe)
-    assert second.returncode == 0, second.stderr
-    assert job_of(second.stderr) == job["job"].removesuffix("-1") + "-2"
-    assert "kept from an earlier run" in second.stdout
+    assert (status["state"], status["exit_code"]) == ("succeeded", 0)
+    assert status["result"]["shards"]["made"] + status["result"]["shards"]["kept"] == 8
 
 
 def test_what_cannot_be_merged_is_told_before_anything_is_submitted(site):
@@ -104,9 +100,9 @@ def test_the_exit_code_is_the_drivers_own_where_nothing_was_checked_before(site)
 
 @pytest.mark.slow
 def test_ctrl_c_detaches_and_submitting_again_joins_the_job(site):
-    recipe, go = site.recipe("detached"), site.hold("detached")
+    recipe, go = site.recipe("detached"), site.hold("detached", "[3-8]")
     process = site.start("submit", recipe)
-    wait_for(lambda: len(site.objects("detached")) >= 4, "the first shards to be published")
+    wait_for(lambda: len(shards(site, "detached")) == 2, "the first shards to be published")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -127,13 +123,13 @@ def test_ctrl_c_detaches_and_submitting_again_joins_the_job(site):
 
 @pytest.mark.slow
 def test_a_dashboard_that_stays_away_ends_the_following_and_not_the_job(site):
-    recipe, go = site.recipe("away"), site.hold("away")
+    recipe, go = site.recipe("away"), site.hold("away", "[3-8]")
     (site.folder / "impatient.py").write_text(
         "from paramdelta_dist.jobs import following\nfollowing.GIVE_UP_SECONDS = 3.0\nfrom paramdelta_dist import __main__\n"
     )
     with relay(site.cluster.dashboard) as way:
         process = site.start("submit", recipe, address=way.url, program=("impatient.py",))
-        wait_for(lambda: len(site.objects("away")) >= 4, "the first shards to be published")
+        wait_for(lambda: len(shards(site, "away")) == 2, "the first shards to be published")
         way.refusing = True
         way.cut()
         _, err = process.communicate(timeout=60)
@@ -177,18 +173,58 @@ def test_the_package_travels_to_a_cluster_that_has_another_version(site, newer, 
 def test_overwriting_goes_on_after_a_stop_and_does_not_start_anew(site):
     recipe = site.recipe("replaced")
     assert site.run("submit", recipe).returncode == 0
-    go = site.hold("replaced")
+    go = site.hold("replaced", "[3-8]")
     process = site.start("submit", recipe, "--overwrite")
     wait_for(lambda: "config.json" not in site.objects("replaced"), "the old output to go")
-    wait_for(lambda: len(site.objects("replaced")) >= 4, "the first shards to be published")
+    wait_for(lambda: len(shards(site, "replaced")) == 2, "the first shards to be published")
     job = site.document("jobs")["jobs"][0]["job"]
-    stopping = site.start("stop", job, "--wait")
-    time.sleep(2)
+    site.run("stop", job)
+    time.sleep(3)  # so that the driver is told
     go.set()
-    stopping.communicate(timeout=90)
     process.communicate(timeout=60)
     assert process.returncode == 130
     done = site.run("submit", recipe, "--overwrite")
     assert done.returncode == 0, done.stderr
     assert "has replaced the output's old content already" in done.stderr
     assert "kept from an earlier run" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_cluster_that_wants_a_token_gets_it_and_one_that_is_missing_or_wrong_is_told(models, s3_server, s3_proxy, tmp_path):
+    s3_proxy.clear()
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "home").mkdir()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    nodes = {**s3_server.environ, "AWS_ENDPOINT_URL": s3_proxy.endpoint, **token}
+    with ray_cluster(nodes, workers=1) as guarded:
+        site = Site(guarded, models, s3_server, s3_proxy, tmp_path)
+        recipe, home = site.recipe("guarded"), {"HOME": str(tmp_path / "home")}
+        none = site.run("submit", recipe, RAY_AUTH_MODE="disabled", **home)
+        assert none.returncode == 4
+        assert "wants a token, and none was sent: set RAY_AUTH_MODE=token" in none.stderr
+        wrong = site.run("jobs", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="PLANTED-WRONG-TOKEN-0123456789abcdef", **home)
+        assert wrong.returncode == 4
+        assert "did not let us in: the token in RAY_AUTH_TOKEN was sent" in wrong.stderr
+        missing = site.run("jobs", RAY_AUTH_MODE="token", **home)
+        assert missing.returncode == 4
+        assert "there is no token" in missing.stderr
+        done = site.run("submit", recipe, **token, **home)
+        assert done.returncode == 0, done.stderr
+        log = site.run("logs", job_of(done.stderr), **token, **home).stdout
+        for text in (none.stderr, wrong.stderr, missing.stderr, done.stdout, done.stderr, log):
+            assert TOKEN not in text
+            assert "PLANTED" not in text
+            assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_no_secret_of_the_submitter_is_in_what_the_cluster_shows_of_a_job(site):
+    planted = {"AWS_SESSION_TOKEN": "PLANTED-SESSION", "HF_TOKEN": "PLANTED-HF", "RAY_JOB_HEADERS": '{"X-Secret": "PLANTED-HEADER"}'}
+    done = site.run("submit", site.recipe("secrets"), "--no-check", "--no-wait", **planted)
+    assert done.returncode == 0, done.stderr
+    with urllib.request.urlopen(f"{site.cluster.dashboard}/api/jobs/{done.stdout.strip()}", timeout=10) as reply:
+        shown = reply.read().decode()
+    assert done.stdout.strip() in shown
+    assert "PLANTED" not in shown
+    assert site.server.secret_key not in shown
+    assert site.run("logs", "-f", done.stdout.strip()).returncode == 0

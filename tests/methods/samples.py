@@ -11,7 +11,7 @@ from tests.models import save_model
 SHAPES = {
     "a.weight": (96, 100),
     "b.bias": (5,),
-    "c.weight": (20_000,),
+    "c.weight": (2, 100, 100),
     "d.scale": (),
     "e.weight": (3, 5_000),
     "f.empty": (0, 4),
