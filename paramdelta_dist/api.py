@@ -83,6 +83,10 @@ MOST_THREADS_A_SHARD = 4
 """More would wait for the one that writes."""
 FEW_POINTS = 8
 """Points of a sweep that are named in a plan."""
+TABLES = 48 << 20
+"""Bytes that writing Parquet takes beside what is in the tables,"""
+MEASURED_RECORD = 3 << 10
+"""and what is known of one tensor and delta while they are made."""
 RAY_WORKER_MEMORY = 2 << 30
 """Budget of a Ray worker when none is given: enough for eight deltas, little for a node."""
 
@@ -308,13 +312,14 @@ def plan_workers(
     memory: int | None = None,
     points: int = 1,
     writes: bool = True,
+    besides: int = 0,
 ) -> WorkerMemory:
     """How a merge (or, without `writes`, reading its inputs) would use this machine (local) or each worker (ray), within
     `memory` bytes of one process.
 
     Here, workers are threads: some make tiles of the same shard, so that a model of one file uses all of them. Those that
-    were not asked for are reduced until they fit. `points` outputs are made at a time from the same reading. Raises OverBudget
-    when they cannot.
+    were not asked for are reduced until they fit. `points` outputs are made at a time from the same reading, `besides` bytes
+    are needed for something else. Raises OverBudget when they cannot.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: at least one is needed")
@@ -326,7 +331,7 @@ def plan_workers(
         len(shard.tensors) * len(merge_plan.models) * TENSOR_RECORD + sum(len(t.rows.table) for t in shard.tensors if t.rows)
         for shard in merge_plan.shards
     ]
-    reserved = RESERVED + (RESERVED_BY_RAY + max(known) if engine == "ray" else sum(known))
+    reserved = RESERVED + besides + (RESERVED_BY_RAY + max(known) if engine == "ray" else sum(known))
     while True:
         shards = min(-(-count // THREADS_A_SHARD), len(merge_plan.shards))
         try:
@@ -420,7 +425,7 @@ def merge(
         )
     merge_plan, _ = plan(recipe)
     where = _device(device, engine)
-    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory)
+    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, besides=_for_page(merge_plan) if report_page else 0)
     series = _series(recipe)
     if series is not None:
         day = series.begin(merge_plan.fingerprint, anew=overwrite)
@@ -476,6 +481,11 @@ def merge(
         _publish_page(store, merge_plan, report)
     publish(store, merge_plan, receipts, report)
     return ended("merged", report)
+
+
+def _for_page(merge_plan: MergePlan) -> int:
+    """Bytes that figures of all tensors, and tables of them, take in this process."""
+    return TABLES + sum(len(shard.tensors) for shard in merge_plan.shards) * len(merge_plan.terms) * MEASURED_RECORD
 
 
 def _publish_page(store: Store, merge_plan: MergePlan, report: Mapping[str, Any]) -> None:
@@ -804,7 +814,7 @@ def analyze(
         raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
     store = open_store(folder, recipe.storage_config)
     merge_plan, _ = plan(of_deltas(recipe))
-    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, writes=False)
+    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, writes=False, besides=_for_page(merge_plan))
     with _collector_paused():
         from paramdelta_dist.analysis.publish import publish
         from paramdelta_dist.analysis.statistics import Statistics, describe

@@ -90,3 +90,20 @@ def test_the_report_goes_to_a_bucket_from_models_in_it(here, s3_server, monkeypa
     document = json.loads(run(here, *flags, "--json").stdout)
     assert document["output"] == f"{bucket}/report"
     assert set(open_store(f"{bucket}/report", StorageConfig()).list()) == set(document["files"])
+
+
+def test_a_pass_stays_under_its_projection_with_a_tensor_larger_than_its_buffers(tmp_path):
+    tensors = {"big": torch.randn(1 << 16).bfloat16().repeat(512), "small": torch.randn(100).bfloat16()}
+    for name in ("new", "post", "old"):
+        save_model(tmp_path / name, tensors)
+    code = (
+        "import sys; from paramdelta_dist import cli; from paramdelta_dist.execution.machine import peak_memory\n"
+        "try: cli.app(sys.argv[1:], standalone_mode=False)\n"
+        "finally: print(peak_memory(), file=sys.stderr)"
+    )
+    flags = ["--base", "new", "--delta", "post:old", "--memory", "512MiB", "--workers", "2", "--json"]
+    command = [sys.executable, "-c", code, "analyze", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    peak = int(done.stderr.splitlines()[-1])
+    assert peak <= json.loads(done.stdout)["projected_memory"] <= 512 << 20
