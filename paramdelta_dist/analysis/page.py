@@ -79,7 +79,7 @@ def _summary(statistics: Statistics) -> str:
         facts = [
             ("post", f"<code>{text(one.post)}</code>"),
             ("base", f"<code>{text(one.base)}</code>"),
-            ("weight", f"{one.weight:g}"),
+            ("weight", "by rules" if one.weight is None else f"{one.weight:g}"),
             ("‖δ‖", number(figures.norm[row, delta], 4)),
             ("max |δ|", number(figures.peak[row, delta], 4)),
             ("mean |δ|", number(figures.mean_magnitude[row, delta], 4)),

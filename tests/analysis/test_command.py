@@ -107,3 +107,12 @@ def test_a_pass_stays_under_its_projection_with_a_tensor_larger_than_its_buffers
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True)
     peak = int(done.stderr.splitlines()[-1])
     assert peak <= json.loads(done.stdout)["projected_memory"] <= 512 << 20
+
+
+def test_a_weight_that_rules_choose_is_said_to_be_chosen_by_rules(here):
+    rules = "base: new\ndeltas:\n  - {post: post, base: old, weight: [{layers: 0-1, value: 0.0}, {value: 0.5}]}\noutput: out\n"
+    (here / "rules.yaml").write_text(rules)
+    document = json.loads(run(here, "rules.yaml", "--json").stdout)
+    assert document["deltas"][0]["weight"] is None
+    assert document["tensors"] == 3
+    assert "by rules" in (here / "analysis" / "report.html").read_text()
