@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from paramdelta_dist.execution.receipts import Receipt
     from paramdelta_dist.execution.statistics import Gathered
     from paramdelta_dist.execution.verify import FileVerdict
+    from paramdelta_dist.execution.watching import Watcher
 
 Engine = Literal["local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -85,6 +86,10 @@ MOST_THREADS_A_SHARD = 4
 """More would wait for the one that writes."""
 FEW_POINTS = 8
 """Points of a sweep that are named in a plan."""
+TABLES = 48 << 20
+"""Bytes that writing Parquet takes beside what is in the tables,"""
+MEASURED_RECORD = 3 << 10
+"""and what is known of one tensor and delta while they are made."""
 RAY_WORKER_MEMORY = 2 << 30
 """Budget of a Ray worker when none is given: enough for eight deltas, little for a node."""
 
@@ -331,13 +336,14 @@ def plan_workers(
     memory: int | None = None,
     points: int = 1,
     writes: bool = True,
+    besides: int = 0,
 ) -> WorkerMemory:
     """How a merge (or, without `writes`, reading its inputs) would use this machine (local) or each worker (ray), within
     `memory` bytes of one process.
 
     Here, workers are threads: some make tiles of the same shard, so that a model of one file uses all of them. Those that
-    were not asked for are reduced until they fit. `points` outputs are made at a time from the same reading. Raises OverBudget
-    when they cannot.
+    were not asked for are reduced until they fit. `points` outputs are made at a time from the same reading, `besides` bytes
+    are needed for something else. Raises OverBudget when they cannot.
     """
     if workers is not None and workers < 1:
         raise UsageError(f"--workers {workers}: at least one is needed")
@@ -349,7 +355,7 @@ def plan_workers(
         len(shard.tensors) * len(merge_plan.models) * TENSOR_RECORD + sum(len(t.rows.table) for t in shard.tensors if t.rows)
         for shard in merge_plan.shards
     ]
-    reserved = RESERVED + (RESERVED_BY_RAY + max(known) if engine == "ray" else sum(known))
+    reserved = RESERVED + besides + (RESERVED_BY_RAY + max(known) if engine == "ray" else sum(known))
     while True:
         shards = min(-(-count // THREADS_A_SHARD), len(merge_plan.shards))
         try:
@@ -422,24 +428,28 @@ def merge(
     device: Device = "auto",
     overwrite: bool = False,
     patience: float | None = None,
+    report_page: bool = False,
     observer: Observer | None = None,
 ) -> MergeResult:
     """Make the output of a recipe, or go on where an earlier run of it stopped, or find it done.
 
     `memory` bounds, in bytes, this process (local) or each worker (ray). `patience` is how many seconds to wait while a
-    cluster gives no worker at all; the default is a quarter of an hour, in which it can start machines. Raises
+    cluster gives no worker at all; the default is a quarter of an hour, in which it can start machines. With `report_page` the
+    deltas are measured on a sample as they are read, and a page about them and the run is written beside the receipts. Raises
     ParamDeltaErrors only; whatever is raised, the output is either untouched, unfinished and ready to go on, or complete.
     """
     began = time.monotonic()
     observer = observer or _Silent()
     require_submitters_version()
     if recipe.sweep:
+        if report_page:
+            raise UsageError("--report: a sweep has none of its own; `paramdelta-dist analyze` measures its deltas")
         return _merge_sweep(
             recipe, engine=engine, workers=workers, memory=memory, device=device, overwrite=overwrite, patience=patience, observer=observer
         )
     merge_plan, _ = plan(recipe)
     where = _device(device, engine)
-    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory)
+    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, besides=_for_page(merge_plan) if report_page else 0)
     series = _series(recipe)
     if series is not None:
         day = series.begin(merge_plan.fingerprint, anew=overwrite)
@@ -463,10 +473,11 @@ def merge(
     receipts = dict(held.receipts)
     missing = [shard for shard in merge_plan.shards if shard.file not in receipts]
     job = _job(merge_plan, sizing, where)
+    watcher = _watcher(merge_plan) if report_page else None
     made: list[Receipt] = []
     with _executor(engine if missing else "local", workers, sizing.workers, sizing.projected, job.device, patience) as executor:
         gathered = _gather(store, merge_plan, job, executor, observer) if missing else Gathered()
-        job = replace(job, statistics=gathered.statistics)
+        job = replace(job, statistics=gathered.statistics, watcher=watcher)
         observer.started(
             "merging",
             merge_plan.bytes_to_write,
@@ -489,8 +500,29 @@ def merge(
         "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
         "nonfinite": sum(receipt.nonfinite for receipt in receipts.values()),
     }
-    publish(store, merge_plan, require_shards(store, receipts), report)
+    receipts = require_shards(store, receipts)
+    if report_page:
+        _publish_page(store, merge_plan, report)
+    publish(store, merge_plan, receipts, report)
     return ended("merged", report)
+
+
+def _for_page(merge_plan: MergePlan) -> int:
+    """Bytes that figures of all tensors, and tables of them, take in this process."""
+    return TABLES + sum(len(shard.tensors) for shard in merge_plan.shards) * len(merge_plan.terms) * MEASURED_RECORD
+
+
+def _publish_page(store: Store, merge_plan: MergePlan, report: Mapping[str, Any]) -> None:
+    """The report of a merge, from what its shards showed as they were made: a folder beside the receipts."""
+    from paramdelta_dist.analysis.publish import publish
+    from paramdelta_dist.analysis.statistics import Statistics, describe
+    from paramdelta_dist.analysis.watching import EVERY, collected
+    from paramdelta_dist.execution.receipts import FOLDER
+
+    subject = describe(merge_plan)
+    tensors, measured, lanes = collected(store, merge_plan, subject.vectors)
+    into = open_store(f"{merge_plan.recipe.output}/{FOLDER}/report", merge_plan.recipe.storage_config)
+    publish(into, Statistics(subject, tensors, measured), report, lanes=lanes, sampled=EVERY)
 
 
 def _effort(
@@ -813,7 +845,7 @@ def analyze(
         raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
     store = open_store(folder, recipe.storage_config)
     merge_plan, _ = plan(_comparable(recipe))
-    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, writes=False)
+    sizing = plan_workers(merge_plan, engine=engine, workers=workers, memory=memory, writes=False, besides=_for_page(merge_plan))
     with _collector_paused():
         from paramdelta_dist.analysis.publish import publish
         from paramdelta_dist.analysis.statistics import Statistics, describe
@@ -868,6 +900,14 @@ def _device(device: Device, engine: Engine) -> str:
     if device == "cuda" and engine == "local" and not cuda_available():
         raise UsageError("--device cuda: torch finds no CUDA device here; leave the option out to compute on the CPU")
     return "cuda" if device == "cuda" else "cpu"
+
+
+def _watcher(merge_plan: MergePlan) -> Watcher:
+    """Who measures the deltas of a merge as it runs."""
+    from paramdelta_dist.analysis.statistics import describe
+    from paramdelta_dist.analysis.watching import DeltaWatcher
+
+    return DeltaWatcher(describe(merge_plan).vectors, merge_plan.fingerprint)
 
 
 def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:

@@ -90,6 +90,10 @@ def merge(
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
     patience: PatienceOption = None,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Measure the deltas on the way; a page about them and the run goes to OUTPUT/.paramdelta/report/."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge: make the output of a recipe, or go on where an earlier run stopped."""
@@ -105,6 +109,7 @@ def merge(
                 device=device.value,
                 overwrite=overwrite,
                 patience=_seconds(patience, "--patience"),
+                report_page=report,
                 observer=observer,
             )
         _show(rendering.merge_document(result), rendering.merge_summary, as_json)

@@ -401,12 +401,12 @@ def of_deltas(recipe: Recipe) -> Recipe:
     return Recipe.model_validate({"base": recipe.base, "deltas": deltas, "output": "memory://nothing-is-written", **rest})
 
 
-def weights_of(recipe: Recipe) -> list[float]:
-    """The weight of each delta of `of_deltas(recipe)`; 1 where it is chosen by rules or the method has none."""
+def weights_of(recipe: Recipe) -> list[float | None]:
+    """The weight of each delta of `of_deltas(recipe)`, 1 where none is given; None where rules choose it tensor by tensor."""
     entries = [*recipe.deltas, *(entry for entry in recipe.entries if entry.model != recipe.base)]
     general = recipe.parameters.get("weight", 1.0)
     given = [entry.given.get("weight", general) for entry in entries]
-    return [float(weight) if _is_number(weight) else 1.0 for weight in given]
+    return [float(weight) if _is_number(weight) else None for weight in given]
 
 
 _Misfit = tuple[str, tuple[str | int, ...], str]

@@ -113,7 +113,7 @@ def scaled_section(statistics: Statistics) -> str:
     )
     return (
         "<h2>How far a scaled merge is from its inputs</h2><p>Distance of Θ′<sub>base</sub> + α Σ wᵢδᵢ from each model, as a share of "
-        "‖Θ′<sub>base</sub>‖. α = 1 is the recipe with its weights; the distances follow from norms and dot products, no merge was made."
+        "‖Θ′<sub>base</sub>‖. α = 1 is the sum with the recipe’s weights (1 where rules choose them)."
         f'</p><div class="cards"><div class="card"><figure>{picture}<ul class="key">{"".join(keys)}</ul></figure></div>'
         '<div class="card"><div class="scroll"><table><thead><tr><th>distance from</th><th>α = 0</th><th>α = 1</th><th>nearest at α</th>'
         f"<th>there</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div></div></div>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.resources import files
 from typing import Any
@@ -14,8 +14,11 @@ from paramdelta_dist._version import __version__
 from paramdelta_dist.analysis.charts import scaled_section, sizes_section
 from paramdelta_dist.analysis.drawing import number, percent, text
 from paramdelta_dist.analysis.parts import colour, relative_norms, symbol, title_of
+from paramdelta_dist.analysis.runs import run_section
 from paramdelta_dist.analysis.statistics import Statistics
+from paramdelta_dist.analysis.watching import Lane
 from paramdelta_dist.analysis.where import alike_section, where_section
+from paramdelta_dist.planning.chunks import CHUNK
 from paramdelta_dist.sizes import format_seconds, format_size
 
 LARGEST = 200
@@ -24,8 +27,8 @@ ON_PAPER = 40
 """Rows of it that are printed."""
 
 
-def render_page(statistics: Statistics, run: Mapping[str, Any], more: Iterable[str] = ()) -> bytes:
-    """The whole page; `more` are sections that come before the definitions."""
+def render_page(statistics: Statistics, run: Mapping[str, Any], lanes: Sequence[Lane] = (), sampled: int = 1) -> bytes:
+    """The whole page. `lanes` say how the work went, `sampled` that one chunk in so many was measured."""
     sections = [
         _summary(statistics),
         where_section(statistics),
@@ -33,8 +36,8 @@ def render_page(statistics: Statistics, run: Mapping[str, Any], more: Iterable[s
         sizes_section(statistics),
         scaled_section(statistics),
         _largest(statistics),
-        *more,
-        _definitions(statistics, run),
+        run_section(lanes),
+        _definitions(run, sampled),
     ]
     assets = files(__package__) / "assets"
     style, script = ((assets / name).read_text() for name in ("style.css", "script.js"))
@@ -76,7 +79,7 @@ def _summary(statistics: Statistics) -> str:
         facts = [
             ("post", f"<code>{text(one.post)}</code>"),
             ("base", f"<code>{text(one.base)}</code>"),
-            ("weight", f"{one.weight:g}"),
+            ("weight", "by rules" if one.weight is None else f"{one.weight:g}"),
             ("‖δ‖", number(figures.norm[row, delta], 4)),
             ("max |δ|", number(figures.peak[row, delta], 4)),
             ("mean |δ|", number(figures.mean_magnitude[row, delta], 4)),
@@ -174,10 +177,15 @@ def _largest(statistics: Statistics) -> str:
     )
 
 
-def _definitions(statistics: Statistics, run: Mapping[str, Any]) -> str:
+def _definitions(run: Mapping[str, Any], sampled: int) -> str:
     read = (
         f"Read {format_size(run['bytes_read'])} in {format_seconds(run['seconds'])} with {run['workers']} workers "
         f"({'on Ray' if run['engine'] == 'ray' else 'in one process'})."
+    )
+    estimate = (
+        f"<p><strong>All figures are estimates</strong> from one block of {CHUNK:,} parameters in {sampled} of every tensor, "
+        "evenly spread, with at least one block of each; maxima are of those blocks. <code>paramdelta-dist analyze</code> "
+        "measures every parameter.</p>"
     )
     return (
         "<h2>What the figures are</h2><p>δ is a post-trained model minus its base, element by element. Sums are made in float64, in "
@@ -186,6 +194,7 @@ def _definitions(statistics: Statistics, run: Mapping[str, Any]) -> str:
         "group; “mean of tensors” is the unweighted mean of the tensors’ own cosines, those without a change left out. “Same sign” "
         "counts the parameters that both deltas changed. Integer and derived tensors are not counted. Experts, shared ones included, "
         f"are one component; encoders of images or sound are “other”.</p><p>{read} Tables beside this page: "
-        "<code>tensors.parquet</code>, <code>tensor-pairs.parquet</code>, <code>groups.parquet</code>, <code>group- "
-        "pairs.parquet</code>.</p>"
+        "<code>tensors.parquet</code>, <code>tensor-pairs.parquet</code>, <code>groups.parquet</code>, "
+        "<code>group-pairs.parquet</code>.</p>"
+        f"{estimate if sampled > 1 else ''}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,25 @@ import numpy as np
 from paramdelta_dist.analysis.page import render_page
 from paramdelta_dist.analysis.statistics import WHOLE, Statistics
 from paramdelta_dist.analysis.tables import render, tables
+from paramdelta_dist.analysis.watching import Lane
 from paramdelta_dist.storage import Store
 
 PAGE = "report.html"
 
 
-def publish(store: Store, statistics: Statistics, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the tables, and then the page, into the store's folder. Returns what `summary` says, and where they are."""
+def publish(
+    store: Store, statistics: Statistics, run: Mapping[str, Any], *, lanes: Sequence[Lane] = (), sampled: int = 1
+) -> dict[str, Any]:
+    """Write the tables, and then the page, into the store's folder. Returns what `summary` says, and where they are.
+
+    `lanes` say how the work went, `sampled` that one chunk in so many was measured.
+    """
     found = summary(statistics)
     files = []
     for name, table in tables(statistics).items():
         store.write(name, render(table))
         files.append(name)
-    store.write(PAGE, render_page(statistics, run))
+    store.write(PAGE, render_page(statistics, run, lanes, sampled))
     return {"output": store.url, "files": [PAGE, *files], **found, **run}
 
 

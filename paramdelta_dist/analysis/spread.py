@@ -40,7 +40,7 @@ def spread(statistics: Statistics) -> list[Curve]:
     subject, gram = statistics.subject, statistics.gram
     pairs, deltas = subject.vectors.pairs, subject.vectors.deltas
     moved = np.zeros(len(pairs))
-    moved[:deltas] = [delta.weight for delta in subject.deltas]
+    moved[:deltas] = [1.0 if delta.weight is None else delta.weight for delta in subject.deltas]
     drift = {base: deltas + number for number, (_, base) in enumerate(pairs[deltas:])}
     inputs: dict[int, tuple[str, Floats]] = {0: (subject.base, np.zeros(len(pairs)))}
     for (post, base), delta in zip(pairs[:deltas], subject.deltas, strict=True):

@@ -27,7 +27,8 @@ class Delta(NamedTuple):
     label: str
     post: str
     base: str
-    weight: float
+    weight: float | None
+    """None where it differs between tensors; sums of deltas take it as 1 then."""
 
 
 @dataclass(frozen=True)
@@ -223,9 +224,16 @@ class Statistics:
             )
 
 
-def describe(plan: MergePlan, weights: Sequence[float]) -> Subject:
-    """What to measure of a plan that keeps all deltas of its recipe, whose weights are `weights`."""
-    pairs = [(term.post, term.base or 0) for term in plan.terms]
+def describe(plan: MergePlan, weights: Sequence[float | None] | None = None) -> Subject:
+    """What to measure of a plan: its deltas, where models that are merged as they are count as deltas of the first.
+
+    `weights` are those of the deltas, when not the plan's own.
+    """
+    terms = [term for term in plan.terms if term.post != (term.base or 0)]
+    pairs = [(term.post, term.base or 0) for term in terms]
+    if weights is None:
+        given = [term.values.get("weight", 1.0) for term in terms]
+        weights = [None if plan.recipe.has_rules or not isinstance(weight, (int, float)) else float(weight) for weight in given]
     bases = tuple(sorted({0, *(base for _, base in pairs)}))
     drifts = [base for base in bases if base != 0]
     posts = short_names([plan.models[post] for post, _ in pairs])

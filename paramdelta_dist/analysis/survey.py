@@ -99,21 +99,20 @@ class TileMeasurer:
         self._measurer = Measurer(vectors, CHUNK)
 
     def measure(self, fetched: FetchedTile, pieces: tuple[tuple[Piece, ...], ...]) -> list[MeasuredPiece]:
-        """What each piece of the tile's segments holds. All models must have been read for it."""
+        """What each piece of the tile's segments holds. All models that are measured must have been read for it."""
         found = []
         for segment, of_segment in zip(fetched.tile.segments, pieces, strict=True):
-            models = []
+            models = {}
             for model, source in enumerate(segment.run.sources):
-                data = fetched.source(segment, model)
-                assert data is not None, f"{segment.run.tensors[0].name} of model {model} was not planned"
-                assert source is not None
-                models.append(values(data, DTYPES[source.dtype].torch))
+                data = fetched.source(segment, model) if of_segment else None
+                if data is not None and source is not None:
+                    models[model] = values(data, DTYPES[source.dtype].torch)
             for piece in of_segment:
                 size = piece.last - piece.first
                 sums, rest = np.zeros((-(-size // CHUNK), self._vectors.sums)), Measured.nothing(self._vectors)
                 for number, row in enumerate(sums):
                     start, stop = piece.at + number * CHUNK, piece.at + min((number + 1) * CHUNK, size)
-                    self._measurer.measure([model[start:stop] for model in models], row, rest)
+                    self._measurer.measure({model: elements[start:stop] for model, elements in models.items()}, row, rest)
                 found.append(MeasuredPiece(piece, sums, rest))
         return found
 

@@ -143,7 +143,7 @@ def _pair_maps(statistics: Statistics, pairs: Sequence[tuple[int, int]], symbols
         picture = _map(statistics, f"Cosines of {name} by layer and component", table, diverging(limit), cosine)
         maps.append(f'<div class="card"><h3>{name}</h3><figure>{picture}</figure>{_map_table(statistics, table, cosine)}</div>')
     rest = len(pairs) - len(chosen)
-    some = f" of the pairs that have most in common, or most against each other; {rest} more in group-pairs.parquet" if rest else ""
+    some = f", of the pairs that have most in common, or most against each other; {rest} more in group-pairs.parquet" if rest else ""
     ends = legend("d", [cosine(-limit), "0", cosine(limit)], "From opposite to alike")
     return (
         f'<h2>… and where</h2><p>Cosines in every layer and component, end to end{some}.</p>{ends}<div class="maps">{"".join(maps)}</div>'

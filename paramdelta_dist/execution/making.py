@@ -11,6 +11,7 @@ import torch
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.errors import CheckpointError, NonFinite
 from paramdelta_dist.execution.reader import FetchedTile
+from paramdelta_dist.execution.watching import Watcher
 from paramdelta_dist.kernels.blocks import Subject
 from paramdelta_dist.kernels.blockwise import BlockRunner
 from paramdelta_dist.kernels.device import DeviceMerger
@@ -38,6 +39,8 @@ class Job:
     """That make tiles of one shard."""
     device: str
     """cpu or cuda."""
+    watcher: Watcher | None = None
+    """Who looks at what is read."""
     statistics: tuple[Any, ...] = ()
     """What sweeps over the whole model found, where the method has any."""
 

@@ -19,6 +19,7 @@ from paramdelta_dist.execution.buffers import BufferPool
 from paramdelta_dist.execution.making import Job, TileMaker, subject_of
 from paramdelta_dist.execution.metering import METER, STAGE_SECONDS
 from paramdelta_dist.execution.reader import Fetching, Reader, TileReader, buffer_size
+from paramdelta_dist.execution.watching import Watch
 from paramdelta_dist.kernels.merging import one_thread
 from paramdelta_dist.methods import Sweep
 from paramdelta_dist.planning.memory import LOCAL_READERS, OUTPUTS, REQUESTS_IN_FLIGHT
@@ -47,7 +48,9 @@ class _Making(NamedTuple):
 class TilePipeline:
     """Makes tiles of one shard, in threads of its own."""
 
-    def __init__(self, job: Job, shard: Shard, reader: Reader, outputs: BufferPool, makers: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, job: Job, shard: Shard, reader: Reader, outputs: BufferPool, makers: ThreadPoolExecutor, watch: Watch | None
+    ) -> None:
         self.reader = reader
         self.nonfinite = 0
         """Elements let through that are NaN or infinite."""
@@ -55,7 +58,7 @@ class TilePipeline:
         self._makers: SimpleQueue[TileMaker] = SimpleQueue()
         for _ in range(job.threads):
             self._makers.put(TileMaker(job, shard))
-        self._outputs = outputs
+        self._outputs, self._watch = outputs, watch
         self._sweeping: list[Any] = []
         """The total so far of the sweep that goes on, once there is one."""
         self._statistics: tuple[Any, ...] = job.statistics
@@ -81,7 +84,10 @@ class TilePipeline:
                 if output is None:
                     self._add_up(step, made.result())
                     continue
-                self.nonfinite += made.result()
+                nonfinite, seen = made.result()
+                self.nonfinite += nonfinite
+                if self._watch is not None:
+                    self._watch.add(seen, step.tile.stop - step.tile.start)
                 finished = MadeTile(step.tile, memoryview(output)[: step.tile.stop - step.tile.start])
                 yield finished
                 self._outputs.give_back_when_released(output, finished.data)
@@ -106,14 +112,15 @@ class TilePipeline:
         return _Making(step, output, self._threads.submit(self._work, step, fetching, output, self._statistics))
 
     def _work(self, step: Step, fetching: Fetching, output: mmap.mmap | None, statistics: tuple[Any, ...]) -> Any:
-        """How many elements of a tile that was made are not finite; the partials of one that was looked at."""
+        """How many elements of a tile that was made are not finite, and what the watch saw; the partials of one that was looked at."""
         began = time.perf_counter()
         fetched, maker = fetching.result(), self._makers.get()
         there = time.perf_counter()
         METER.add(STAGE_SECONDS, there - began, "read")
         try:
             if output is not None:
-                return maker.make(fetched, memoryview(output)[: step.tile.stop - step.tile.start], statistics)
+                nonfinite = maker.make(fetched, memoryview(output)[: step.tile.stop - step.tile.start], statistics)
+                return nonfinite, None if self._watch is None else self._watch.look(fetched)
             sweep = self._sweep(step, statistics)
             return [partial for segment in step.tile.segments for partial in maker.look(fetched, segment, sweep, statistics)]
         finally:
@@ -152,12 +159,12 @@ def tile_reader(job: Job, shard: Shard) -> Iterator[TileReader]:
 
 
 @contextmanager
-def tile_pipeline(job: Job, shard: Shard, reader: Reader) -> Iterator[TilePipeline]:
-    """A pipeline for the tiles of a shard. Its threads are gone when it is left."""
+def tile_pipeline(job: Job, shard: Shard, reader: Reader, watch: Watch | None = None) -> Iterator[TilePipeline]:
+    """A pipeline for the tiles of a shard, at which `watch` looks. Its threads are gone when it is left."""
     outputs = BufferPool(job.tile_size, pinned=job.device == "cuda")
     makers = ThreadPoolExecutor(job.threads, thread_name_prefix="make", initializer=one_thread)
     try:
-        yield TilePipeline(job, shard, reader, outputs, makers)
+        yield TilePipeline(job, shard, reader, outputs, makers, watch)
     finally:
         reader.stop()  # first: makers may wait for reads
         makers.shutdown(cancel_futures=True)

@@ -41,7 +41,8 @@ def stream_shard(job: Job, shard: Shard, reader: Reader, *, advance: Callable[[i
     filled = [tensor for tensor in shard.tensors if tensor.nbytes]
     digests = StreamDigests([(tensor.start, tensor.start + tensor.nbytes) for tensor in filled])
     writing = Stopwatch("write")
-    with tile_pipeline(job, shard, reader) as pipeline:
+    watch = None if job.watcher is None else job.watcher.begin(shard)
+    with tile_pipeline(job, shard, reader, watch) as pipeline:
         try:
             chunks = _chunks(job, shard, pipeline, digests, writing, output, advance, cancelled)
             identity = output.put(shard.file, chunks, size=shard.size)
@@ -65,6 +66,8 @@ def stream_shard(job: Job, shard: Shard, reader: Reader, *, advance: Callable[[i
         peak_memory=peak_memory(),
         worker=f"{socket.gethostname()}:{os.getpid()}",
     )
+    if watch is not None:
+        output.write(*watch.note())
     output.write(receipt_name(shard.file), receipt.to_json())
     return receipt
 

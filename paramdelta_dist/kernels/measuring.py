@@ -6,7 +6,7 @@ scratch memory of its own, so that they depend on the chunk's values alone; who 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement
 
@@ -97,67 +97,110 @@ def values(buffer: memoryview, dtype: str) -> torch.Tensor:
     return view(buffer, found)
 
 
+@dataclass(frozen=True)
+class _Scratch:
+    """Memory for chunks of one length. Every array is [n]; those that torch and numpy both use are the same memory."""
+
+    wide: dict[int, torch.Tensor]
+    """Models that something is subtracted from or that are bases, in float64."""
+    differences: list[torch.Tensor]
+    magnitude: torch.Tensor
+    values: NDArray[np.float64]
+    """The magnitude,"""
+    bits: Counts
+    """and its bits."""
+    exponents: Counts
+    signed: list[NDArray[np.float64]]
+    """The deltas among the differences."""
+    sign: NDArray[np.bool_]
+
+    def front(self, n: int) -> _Scratch:
+        """The first n elements of all."""
+        return _Scratch(
+            {model: block[:n] for model, block in self.wide.items()},
+            [block[:n] for block in self.differences],
+            self.magnitude[:n],
+            self.values[:n],
+            self.bits[:n],
+            self.exponents[:n],
+            [block[:n] for block in self.signed],
+            self.sign[:n],
+        )
+
+
 class Measurer:
     """Measures chunks of at most `size` elements. Keeps its scratch between them; one a thread."""
 
     def __init__(self, vectors: Vectors, size: int) -> None:
-        self._vectors = vectors
+        self._vectors, self._size = vectors, size
+        self._dots, self._couples = vectors.dots, vectors.couples
         subtrahends = sorted({model for _, model in vectors.pairs} | set(vectors.bases))
-        self._wide = {model: torch.empty(size, dtype=torch.float64) for model in subtrahends}
-        self._differences = [torch.empty(size, dtype=torch.float64) for _ in vectors.pairs]
-        self._magnitude = torch.empty(size, dtype=torch.float64)
-        self._exponents = np.empty(size, np.int64)
-        self._positive, self._negative = (np.empty((vectors.deltas, size), np.bool_) for _ in range(2))
-        self._both = np.empty((2, size), np.bool_)
+        differences = [torch.empty(size, dtype=torch.float64) for _ in vectors.pairs]
+        magnitude = torch.empty(size, dtype=torch.float64)
+        self._scratch = _Scratch(
+            {model: torch.empty(size, dtype=torch.float64) for model in subtrahends},
+            differences,
+            magnitude,
+            magnitude.numpy(),
+            magnitude.numpy().view(np.int64),
+            np.empty(size, np.int64),
+            [difference.numpy() for difference in differences[: vectors.deltas]],
+            np.empty(size, np.bool_),
+        )
+        self._signs_of = np.zeros((2, vectors.deltas, -(-size // 64)), np.uint64)
+        """A bit for each element: whether each delta is above, and whether it is below zero."""
 
-    def measure(self, models: Sequence[torch.Tensor], sums: Floats, into: Measured) -> None:
+    def measure(self, models: Mapping[int, torch.Tensor], sums: Floats, into: Measured) -> None:
         """Measure models[·][n]: the sums replace `sums`, everything else, whose order does not matter, is added to `into`."""
-        vectors, n = self._vectors, models[0].numel()
-        wide = {model: block[:n].copy_(models[model]) for model, block in self._wide.items()}
-        differences = []
-        for (minuend, subtrahend), block in zip(vectors.pairs, self._differences, strict=True):
-            difference = wide[minuend] if minuend in wide else block[:n].copy_(models[minuend])
-            differences.append(torch.sub(difference, wide[subtrahend], out=block[:n]))
-        place = 0
-        for one, other in vectors.dots:
-            sums[place] = torch.dot(differences[one], differences[other]).item()
-            place += 1
-        for model in vectors.bases:
-            sums[place] = torch.dot(wide[model], wide[model]).item()
-            place += 1
+        vectors, n = self._vectors, next(iter(models.values())).numel()
+        scratch = self._scratch if n == self._size else self._scratch.front(n)
+        for model, block in scratch.wide.items():
+            block.copy_(models[model])
+        for (minuend, subtrahend), difference in zip(vectors.pairs, scratch.differences, strict=True):
+            start = scratch.wide[minuend] if minuend in scratch.wide else difference.copy_(models[minuend])
+            torch.sub(start, scratch.wide[subtrahend], out=difference)
+        found = [torch.dot(scratch.differences[one], scratch.differences[other]).item() for one, other in self._dots]
+        found += [torch.dot(scratch.wide[model], scratch.wide[model]).item() for model in vectors.bases]
         for delta in range(vectors.deltas):
-            sums[place] = differences[delta].sum().item()
-            sums[place + 1] = self._magnitudes(differences[delta], delta, into)
-            place += 2
+            found += [scratch.differences[delta].sum().item(), self._magnitudes(scratch, delta, into)]
+        sums[:] = found
         if vectors.deltas > 1:
-            self._signs([difference.numpy() for difference in differences[: vectors.deltas]], into)
+            self._signs(scratch, into)
 
-    def _magnitudes(self, difference: torch.Tensor, delta: int, into: Measured) -> float:
+    def _magnitudes(self, scratch: _Scratch, delta: int, into: Measured) -> float:
         """Σ|δ|; the greatest, the zeros and the histogram go into `into`."""
-        n = difference.numel()
-        magnitude = torch.abs(difference, out=self._magnitude[:n])
-        values = magnitude.numpy()
-        into.peaks[delta] = np.maximum(into.peaks[delta], values.max())
-        exponents = np.right_shift(values.view(np.int64), 52, out=self._exponents[:n])
-        found = np.bincount(exponents, minlength=2 * _EXPONENT_OF_ONE + 2)
-        zeros = n - np.count_nonzero(values) if found[0] else 0
+        torch.abs(scratch.differences[delta], out=scratch.magnitude)
+        into.peaks[delta] = np.maximum(into.peaks[delta], scratch.values.max())
+        np.right_shift(scratch.bits, 52, out=scratch.exponents)
+        found = np.bincount(scratch.exponents, minlength=2 * _EXPONENT_OF_ONE + 2)
+        zeros = len(scratch.values) - np.count_nonzero(scratch.values) if found[0] else 0
         first, last = _EXPONENT_OF_ONE + LOWEST, _EXPONENT_OF_ONE + LOWEST + BINS - 1
         histogram = into.histograms[delta]
         histogram[0] += found[: first + 1].sum() - zeros
         histogram[1:-1] += found[first + 1 : last]
         histogram[-1] += found[last:].sum()
         into.zeros[delta] += zeros
-        return magnitude.sum().item()
+        return scratch.magnitude.sum().item()
 
-    def _signs(self, differences: Sequence[NDArray[np.float64]], into: Measured) -> None:
-        n = len(differences[0])
-        positive, negative, (one, other) = self._positive[:, :n], self._negative[:, :n], self._both[:, :n]
-        for delta, values in enumerate(differences):
-            np.greater(values, 0, out=positive[delta])
-            np.less(values, 0, out=negative[delta])
-        for place, (a, b) in enumerate(self._vectors.couples):
-            same = np.count_nonzero(np.logical_and(positive[a], positive[b], out=one))
-            same += np.count_nonzero(np.logical_and(negative[a], negative[b], out=one))
-            opposite = np.count_nonzero(np.logical_and(positive[a], negative[b], out=other))
-            opposite += np.count_nonzero(np.logical_and(negative[a], positive[b], out=other))
-            into.signs[place] += same, same + opposite
+    def _signs(self, scratch: _Scratch, into: Measured) -> None:
+        signs = self._signs_of
+        if len(scratch.sign) < self._size:
+            signs[:] = 0
+        for delta, values in enumerate(scratch.signed):
+            for place, compare in enumerate((np.greater, np.less)):
+                packed = np.packbits(compare(values, 0, out=scratch.sign))
+                signs[place, delta].view(np.uint8)[: len(packed)] = packed
+        positive, negative = signs
+        changed = positive | negative
+        for place, (a, b) in enumerate(self._couples):
+            same = _ones(positive[a] & positive[b]) + _ones(negative[a] & negative[b])
+            into.signs[place] += same, _ones(changed[a] & changed[b])
+
+
+_ONES = np.array([byte.bit_count() for byte in range(256)], np.uint8)
+
+
+def _ones(bits: NDArray[np.uint64]) -> int:
+    """How many bits are set."""
+    count = getattr(np, "bitwise_count", None)  # of numpy 2
+    return int((count(bits) if count else _ONES[bits.view(np.uint8)]).sum(dtype=np.int64))
