@@ -66,7 +66,7 @@ def test_data_on_a_page_is_well_formed(block):
 
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page)], ids=str)
 def test_a_block_says_what_it_is(block):
-    assert block.language in ("bash", "python", "yaml", "json", "text")
+    assert block.language in ("bash", "python", "yaml", "toml", "json", "text")
 
 
 def test_the_index_has_every_page():
