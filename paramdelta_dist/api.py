@@ -66,12 +66,12 @@ from paramdelta_dist.template import folder_of, is_template
 
 if TYPE_CHECKING:
     from paramdelta_dist.analysis.survey import ShardSurvey
+    from paramdelta_dist.analysis.watching import DeltaWatcher
     from paramdelta_dist.execution.executor import Executor
     from paramdelta_dist.execution.making import Job
     from paramdelta_dist.execution.receipts import Receipt
     from paramdelta_dist.execution.statistics import Gathered
     from paramdelta_dist.execution.verify import FileVerdict
-    from paramdelta_dist.execution.watching import Watcher
 
 Engine = Literal["local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -516,13 +516,13 @@ def _publish_page(store: Store, merge_plan: MergePlan, report: Mapping[str, Any]
     """The report of a merge, from what its shards showed as they were made: a folder beside the receipts."""
     from paramdelta_dist.analysis.publish import publish
     from paramdelta_dist.analysis.statistics import Statistics, describe
-    from paramdelta_dist.analysis.watching import EVERY, collected
+    from paramdelta_dist.analysis.watching import EVERY, collect
     from paramdelta_dist.execution.receipts import FOLDER
 
     subject = describe(merge_plan)
-    tensors, measured, lanes = collected(store, merge_plan, subject.vectors)
+    found = collect(store, merge_plan.shards, _watcher(merge_plan))
     into = open_store(f"{merge_plan.recipe.output}/{FOLDER}/report", merge_plan.recipe.storage_config)
-    publish(into, Statistics(subject, tensors, measured), report, lanes=lanes, sampled=EVERY)
+    publish(into, Statistics(subject, found.tensors, found.measured), report, lanes=found.lanes, sampled=EVERY)
 
 
 def _effort(
@@ -902,12 +902,12 @@ def _device(device: Device, engine: Engine) -> str:
     return "cuda" if device == "cuda" else "cpu"
 
 
-def _watcher(merge_plan: MergePlan) -> Watcher:
+def _watcher(merge_plan: MergePlan) -> DeltaWatcher:
     """Who measures the deltas of a merge as it runs."""
     from paramdelta_dist.analysis.statistics import describe
     from paramdelta_dist.analysis.watching import DeltaWatcher
 
-    return DeltaWatcher(describe(merge_plan).vectors, merge_plan.fingerprint)
+    return DeltaWatcher(describe(merge_plan).vectors, {"fingerprint": merge_plan.fingerprint})
 
 
 def _job(merge_plan: MergePlan, sizing: WorkerMemory, device: str) -> Job:

@@ -37,11 +37,15 @@ class Vectors:
     deltas: int
     bases: tuple[int, ...]
     """Models whose own norm is measured."""
+    crossed: bool = True
+    """Whether dot products are of any two vectors, or of each with itself alone."""
 
     @property
     def dots(self) -> list[tuple[int, int]]:
         """The vectors of each dot product, in the order of its sum."""
-        return list(combinations_with_replacement(range(len(self.pairs)), 2))
+        if self.crossed:
+            return list(combinations_with_replacement(range(len(self.pairs)), 2))
+        return [(vector, vector) for vector in range(len(self.pairs))]
 
     @property
     def couples(self) -> list[tuple[int, int]]:
@@ -166,6 +170,10 @@ class Measurer:
         sums[:] = found
         if vectors.deltas > 1:
             self._signs(scratch, into)
+
+    def difference(self, delta: int, n: int) -> NDArray[np.float64]:
+        """Elements [n] of a delta in the chunk of n that was measured last; overwritten with the next."""
+        return self._scratch.signed[delta][:n]
 
     def _magnitudes(self, scratch: _Scratch, delta: int, into: Measured) -> float:
         """Σ|δ|; the greatest, the zeros and the histogram go into `into`."""
