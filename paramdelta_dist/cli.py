@@ -92,7 +92,10 @@ def merge(
     patience: PatienceOption = None,
     report: Annotated[
         bool,
-        typer.Option("--report", help="Measure the deltas on the way; a page about them and the run goes to OUTPUT/.paramdelta/report/."),
+        typer.Option(
+            "--report",
+            help="Measure on the way: a page about the deltas in OUTPUT/.paramdelta/report/, of a sweep one about its points in OUTPUT/report/.",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -60,25 +60,42 @@ class Rows:
         return np.where(np.isinf(found), np.nan, found)
 
 
+class _Seen(NamedTuple):
+    """What is kept of a point's measurements."""
+
+    sums: Floats
+    peaks: Floats
+    zeros: Counts
+    sketch: Floats
+
+
 class Comparison:
     """All figures of the points that were measured."""
 
-    def __init__(self, inputs: Sequence[Input], points: Mapping[Point, Collected] | Sequence[tuple[Point, Collected]]) -> None:
-        """`points` have the same tensors, each measured as by `output_vectors`."""
-        pairs = list(points.items() if isinstance(points, Mapping) else points)
+    def __init__(self, inputs: Sequence[Input]) -> None:
         self.inputs = list(inputs)
-        self.points = [point for point, _ in pairs]
-        self.tensors: list[TensorPlan] = pairs[0][1].tensors
-        self.places: list[Place] = [locate(tensor.name) for tensor in self.tensors]
-        self.elements: Counts = np.array([tensor.elements for tensor in self.tensors], np.int64)
-        sums = np.stack([found.measured.sums for _, found in pairs])
-        self.finite: NDArray[np.bool_] = np.asarray(np.isfinite(sums).all(axis=(0, 2)))
+        self.points: list[Point] = []
+        self.tensors: list[TensorPlan] = []
+        self._seen: list[_Seen] = []
+
+    def add(self, point: Point, found: Collected) -> None:
+        """One more point, before any figure is asked for; all of them have the same tensors."""
+        self.points.append(point)
+        self.tensors = self.tensors or found.tensors
+        self._seen.append(_Seen(found.measured.sums, found.measured.peaks[:, 0], found.measured.zeros[:, 0], found.sketch))
+
+    @cached_property
+    def places(self) -> list[Place]:
+        return [locate(tensor.name) for tensor in self.tensors]
+
+    @cached_property
+    def elements(self) -> Counts:
+        return np.array([tensor.elements for tensor in self.tensors], np.int64)
+
+    @cached_property
+    def finite(self) -> NDArray[np.bool_]:
         """[tensors]: those that hold NaN or infinity at some point or in some input are counted in no group."""
-        self._squares = sums[:, :, : len(inputs)]
-        self._base = sums[0, :, len(inputs)]
-        self._peaks = np.stack([found.measured.peaks[:, 0] for _, found in pairs])
-        self._zeros = np.stack([found.measured.zeros[:, 0] for _, found in pairs])
-        self._sketches = np.stack([found.sketch for _, found in pairs])
+        return np.asarray(np.isfinite(self._sums).all(axis=(0, 2)))
 
     @cached_property
     def of_tensors(self) -> Rows:
@@ -99,8 +116,8 @@ class Comparison:
     @cached_property
     def apart(self) -> Floats:
         """[points, points]: ‖output − output‖ over the whole model, from sketches."""
-        differences = self._sketches[:, None] - self._sketches[None]
-        return np.asarray(np.sqrt(np.square(differences).sum(axis=-1)))
+        sketches = [seen.sketch for seen in self._seen]
+        return np.array([[np.linalg.norm(one - other) for other in sketches] for one in sketches])
 
     @property
     def groups(self) -> list[Group]:
@@ -123,6 +140,27 @@ class Comparison:
     def components(self) -> list[Component]:
         present = {group.component for group in self.groups}
         return [component for component in Component if component in present]
+
+    @cached_property
+    def _sums(self) -> Floats:
+        """[points, tensors, inputs and more]: squared distances, then the squared norm of the base."""
+        return np.stack([seen.sums for seen in self._seen])
+
+    @property
+    def _squares(self) -> Floats:
+        return self._sums[:, :, : len(self.inputs)]
+
+    @property
+    def _base(self) -> Floats:
+        return self._sums[0, :, len(self.inputs)]
+
+    @cached_property
+    def _peaks(self) -> Floats:
+        return np.stack([seen.peaks for seen in self._seen])
+
+    @cached_property
+    def _zeros(self) -> Counts:
+        return np.stack([seen.zeros for seen in self._seen])
 
     @cached_property
     def _members(self) -> dict[Group, list[int]]:
