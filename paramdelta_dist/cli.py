@@ -94,7 +94,7 @@ def merge(
         bool,
         typer.Option(
             "--report",
-            help="Measure on the way: a page about the deltas in OUTPUT/.paramdelta/report/, of a sweep one about its points in OUTPUT/report/.",
+            help="Measure on the way; a page goes to OUTPUT/.paramdelta/report/, of a sweep one comparing its points to OUTPUT/report/.",
         ),
     ] = False,
     as_json: JsonOption = False,
