@@ -182,7 +182,7 @@ def compared_inputs(sweep: SweepPlan) -> list[Input]:
 def output_watchers(sweep: SweepPlan) -> dict[str, OutputWatcher]:
     """Who measures what each point writes, by its name."""
     models, made = compared_models(sweep), len(sweep.models)
-    vectors = Vectors(made + 1, tuple((made, model) for model in models), 1, (models[0],), crossed=False)
+    vectors = Vectors(made + 1, tuple((made, model) for model in models), 1, (models[0],), full=False)
     inputs = [redact(sweep.models[model]) for model in models]
     return {name: OutputWatcher(vectors, {"fingerprint": plan.fingerprint, "inputs": inputs}) for name, plan in sweep.points.items()}
 

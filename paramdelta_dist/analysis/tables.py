@@ -213,6 +213,9 @@ def _array(values: Any, dtype: pa.DataType) -> pa.Array:
         return values
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
         return pa.array(values.reshape(-1), dtype, mask=~np.isfinite(values.reshape(-1)))
-    if pa.types.is_dictionary(dtype):
-        return pa.array(values, pa.string()).dictionary_encode().cast(dtype)
+    if pa.types.is_dictionary(dtype):  # by hand: pyarrow's way takes as long to import as writing all tables
+        known = list(dict.fromkeys(value for value in values if value is not None))
+        place = {value: number for number, value in enumerate(known)}
+        indices = pa.array([place.get(value) for value in values], dtype.index_type)
+        return pa.DictionaryArray.from_arrays(indices, pa.array(known, pa.string()))
     return pa.array(values, dtype)

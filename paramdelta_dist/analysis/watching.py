@@ -245,8 +245,7 @@ def collect(store: Store, shards: Sequence[Shard], watcher: DeltaWatcher | Outpu
 
 def estimated(measured: Measured, tensors: Sequence[TensorPlan]) -> Measured:
     """Sums and counts of whole tensors, from those of a sample of each."""
-    seen = measured.zeros[:, 0] + measured.histograms[:, 0].sum(axis=-1)
-    share = np.array([tensor.elements for tensor in tensors]) / np.maximum(seen, 1)
+    share = np.array([tensor.elements / sampled(tensor.elements) for tensor in tensors])
 
     def scaled(counts: Any) -> Any:
         return np.rint(counts * share.reshape(-1, *[1] * (counts.ndim - 1))).astype(np.int64)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from paramdelta_dist.api.collector import collector_paused
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.storage import Store, open_store, redact
@@ -27,10 +29,11 @@ def make_watcher(merge_plan: MergePlan) -> DeltaWatcher:
 def publish_page(store: Store, merge_plan: MergePlan, report: Mapping[str, Any]) -> str:
     """The report of a merge, from what its shards showed as they were made: a folder beside the receipts. Returns the page's
     URL, without secrets."""
-    from paramdelta_dist.analysis.publish import PAGE, publish
-    from paramdelta_dist.analysis.statistics import Statistics, describe
-    from paramdelta_dist.analysis.watching import EVERY, collect
-    from paramdelta_dist.execution.receipts import FOLDER
+    with collector_paused():
+        from paramdelta_dist.analysis.publish import PAGE, publish
+        from paramdelta_dist.analysis.statistics import Statistics, describe
+        from paramdelta_dist.analysis.watching import EVERY, collect
+        from paramdelta_dist.execution.receipts import FOLDER
 
     found = collect(store, merge_plan.shards, make_watcher(merge_plan))
     into = open_store(f"{merge_plan.recipe.output}/{FOLDER}/report", merge_plan.recipe.storage_config)
@@ -48,11 +51,10 @@ def make_sweep_watchers(sweep: SweepPlan) -> Mapping[str, OutputWatcher]:
 def publish_sweep_page(sweep: SweepPlan, stores: Mapping[str, Store], report: Mapping[str, Any]) -> str | None:
     """The report of a sweep, from what its points showed as they were made, in this run or before: a folder beside theirs.
     Returns the page's name there; None where no point was measured whole."""
-    from dataclasses import replace
-
-    from paramdelta_dist.analysis.points import Comparison, Point, compared_inputs
-    from paramdelta_dist.analysis.publish import PAGE, publish_points
-    from paramdelta_dist.analysis.watching import Lane, collect
+    with collector_paused():
+        from paramdelta_dist.analysis.points import Comparison, Point, compared_inputs
+        from paramdelta_dist.analysis.publish import PAGE, publish_points
+        from paramdelta_dist.analysis.watching import Lane, collect
 
     lanes: list[Lane] = []
     left_out: list[str] = []

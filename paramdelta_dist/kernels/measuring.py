@@ -37,13 +37,14 @@ class Vectors:
     deltas: int
     bases: tuple[int, ...]
     """Models whose own norm is measured."""
-    crossed: bool = True
-    """Whether dot products are of any two vectors, or of each with itself alone."""
+    full: bool = True
+    """Whether dot products are of any two vectors and magnitudes are spread over bins; else every vector is only multiplied with
+    itself, and of deltas nothing is known besides but their sums, the greatest and the zeros."""
 
     @property
     def dots(self) -> list[tuple[int, int]]:
         """The vectors of each dot product, in the order of its sum."""
-        if self.crossed:
+        if self.full:
             return list(combinations_with_replacement(range(len(self.pairs)), 2))
         return [(vector, vector) for vector in range(len(self.pairs))]
 
@@ -179,9 +180,12 @@ class Measurer:
         """Σ|δ|; the greatest, the zeros and the histogram go into `into`."""
         torch.abs(scratch.differences[delta], out=scratch.magnitude)
         into.peaks[delta] = np.maximum(into.peaks[delta], scratch.values.max())
+        if not self._vectors.full:
+            into.zeros[delta] += np.count_nonzero(np.equal(scratch.values, 0, out=scratch.sign))
+            return scratch.magnitude.sum().item()
         np.right_shift(scratch.bits, 52, out=scratch.exponents)
         found = np.bincount(scratch.exponents, minlength=2 * _EXPONENT_OF_ONE + 2)
-        zeros = len(scratch.values) - np.count_nonzero(scratch.values) if found[0] else 0
+        zeros = np.count_nonzero(np.equal(scratch.values, 0, out=scratch.sign)) if found[0] else 0
         first, last = _EXPONENT_OF_ONE + LOWEST, _EXPONENT_OF_ONE + LOWEST + BINS - 1
         histogram = into.histograms[delta]
         histogram[0] += found[: first + 1].sum() - zeros
