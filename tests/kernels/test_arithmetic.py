@@ -224,3 +224,9 @@ def test_inputs_are_left_as_they_are():
     copies = [t.clone() for t in (base, post, old)]
     merge(torch.bfloat16, base, [(post, old)], [0.5])
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip((base, post, old), copies, strict=True))
+
+
+def test_kernels_are_compiled_where_nothing_can_be_kept():
+    scope = {}
+    exec("def twice(number): return 2 * number", scope)  # of no file, so there is no place for it
+    assert compiled._compiled(scope["twice"])(21) == 42
