@@ -52,26 +52,13 @@ def merge_sweep(recipe: Recipe, means: Means, *, began: float, overwrite: bool, 
     points = _claim_points(sweep, overwrite=overwrite)
     unfinished = {name: point for name, point in points.items() if point.held.committed is None}
     work = _make_missing(sweep, crew, unfinished, report_page=report_page, observer=observer)
-    from paramdelta_dist.execution.sweeping import write_sweep
-
     effort, again = work.effort(time.monotonic() - began), work.executor.bytes_read_again
     page = None
     if report_page and unfinished:  # before any of them is committed: a run that is killed here comes by again
         page = publish_sweep_page(sweep, {name: point.store for name, point in points.items()}, effort)
     for point in unfinished.values():
         _publish_point(point, {**effort, "points": len(points)}, again)
-    documents = [
-        {
-            "name": name,
-            "output": redact(point.plan.recipe.output),
-            "fingerprint": point.plan.fingerprint,
-            "values": sweep.values[name],
-            "state": "merged" if name in unfinished else "nothing to do",
-        }
-        for name, point in points.items()
-    ]
-    store = open_store(recipe.output, recipe.storage_config)
-    write_sweep(store, sweep.fingerprint, documents, report=page)
+    documents = _write_down(sweep, recipe, points, report=page)
     output = redact(recipe.output)
     if not unfinished:
         return MergeResult(output, "nothing to do", sweep.fingerprint, {"points": documents})
@@ -79,7 +66,7 @@ def merge_sweep(recipe: Recipe, means: Means, *, began: float, overwrite: bool, 
     again += sum(point.held.bytes_read for point in points.values())
     total = outcome(sweep.reading, receipts, made=len(work.made), bytes_read_again=again)
     return MergeResult(
-        output, "merged", sweep.fingerprint, {**effort, **total, "points": documents}, page=f"{store.url}/{page}" if page else None
+        output, "merged", sweep.fingerprint, {**effort, **total, "points": documents}, page=f"{output}/{page}" if page else None
     )
 
 
@@ -132,3 +119,21 @@ def _publish_point(point: _Point, effort: Mapping[str, Any], bytes_read_again: i
     receipts, again = point.receipts, bytes_read_again + point.held.bytes_read
     report = {**effort, **outcome(point.plan, receipts.values(), made=len(point.made), bytes_read_again=again)}
     publish(point.store, point.plan, require_shards(point.store, receipts), report)
+
+
+def _write_down(sweep: SweepPlan, recipe: Recipe, points: Mapping[str, _Point], *, report: str | None) -> list[dict[str, Any]]:
+    """Say in the folder of the points, and to the caller, which there are."""
+    from paramdelta_dist.execution.sweeping import write_sweep
+
+    documents = [
+        {
+            "name": name,
+            "output": redact(point.plan.recipe.output),
+            "fingerprint": point.plan.fingerprint,
+            "values": sweep.values[name],
+            "state": "merged" if point.held.committed is None else "nothing to do",
+        }
+        for name, point in points.items()
+    ]
+    write_sweep(open_store(recipe.output, recipe.storage_config), sweep.fingerprint, documents, report=report)
+    return documents
