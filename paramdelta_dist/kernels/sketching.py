@@ -8,12 +8,13 @@ name and the row's number alone, so that sketches made by other workers, in othe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
+from numpy.typing import NDArray
 
+from paramdelta_dist.kernels.compiled_measuring import add_rows
 from paramdelta_dist.kernels.measuring import Floats
 
 LENGTH = 1 << 12
@@ -24,25 +25,19 @@ _ROWS = 8
 
 def add_to_sketch(sketch: Floats, tensor: str, first: int, elements: Floats, scale: float) -> None:
     """Add `scale` times elements [n], the first of which is number `first` of the tensor, to sketch[LENGTH]."""
-    last, ahead = first + len(elements), first % LENGTH
-    signed = elements * np.resize(_signs(), ahead + len(elements))[ahead:]
-    signed *= scale
-    for row, turn, adds in _turns(tensor, first // LENGTH, -(-last // LENGTH)):
-        begin, end = max(first, row * LENGTH), min(last, (row + 1) * LENGTH)
-        part, place = signed[begin - first : end - first], (begin + turn) % LENGTH
-        fits = min(end - begin, LENGTH - place)
-        add = np.add if adds else np.subtract
-        for at, some in ((slice(place, place + fits), part[:fits]), (slice(0, end - begin - fits), part[fits:])):
-            add(sketch[at], some, out=sketch[at])
+    rows = range(first // LENGTH, -(-(first + len(elements)) // LENGTH))
+    turns, factors = _drawn(tensor, rows, scale)
+    add_rows(sketch, elements, first % LENGTH, _signs(), turns, factors)
 
 
-def _turns(tensor: str, first: int, last: int) -> Iterator[tuple[int, int, bool]]:
-    """Rows [first, last) of a tensor, by how much they are turned, and whether they are added or taken off."""
-    for group in range(first // _ROWS, -(-last // _ROWS)):
-        drawn = np.frombuffer(blake2b(group.to_bytes(8, "little"), key=_key(tensor), digest_size=2 * _ROWS).digest(), "<u2").tolist()
-        for row, bits in enumerate(drawn, group * _ROWS):
-            if first <= row < last:
-                yield row, bits % LENGTH, bits >= 1 << 15
+def _drawn(tensor: str, rows: range, scale: float) -> tuple[NDArray[np.int64], Floats]:
+    """By how much rows of a tensor are turned, and `scale` with the sign of each."""
+    key = _key(tensor)
+    groups = range(rows.start // _ROWS, -(-rows.stop // _ROWS))
+    bits = b"".join(blake2b(group.to_bytes(8, "little"), key=key, digest_size=2 * _ROWS).digest() for group in groups)
+    ahead = rows.start - groups.start * _ROWS
+    drawn = np.frombuffer(bits, "<u2")[ahead : ahead + len(rows)]
+    return (drawn % LENGTH).astype(np.int64), np.where(drawn >> 15, scale, -scale)
 
 
 @lru_cache(maxsize=1 << 12)
