@@ -1,6 +1,6 @@
 """The report of a merge: deltas measured as they pass by, on a sample, and who made which shard when.
 
-Of every 32 chunks of a tensor one is measured, always the same: so the merge is hardly slower, and the figures are those of
+Of every 64 chunks of a tensor one is measured, always the same: so the merge is hardly slower, and the figures are those of
 `analyze` up to the sample. What a shard showed lies beside its receipt until all are done, so that an interrupted merge
 has the whole report too. In a sweep it is what each point writes that is measured, against the inputs; points are compared
 afterwards, by what each has left beside its own receipts, whenever it was made.
@@ -37,7 +37,7 @@ from paramdelta_dist.planning.plan import Shard, TensorPlan
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.storage import Store
 
-EVERY = 32
+EVERY = 64
 """One chunk in so many is measured."""
 MAX_NOTE = 256 << 20
 TICK = 0.2

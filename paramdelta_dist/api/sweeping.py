@@ -18,6 +18,7 @@ from paramdelta_dist.api.planning import plan_sweep
 from paramdelta_dist.api.results import MergeResult, Work, outcome
 from paramdelta_dist.api.sizing import NO_PAGE, sweep_page_memory
 from paramdelta_dist.execution.output import Claim, claim, require_shards
+from paramdelta_dist.execution.points import write_sweep
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.recipe import Recipe
@@ -123,8 +124,6 @@ def _publish_point(point: _Point, effort: Mapping[str, Any], bytes_read_again: i
 
 def _write_down(sweep: SweepPlan, recipe: Recipe, points: Mapping[str, _Point], *, report: str | None) -> list[dict[str, Any]]:
     """Say in the folder of the points, and to the caller, which there are."""
-    from paramdelta_dist.execution.sweeping import write_sweep
-
     documents = [
         {
             "name": name,

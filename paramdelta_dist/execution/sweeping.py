@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-from paramdelta_dist.errors import IntegrityError, NotFound, ParamDeltaError
-from paramdelta_dist.execution.documents import read_document, render_document
+from paramdelta_dist.errors import ParamDeltaError
 from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.pipeline import tile_reader
 from paramdelta_dist.execution.receipts import Receipt
@@ -18,9 +15,6 @@ from paramdelta_dist.execution.shard import stream_shard
 from paramdelta_dist.execution.sharing import SharedReader, SharedTiles
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.sweep import SweepPlan
-from paramdelta_dist.storage import Store
-
-SWEEP = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -96,17 +90,3 @@ def run_sweep_shard(job: SweepJob, unit: SweepUnit, *, advance: Callable[[int], 
                 failed.bytes_read = reader.bytes_read
             raise failed
         return {point: future.result() for point, future in futures.items()}
-
-
-def write_sweep(store: Store, fingerprint: str, points: Sequence[Mapping[str, Any]], *, report: str | None = None) -> None:
-    """Write down, in the folder that the points are in, what they are, and the name of the page that compares them, or of the
-    one that an earlier run of this very sweep made; the last write of a sweep."""
-    document = {
-        "fingerprint": fingerprint,
-        "points": [{key: point[key] for key in ("name", "output", "fingerprint", "values")} for point in points],
-    }
-    if report is None:
-        with suppress(NotFound, IntegrityError):
-            before = read_document(store, SWEEP)
-            report = before.get("report") if before["fingerprint"] == fingerprint else None
-    store.write(SWEEP, render_document(document | ({"report": report} if report else {})))
