@@ -70,7 +70,7 @@ def _merge_into_folder(
     work = _make_missing(store, merge_plan, crew, held, report_page=report_page, observer=observer) if held.committed is None else None
     if work is None:
         return MergeResult(redact(output), "nothing to do", merge_plan.fingerprint, {})
-    from paramdelta_dist.execution.publish import publish
+    from paramdelta_dist.execution.publish import publish, side_files
 
     receipts = {**held.receipts, **{receipt.file: receipt for receipt in work.made}}
     again = work.executor.bytes_read_again + held.bytes_read
@@ -80,7 +80,7 @@ def _merge_into_folder(
     }
     receipts = require_shards(store, receipts)
     page = publish_page(store, merge_plan, report) if report_page else None
-    publish(store, merge_plan, receipts, report)
+    publish(store, merge_plan, receipts, report, side_files(merge_plan.recipe.storage_config))
     return MergeResult(redact(output), "merged", merge_plan.fingerprint, report, page=page)
 
 

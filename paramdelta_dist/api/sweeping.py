@@ -19,6 +19,7 @@ from paramdelta_dist.api.results import MergeResult, Work, outcome
 from paramdelta_dist.api.sizing import NO_PAGE, sweep_page_memory
 from paramdelta_dist.execution.output import Claim, claim, require_shards
 from paramdelta_dist.execution.points import write_sweep
+from paramdelta_dist.execution.publish import SideFiles, publish, side_files
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.recipe import Recipe
@@ -57,8 +58,9 @@ def merge_sweep(recipe: Recipe, means: Means, *, began: float, overwrite: bool, 
     page = None
     if report_page and unfinished:  # before any of them is committed: a run that is killed here comes by again
         page = publish_sweep_page(sweep, {name: point.store for name, point in points.items()}, effort)
+    copies = side_files(recipe.storage_config)
     for point in unfinished.values():
-        _publish_point(point, {**effort, "points": len(points)}, again)
+        _publish_point(point, {**effort, "points": len(points)}, again, copies)
     documents = _write_down(sweep, recipe, points, report=page)
     output = redact(recipe.output)
     if not unfinished:
@@ -113,13 +115,11 @@ def _make_missing(sweep: SweepPlan, crew: Crew, points: Mapping[str, _Point], *,
     return Work(crew, executor, total, made, units=len(units))
 
 
-def _publish_point(point: _Point, effort: Mapping[str, Any], bytes_read_again: int) -> None:
+def _publish_point(point: _Point, effort: Mapping[str, Any], bytes_read_again: int, copies: SideFiles) -> None:
     """Commit one output; `effort` and `bytes_read_again` are those of the whole sweep, which cannot be told apart."""
-    from paramdelta_dist.execution.publish import publish
-
     receipts, again = point.receipts, bytes_read_again + point.held.bytes_read
     report = {**effort, **outcome(point.plan, receipts.values(), made=len(point.made), bytes_read_again=again)}
-    publish(point.store, point.plan, require_shards(point.store, receipts), report)
+    publish(point.store, point.plan, require_shards(point.store, receipts), report, copies)
 
 
 def _write_down(sweep: SweepPlan, recipe: Recipe, points: Mapping[str, _Point], *, report: str | None) -> list[dict[str, Any]]:
