@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import checkpoints, harness
 from benchmarks.harness import Figures
 
-PAIRS = 7
+PAIRS = 5
 SMALL, LARGE = 3, 16
 """Layers of the models: 0.89 and 2.47 GB each."""
 WEIGHTS = (0, 0.25, 0.5, 1, 1.5)

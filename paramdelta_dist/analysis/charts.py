@@ -116,5 +116,21 @@ def scaled_section(statistics: Statistics) -> str:
         "‖Θ′<sub>base</sub>‖. α = 1 is the sum with the recipe’s weights (1 where rules choose them)."
         f'</p><div class="cards"><div class="card"><figure>{picture}<ul class="key">{"".join(keys)}</ul></figure></div>'
         '<div class="card"><div class="scroll"><table><thead><tr><th>distance from</th><th>α = 0</th><th>α = 1</th><th>nearest at α</th>'
-        f"<th>there</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div></div></div>"
+        f"<th>there</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>{_swept_card(statistics, scale)}</div>"
+    )
+
+
+def _swept_card(statistics: Statistics, scale: float) -> str:
+    """How far the points of a sweep are from every input, before any of them is made."""
+    points = {name: spread(statistics, weights) for name, weights in statistics.subject.points.items()}
+    if not points:
+        return ""
+    heads = "".join(f"<th>from {text(curve.label)}</th>" for curve in next(iter(points.values())))
+    rows = "".join(
+        f"<tr><th>{text(name)}</th>{''.join(f'<td>{percent(float(curve.at(1.0)) / scale)}</td>' for curve in found)}</tr>"
+        for name, found in points.items()
+    )
+    return (
+        '<div class="card"><h3>The points of the sweep</h3><div class="scroll"><table><thead><tr><th>point</th>'
+        f"{heads}</tr></thead><tbody>{rows}</tbody></table></div></div>"
     )

@@ -31,16 +31,16 @@ class Curve(NamedTuple):
         return -self.b / self.c if self.c else None
 
 
-def spread(statistics: Statistics) -> list[Curve]:
+def spread(statistics: Statistics, weights: Sequence[float] | None = None) -> list[Curve]:
     """One curve for each input: the new base, then every post and every other base, once each.
 
     With vectors vₖ (deltas, and the new base minus each other base), the difference from any input is Σ (xₖ + α yₖ) vₖ, where y
-    are the weights and x says which input: so a = xᵀGx, b = xᵀGy, c = yᵀGy with G their dot products.
+    are the weights (those given, else the recipe's) and x says which input: so a = xᵀGx, b = xᵀGy, c = yᵀGy with G their dot products.
     """
     subject, gram = statistics.subject, statistics.gram
     pairs, deltas = subject.vectors.pairs, subject.vectors.deltas
     moved = np.zeros(len(pairs))
-    moved[:deltas] = [1.0 if delta.weight is None else delta.weight for delta in subject.deltas]
+    moved[:deltas] = weights or [1.0 if delta.weight is None else delta.weight for delta in subject.deltas]
     drift = {base: deltas + number for number, (_, base) in enumerate(pairs[deltas:])}
     inputs: dict[int, tuple[str, Floats]] = {0: (subject.base, np.zeros(len(pairs)))}
     for (post, base), delta in zip(pairs[:deltas], subject.deltas, strict=True):

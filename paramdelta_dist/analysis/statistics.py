@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,8 @@ class Subject:
     drifts: tuple[str, ...]
     """URLs of the deltas' bases other than the new one; vector `len(deltas) + n` is the new base minus the n-th."""
     vectors: Vectors
+    points: Mapping[str, Sequence[float]] = MappingProxyType({})
+    """Weights of the deltas at the points of a sweep, where outputs are sums with one weight for all tensors."""
 
     @property
     def labels(self) -> list[str]:
@@ -212,10 +215,12 @@ class Statistics:
             )
 
 
-def describe(plan: MergePlan, weights: Sequence[float | None] | None = None) -> Subject:
+def describe(
+    plan: MergePlan, weights: Sequence[float | None] | None = None, points: Mapping[str, Sequence[float]] | None = None
+) -> Subject:
     """What to measure of a plan: its deltas, where models that are merged as they are count as deltas of the first.
 
-    `weights` are those of the deltas, when not the plan's own.
+    `weights` are those of the deltas, when not the plan's own; `points` as in `Subject`.
     """
     terms = [term for term in plan.terms if term.post != (term.base or 0)]
     pairs = [(term.post, term.base or 0) for term in terms]
@@ -233,7 +238,7 @@ def describe(plan: MergePlan, weights: Sequence[float | None] | None = None) -> 
         for label, (post, base), weight in zip(labels, pairs, weights, strict=True)
     )
     vectors = Vectors(len(plan.models), (*pairs, *((0, base) for base in drifts)), len(pairs), bases)
-    return Subject(redact(plan.models[0]), deltas, tuple(redact(plan.models[base]) for base in drifts), vectors)
+    return Subject(redact(plan.models[0]), deltas, tuple(redact(plan.models[base]) for base in drifts), vectors, points or {})
 
 
 def short_names(urls: Sequence[str]) -> dict[str, str]:

@@ -39,7 +39,8 @@ def analyze(
     """What the deltas of a recipe are, from one reading of its inputs: tables and a page, written to the folder `output`.
 
     `output` is by default the folder `analysis` of this directory. `memory` bounds, in bytes, this process (local) or each
-    worker (ray). Returns a document of the most important figures. Raises ParamDeltaErrors only,
+    worker (ray). Of a recipe with `sweep:` the deltas are read once, and the page tells how far each point would be from the
+    inputs where it is a plain sum of them. Returns a document of the most important figures. Raises ParamDeltaErrors only,
     such as HomologyError where the models do not fit together; nothing is written then.
     """
     began, observer = time.monotonic(), observer or Unobserved()
@@ -55,7 +56,7 @@ def analyze(
         from paramdelta_dist.analysis.statistics import Statistics, describe
         from paramdelta_dist.analysis.survey import SurveyJob, SurveyUnit, joined, survey_shard
 
-    subject = describe(merge_plan, weights_of(recipe))
+    subject = describe(merge_plan, _weights(recipe), _weights_of_points(recipe))
     units = [SurveyUnit(shard) for shard in merge_plan.shards]
     job = SurveyJob(
         merge_plan.models, subject.vectors, recipe.storage_config, sizing.tile_size, sizing.tiles_in_flight, threads=sizing.threads
@@ -85,6 +86,20 @@ def analyze(
         "retries": executor.retries,
     }
     return publish(store, statistics, run)
+
+
+def _weights(recipe: Recipe) -> list[float | None]:
+    """The weight of each delta; 1 where it is swept, so that the page shows what comes of scaling the delta."""
+    of_points = [weights_of(point) for point in recipe.points.values()] or [weights_of(recipe)]
+    return [each[0] if len(set(each)) == 1 else 1.0 for each in zip(*of_points, strict=True)]
+
+
+def _weights_of_points(recipe: Recipe) -> dict[str, list[float]]:
+    """The weights of the deltas at each point of a sweep; none where outputs are no plain sums, of which it can be told before."""
+    if recipe.method != "paramdelta":
+        return {}
+    weights = {name: weights_of(point) for name, point in recipe.points.items()}
+    return {name: [each for each in of_point if each is not None] for name, of_point in weights.items() if None not in of_point}
 
 
 def _comparable(recipe: Recipe) -> Recipe:

@@ -210,3 +210,16 @@ def test_names_of_a_stranger_are_text_and_nothing_else(models, tmp_path):
     assert "<script>alert" not in html
     assert "<img" not in html
     assert "Nowhere: every point is the base" in html
+
+
+def test_analyze_tells_how_far_the_points_would_be_before_any_is_made(models, made, tmp_path):
+    recipe = swept(models, tmp_path / "unused", {"weight": WEIGHTS})
+    found = api.analyze(recipe, str(tmp_path / "report"))
+    assert [delta["weight"] for delta in found["deltas"]] == [1.0]
+    html = (tmp_path / "report" / "report.html").read_text()
+    card = re.search(r"The points of the sweep</h3>.*?</table>", html)[0]
+    told = {point: float(away) for point, away in re.findall(r"<tr><th>(weight=[^<]*)</th><td>([\d.]+) %</td>", card)}
+    whole = {row["point"]: row for row in rows(made, "groups.parquet") if row["component"] is None and row["layer"] is None}
+    assert told.keys() == whole.keys()
+    for point, away in told.items():
+        assert away == pytest.approx(100 * whole[point]["relative_norm"], rel=0.03, abs=1e-9)
