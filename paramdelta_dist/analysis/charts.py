@@ -122,7 +122,7 @@ def scaled_section(statistics: Statistics) -> str:
 
 def _swept_card(statistics: Statistics, scale: float) -> str:
     """How far the points of a sweep are from every input, before any of them is made."""
-    points = {name: spread(statistics, weights) for name, weights in statistics.subject.points.items()}
+    points = {name: spread(statistics, weights) for name, weights in (statistics.subject.points or {}).items()}
     if not points:
         return ""
     heads = "".join(f"<th>from {text(curve.label)}</th>" for curve in next(iter(points.values())))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +41,7 @@ class Subject:
     drifts: tuple[str, ...]
     """URLs of the deltas' bases other than the new one; vector `len(deltas) + n` is the new base minus the n-th."""
     vectors: Vectors
-    points: Mapping[str, Sequence[float]] = MappingProxyType({})
+    points: Mapping[str, Sequence[float]] | None = None
     """Weights of the deltas at the points of a sweep, where outputs are sums with one weight for all tensors."""
 
     @property
@@ -238,7 +237,7 @@ def describe(
         for label, (post, base), weight in zip(labels, pairs, weights, strict=True)
     )
     vectors = Vectors(len(plan.models), (*pairs, *((0, base) for base in drifts)), len(pairs), bases)
-    return Subject(redact(plan.models[0]), deltas, tuple(redact(plan.models[base]) for base in drifts), vectors, points or {})
+    return Subject(redact(plan.models[0]), deltas, tuple(redact(plan.models[base]) for base in drifts), vectors, points)
 
 
 def short_names(urls: Sequence[str]) -> dict[str, str]:
