@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple, NoReturn
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, parse_header, shown
@@ -23,6 +24,8 @@ MAX_NESTING = 64
 FIRST_READ = 256 << 10
 """Bytes read of a file in the hope that they hold its whole header."""
 HEADERS_IN_FLIGHT = 32
+_PARSING = Lock()
+"""Parsing holds the interpreter: models opened at the same time wait for one another's bytes together, and are parsed in turn."""
 
 
 class WeightFile(NamedTuple):
@@ -89,15 +92,17 @@ def open_checkpoint(url: str, storage: StorageConfig) -> Checkpoint:
         raise CheckpointError(f"{store.url}: {INDEX_NAME} names files that are not there: {_some(missing)}")
     files = tuple(WeightFile(name, present[name]) for name in names)
     with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
-        texts = pool.map(lambda file: _read_header(store, file), files)  # read by many, parsed by one: parsing holds the interpreter
-        headers = [
-            parse_header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position)[0]
-            for position, (file, text) in enumerate(zip(files, texts, strict=True))
-        ]
+        texts = pool.map(lambda file: _read_header(store, file), files)
+        with _PARSING:
+            headers = [
+                parse_header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position)[0]
+                for position, (file, text) in enumerate(zip(files, texts, strict=True))
+            ]
+            tensors = _agreed(store.url, names, headers, weight_map)
     return Checkpoint(
         url=url,
         files=files,
-        tensors=_agreed(store.url, names, headers, weight_map),
+        tensors=tensors,
         config=read_json_object(store, CONFIG_NAME, limit=MAX_CONFIG) if CONFIG_NAME in present else None,
         side_files={name: identity for name, identity in sorted(present.items()) if is_side_file(name)},
         orphans=tuple(sorted(name for name in present if name.endswith(".safetensors") and name not in set(names))),
@@ -132,7 +137,9 @@ def _probed(store: Store, names: Iterable[str]) -> dict[str, Identity]:
 def _weight_map(store: Store, present: dict[str, Identity]) -> dict[str, str] | None:
     """The index's map; None for a single-file checkpoint."""
     if INDEX_NAME in present:
-        return parse_index(store.read(INDEX_NAME, limit=MAX_INDEX), where=f"{store.url}/{INDEX_NAME}")
+        index = store.read(INDEX_NAME, limit=MAX_INDEX)
+        with _PARSING:
+            return parse_index(index, where=f"{store.url}/{INDEX_NAME}")
     if SINGLE_NAME in present:
         return None
     if any(name in present for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")):
@@ -167,8 +174,20 @@ def _read_header(store: Store, file: WeightFile) -> bytes:
 
 def _agreed(url: str, names: list[str], headers: list[dict[str, Tensor]], weight_map: dict[str, str] | None) -> dict[str, Tensor]:
     """All tensors, once index and headers tell the same story: each tensor in exactly the file that the index names."""
-    index = dict.fromkeys(headers[0], names[0]) if weight_map is None else weight_map
     tensors: dict[str, Tensor] = {}
+    held: dict[str, str] = {}
+    for file, header in zip(names, headers, strict=True):
+        tensors.update(header)
+        held.update(dict.fromkeys(header, file))
+    if weight_map is not None and (held != weight_map or len(held) != sum(map(len, headers))):
+        _refuse(url, names, headers, weight_map)
+    if not tensors:
+        raise CheckpointError(f"{url}: the checkpoint holds no tensors")
+    return tensors
+
+
+def _refuse(url: str, names: list[str], headers: list[dict[str, Tensor]], index: dict[str, str]) -> NoReturn:
+    """Raise CheckpointError for the first place where index and headers differ."""
     for file, header in zip(names, headers, strict=True):
         for name in header:
             named = index.get(name)
@@ -177,16 +196,12 @@ def _agreed(url: str, names: list[str], headers: list[dict[str, Tensor]], weight
                     raise CheckpointError(f"{url}: tensor {shown(name)} is in {file} and again in {named}; the index names the second")
                 problem = "does not name it" if named is None else f"says {named}"
                 raise CheckpointError(f"{url}: tensor {shown(name)} is in {file}, but {INDEX_NAME} {problem}")
-        tensors.update(header)
-    absent = [name for name in index if name not in tensors]
-    if absent:
-        raise CheckpointError(
-            f"{url}: {INDEX_NAME} names tensors that their files do not hold: {_some(absent)} (in {index[absent[0]]}); "
-            "index and files are of different versions, or a file was replaced"
-        )
-    if not tensors:
-        raise CheckpointError(f"{url}: the checkpoint holds no tensors")
-    return tensors
+    present = set().union(*headers)
+    absent = [name for name in index if name not in present]
+    raise CheckpointError(
+        f"{url}: {INDEX_NAME} names tensors that their files do not hold: {_some(absent)} (in {index[absent[0]]}); "
+        "index and files are of different versions, or a file was replaced"
+    )
 
 
 def read_json_object(store: Store, name: str, *, limit: int) -> dict[str, Any]:

@@ -163,14 +163,14 @@ def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: 
     found = []
     for name, tensor in base.tensors.items():
         theirs = other.tensors.get(name)
-        if (theirs is None or theirs.shape != tensor.shape) and copied(name):
+        if (theirs is not None and theirs.shape == tensor.shape) or copied(name):
             continue
         if theirs is None:
             if not is_derived_buffer(name):
                 found.append(Mismatch(url, "tensors", f"{shown(name)} is missing", _missing_remedy(name, base, other)))
         elif vocab != "strict" and is_vocabulary_tensor(name) and theirs.shape[1:] == tensor.shape[1:] and theirs.shape and tensor.shape:
             continue
-        elif theirs.shape != tensor.shape:
+        else:
             found.append(
                 Mismatch(
                     url,
