@@ -161,8 +161,8 @@ def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], vocab: str) ->
 def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: Callable[[str], bool]) -> list[Mismatch]:
     url = redact(other.url)
     found = []
-    for name, tensor in base.tensors.items():
-        theirs = other.tensors.get(name)
+    held = [other.tensors.get(name) for name in base.tensors]
+    for (name, tensor), theirs in zip(base.tensors.items(), held, strict=True):
         if (theirs is not None and theirs.shape == tensor.shape) or copied(name):
             continue
         if theirs is None:
@@ -179,6 +179,8 @@ def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: 
                     _shape_remedy(name, tensor.shape, theirs.shape),
                 )
             )
+    if len(other.tensors) == len(held) - held.count(None):
+        return found
     extra = [name for name in other.tensors if name not in base.tensors and not is_derived_buffer(name) and not copied(name)]
     found += [Mismatch(url, "tensors", f"{shown(name)} is not in the base", _missing_remedy(name, other, base)) for name in extra]
     return found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from itertools import count
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
@@ -203,18 +205,10 @@ def build_plan(
     models = resolver.models
     opened = [checkpoints[url] for url in models]
     kinds = _account(opened)
-    chosen = resolver.choose(name for name, is_merged in kinds.items() if is_merged)
-    settings = list({id(way): way for way in chosen.values()}.values())
+    settings, ways = resolver.choose([name for name, is_merged in kinds.items() if is_merged])
     _require_one_way_of_looking(settings)
-    places = {id(way): position for position, way in enumerate(settings)}
-    ways = {name: places[id(way)] for name, way in chosen.items()}
-    """Position in the settings, of each tensor that is merged."""
-    planner = VocabularyPlanner(recipe, models, opened, vocabularies or {})
-    maps = planner.row_maps(chosen)
-    layouts = lay_out(
-        (_output(name, base.tensors[name], recipe.dtype if kinds[name] else None, maps.get(name)) for name in base.tensors),
-        shard_size=recipe.shard_size,
-    )
+    maps = VocabularyPlanner(recipe, models, opened, vocabularies or {}).row_maps(settings, ways)
+    layouts = lay_out(_outputs(base.tensors, kinds, recipe.dtype, maps), shard_size=recipe.shard_size)
     ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
     theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
     side_files = {**ours, **theirs}
@@ -225,7 +219,7 @@ def build_plan(
     return MergePlan(
         recipe=recipe,
         models=models,
-        settings=tuple(settings),
+        settings=settings,
         shards=tuple(_shard(layout, opened, kinds, settings, ways, maps) for layout in layouts),
         fingerprint=_fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes),
         inputs=inputs,
@@ -250,9 +244,9 @@ def _account(models: Sequence[Checkpoint]) -> dict[str, bool]:
     base, problems, merged = models[0], [], {}
     seen: dict[tuple[str | None, ...], bool | str] = {}
     """What is to be done with tensors that have these dtypes in the models, or why nothing can be."""
-    tables = [model.tensors for model in models]
-    for name in base.tensors:
-        dtypes = tuple([table[name].dtype if name in table else None for table in tables])
+    held = zip(*(map(model.tensors.get, base.tensors) for model in models), strict=True)
+    for name, tensors in zip(base.tensors, held, strict=True):
+        dtypes = tuple([None if tensor is None else tensor.dtype for tensor in tensors])
         if (found := seen.get(dtypes)) is None:
             found = seen[dtypes] = _treatment({DTYPES[dtype].kind for dtype in dtypes if dtype is not None})
         if isinstance(found, str):
@@ -276,51 +270,64 @@ def _treatment(kinds: set[Kind]) -> bool | str:
     return Kind.FLOAT in kinds
 
 
-def _output(name: str, tensor: Tensor, dtype: str | None, rows: RowMap | None) -> OutputTensor:
-    if rows is None and (dtype is None or dtype == tensor.dtype):
-        return OutputTensor(name, tensor.dtype, tensor.shape, tensor.stop - tensor.start)
-    shape = tensor.shape if rows is None else (rows.rows, *tensor.shape[1:])
-    dtype = dtype or tensor.dtype
-    return OutputTensor(name, dtype, shape, DTYPES[dtype].nbytes(shape))
+def _outputs(
+    tensors: Mapping[str, Tensor], kinds: Mapping[str, bool], dtype: str | None, maps: Mapping[str, RowMap]
+) -> Iterator[OutputTensor]:
+    """The tensors as they will be written, those that hold floating-point numbers in `dtype` where it is given."""
+    for name, (held, shape, _, start, stop) in tensors.items():
+        written = dtype if dtype is not None and kinds[name] else held
+        if name in maps:
+            shape = (maps[name].rows, *shape[1:])
+        elif written == held:
+            yield OutputTensor(name, held, shape, stop - start)
+            continue
+        yield OutputTensor(name, written, shape, DTYPES[written].nbytes(shape))
 
 
 def _shard(
     layout: ShardLayout,
     models: Sequence[Checkpoint],
     kinds: Mapping[str, bool],
-    settings: Sequence[Settings],
+    settings: tuple[Settings, ...],
     ways: Mapping[str, int],
     maps: Mapping[str, RowMap],
 ) -> Shard:
-    inputs: dict[tuple[int, int], int] = {}
-    """Position in the shard's inputs, by model and position among its files."""
-    tables = [model.tensors for model in models]
+    number = count()
+    places: list[dict[int, int]] = [defaultdict(number.__next__) for _ in models]
+    """Of each model, positions in the shard's inputs by position among its files, as they are first needed."""
+
+    def readers(needed: Collection[int]) -> list[_Reader]:
+        return [_Reader(m.tensors, known, i in needed) for i, (m, known) in enumerate(zip(models, places, strict=True))]
+
+    merged, everyone, the_base = [readers(way.models) for way in settings], readers(range(len(models))), readers([0])
     plans, offset = [], len(layout.header)
-    used, everyone, the_base = [way.models for way in settings], frozenset(range(len(models))), frozenset({0})
-    for tensor in layout.tensors:
-        way = ways.get(tensor.name)
-        rows = maps.get(tensor.name)
+    for name, dtype, shape, nbytes in layout.tensors:
+        way, rows = ways.get(name), maps.get(name)
         if way is not None:
-            needed = used[way] if rows is None else everyone
+            needed = merged[way] if rows is None else everyone
         else:  # left out, or a derived buffer, which follows from the config: the base's alone
-            needed = the_base if kinds[tensor.name] or is_derived_buffer(tensor.name) else everyone
-        sources: list[Source | None] = []
-        for position, table in enumerate(tables):
-            held = table.get(tensor.name)
-            if held is None or position not in needed:
-                sources.append(None)
-                continue
-            file = inputs.setdefault((position, held.file), len(inputs))
-            sources.append(Source(file, held.start, held.dtype))
-        elements = math.prod(tensor.shape)
-        plans.append(
-            TensorPlan(
-                tensor.name, way is not None, tensor.dtype, tensor.shape, elements, offset, tensor.nbytes, way or 0, tuple(sources), rows
-            )
+            needed = the_base if kinds[name] or is_derived_buffer(name) else everyone
+        sources = tuple(
+            [
+                Source(files[held.file], held.start, held.dtype) if reads and (held := tensors.get(name)) is not None else None
+                for tensors, files, reads in needed
+            ]
         )
-        offset += tensor.nbytes
-    files = tuple(InputFile(position, models[position].files[file]) for position, file in inputs)
-    return Shard(layout.file, layout.header, layout.size, tuple(plans), files, tuple(settings))
+        plans.append(TensorPlan(name, way is not None, dtype, shape, math.prod(shape), offset, nbytes, way or 0, sources, rows))
+        offset += nbytes
+    pinned = sorted((place, model, file) for model, files in enumerate(places) for file, place in files.items())
+    inputs = tuple(InputFile(model, models[model].files[file]) for _, model, file in pinned)
+    return Shard(layout.file, layout.header, layout.size, tuple(plans), inputs, settings)
+
+
+class _Reader(NamedTuple):
+    """How a model is read for one shard."""
+
+    tensors: Mapping[str, Tensor]
+    files: dict[int, int]
+    """Positions in the shard's inputs, by position among the model's files; a new one for a file not met before."""
+    reads: bool
+    """Whether it is read at all."""
 
 
 def _fingerprint(
