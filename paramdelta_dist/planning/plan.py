@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from itertools import count
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
@@ -244,9 +242,8 @@ def _account(models: Sequence[Checkpoint]) -> dict[str, bool]:
     base, problems, merged = models[0], [], {}
     seen: dict[tuple[str | None, ...], bool | str] = {}
     """What is to be done with tensors that have these dtypes in the models, or why nothing can be."""
-    held = zip(*(map(model.tensors.get, base.tensors) for model in models), strict=True)
-    for name, tensors in zip(base.tensors, held, strict=True):
-        dtypes = tuple([None if tensor is None else tensor.dtype for tensor in tensors])
+    columns = [[None if tensor is None else tensor.dtype for tensor in map(model.tensors.get, base.tensors)] for model in models]
+    for name, dtypes in zip(base.tensors, zip(*columns, strict=True), strict=True):
         if (found := seen.get(dtypes)) is None:
             found = seen[dtypes] = _treatment({DTYPES[dtype].kind for dtype in dtypes if dtype is not None})
         if isinstance(found, str):
@@ -292,42 +289,31 @@ def _shard(
     ways: Mapping[str, int],
     maps: Mapping[str, RowMap],
 ) -> Shard:
-    number = count()
-    places: list[dict[int, int]] = [defaultdict(number.__next__) for _ in models]
-    """Of each model, positions in the shard's inputs by position among its files, as they are first needed."""
+    names = [tensor.name for tensor in layout.tensors]
+    chosen = [ways.get(name) for name in names]
+    used, everyone = [way.models for way in settings], frozenset(range(len(models)))
 
-    def readers(needed: Collection[int]) -> list[_Reader]:
-        return [_Reader(m.tensors, known, i in needed) for i, (m, known) in enumerate(zip(models, places, strict=True))]
+    def readers(name: str) -> frozenset[int]:
+        """The models that are read for a tensor that is not merged as a whole."""
+        if name in maps:
+            return everyone
+        return frozenset({0}) if kinds[name] or is_derived_buffer(name) else everyone  # a derived buffer follows from the config
 
-    merged, everyone, the_base = [readers(way.models) for way in settings], readers(range(len(models))), readers([0])
+    needed = [readers(name) if way is None or name in maps else used[way] for name, way in zip(names, chosen, strict=True)]
+    inputs: list[InputFile] = []
+    columns = []
+    for position, model in enumerate(models):
+        held = [tensor if position in readers else None for tensor, readers in zip(map(model.tensors.get, names), needed, strict=True)]
+        files = dict.fromkeys(tensor.file for tensor in held if tensor is not None)
+        places = {file: place for place, file in enumerate(files, len(inputs))}
+        inputs += [InputFile(position, model.files[file]) for file in files]
+        columns.append([None if tensor is None else Source(places[tensor.file], tensor.start, tensor.dtype) for tensor in held])
     plans, offset = [], len(layout.header)
-    for name, dtype, shape, nbytes in layout.tensors:
-        way, rows = ways.get(name), maps.get(name)
-        if way is not None:
-            needed = merged[way] if rows is None else everyone
-        else:  # left out, or a derived buffer, which follows from the config: the base's alone
-            needed = the_base if kinds[name] or is_derived_buffer(name) else everyone
-        sources = tuple(
-            [
-                Source(files[held.file], held.start, held.dtype) if reads and (held := tensors.get(name)) is not None else None
-                for tensors, files, reads in needed
-            ]
-        )
-        plans.append(TensorPlan(name, way is not None, dtype, shape, math.prod(shape), offset, nbytes, way or 0, sources, rows))
+    for (name, dtype, shape, nbytes), way, sources in zip(layout.tensors, chosen, zip(*columns, strict=True), strict=True):
+        elements, rows = math.prod(shape), maps.get(name)
+        plans.append(TensorPlan(name, way is not None, dtype, shape, elements, offset, nbytes, way or 0, sources, rows))
         offset += nbytes
-    pinned = sorted((place, model, file) for model, files in enumerate(places) for file, place in files.items())
-    inputs = tuple(InputFile(model, models[model].files[file]) for _, model, file in pinned)
-    return Shard(layout.file, layout.header, layout.size, tuple(plans), inputs, settings)
-
-
-class _Reader(NamedTuple):
-    """How a model is read for one shard."""
-
-    tensors: Mapping[str, Tensor]
-    files: dict[int, int]
-    """Positions in the shard's inputs, by position among the model's files; a new one for a file not met before."""
-    reads: bool
-    """Whether it is read at all."""
+    return Shard(layout.file, layout.header, layout.size, tuple(plans), tuple(inputs), settings)
 
 
 def _fingerprint(
