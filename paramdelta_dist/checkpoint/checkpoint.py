@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock
 from typing import Any, NamedTuple, NoReturn
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
-from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, parse_header, shown
-from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME, parse_index
+from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, shown
+from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME
+from paramdelta_dist.checkpoint.parsing import Parser
 from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file
 from paramdelta_dist.errors import CheckpointError, NotFound
 from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
@@ -24,8 +24,6 @@ MAX_NESTING = 64
 FIRST_READ = 256 << 10
 """Bytes read of a file in the hope that they hold its whole header."""
 HEADERS_IN_FLIGHT = 32
-_PARSING = Lock()
-"""Parsing holds the interpreter: models opened at the same time wait for one another's bytes together, and are parsed in turn."""
 
 
 class WeightFile(NamedTuple):
@@ -77,13 +75,24 @@ def open_checkpoint(url: str, storage: StorageConfig) -> Checkpoint:
 
     Raises CheckpointError when there is none, or when index, headers and file sizes do not agree.
     """
+    return open_checkpoints([url], storage)[url]
+
+
+def open_checkpoints(urls: Sequence[str], storage: StorageConfig) -> dict[str, Checkpoint]:
+    """Several at the same time, by URL. Where headers are the same, so are the objects that tell of their tensors."""
+    parser = Parser()
+    with ThreadPoolExecutor(max(1, len(urls))) as pool:
+        return dict(zip(urls, pool.map(lambda url: _open(url, storage, parser), urls), strict=True))
+
+
+def _open(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
     store = open_store(url, storage)
     listed = store.list()
     if listed is not None and not listed:
         hint = "; name the folder, not a file in it" if url.endswith((".safetensors", ".json", ".bin")) else ""
         raise CheckpointError(f"{store.url}: no such folder, or it is empty{hint}")
     present = _probed(store, (INDEX_NAME, SINGLE_NAME, *SIDE_FILE_NAMES)) if listed is None else listed
-    weight_map = _weight_map(store, present)
+    weight_map = _weight_map(store, present, parser)
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_NAME]
     if listed is None:
         present |= _probed(store, [name for name in names if name not in present])
@@ -93,16 +102,14 @@ def open_checkpoint(url: str, storage: StorageConfig) -> Checkpoint:
     files = tuple(WeightFile(name, present[name]) for name in names)
     with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
         texts = pool.map(lambda file: _read_header(store, file), files)
-        with _PARSING:
-            headers = [
-                parse_header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position)[0]
-                for position, (file, text) in enumerate(zip(files, texts, strict=True))
-            ]
-            tensors = _agreed(store.url, names, headers, weight_map)
+        headers = [
+            parser.header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position)
+            for position, (file, text) in enumerate(zip(files, texts, strict=True))
+        ]
     return Checkpoint(
         url=url,
         files=files,
-        tensors=tensors,
+        tensors=_agreed(store.url, names, headers, weight_map),
         config=read_json_object(store, CONFIG_NAME, limit=MAX_CONFIG) if CONFIG_NAME in present else None,
         side_files={name: identity for name, identity in sorted(present.items()) if is_side_file(name)},
         orphans=tuple(sorted(name for name in present if name.endswith(".safetensors") and name not in set(names))),
@@ -134,12 +141,10 @@ def _probed(store: Store, names: Iterable[str]) -> dict[str, Identity]:
         return dict(hit for hit in pool.map(probe, names) if hit is not None)
 
 
-def _weight_map(store: Store, present: dict[str, Identity]) -> dict[str, str] | None:
+def _weight_map(store: Store, present: dict[str, Identity], parser: Parser) -> dict[str, str] | None:
     """The index's map; None for a single-file checkpoint."""
     if INDEX_NAME in present:
-        index = store.read(INDEX_NAME, limit=MAX_INDEX)
-        with _PARSING:
-            return parse_index(index, where=f"{store.url}/{INDEX_NAME}")
+        return parser.index(store.read(INDEX_NAME, limit=MAX_INDEX), where=f"{store.url}/{INDEX_NAME}")
     if SINGLE_NAME in present:
         return None
     if any(name in present for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")):
