@@ -142,8 +142,13 @@ class MergePlan:
     """Fields of config.json, by dotted name, that are not the base's because the vocabulary is not."""
 
     @cached_property
+    def reads(self) -> tuple[int, ...]:
+        """Bytes to read for each shard."""
+        return tuple(shard.bytes_to_read for shard in self.shards)
+
+    @property
     def bytes_to_read(self) -> int:
-        return sum(shard.bytes_to_read for shard in self.shards)
+        return sum(self.reads)
 
     @cached_property
     def bytes_to_write(self) -> int:
@@ -172,7 +177,10 @@ class MergePlan:
             "recipe": self.recipe.as_document(),
             "inputs": {redact(url): {name: list(i) for name, i in files.items()} for url, files in self.inputs.items()},
             "side_files": [[redact(url), name] for url, name in self.side_files],
-            "shards": [{"file": s.file, "size": s.size, "tensors": len(s.tensors), "read": s.bytes_to_read} for s in self.shards],
+            "shards": [
+                {"file": shard.file, "size": shard.size, "tensors": len(shard.tensors), "read": read}
+                for shard, read in zip(self.shards, self.reads, strict=True)
+            ],
             "tensors": {"merged": self.merged, "copied": self.copied},
             **({"config": dict(self.config_changes)} if self.config_changes else {}),
             "total_size": self.total_size,

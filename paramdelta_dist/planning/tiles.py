@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
 from paramdelta_dist.methods import Scope
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.runs import CUT, Run, find_runs
@@ -122,8 +122,9 @@ def count_requests(shard: Shard, *, tile_size: int) -> int:
 
     total = 0
     for tile, count in _stretches(shard, tile_size):
-        merged = tile._replace(segments=tuple(segment for segment in tile.segments if segment.run.merged)) if over_model else tile
-        total += count * (reads(tile) + over_model * reads(merged))
+        total += count * reads(tile)
+        if over_model:
+            total += count * over_model * reads(tile._replace(segments=tuple(s for s in tile.segments if s.run.merged)))
     for run in find_runs(shard) if over_tensors else ():
         if is_streamed(run, tile_size):
             total += run.sweeps * sum(reads(tile) for tile in sweep_tiles(run, tile_size=tile_size))
@@ -192,7 +193,7 @@ def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
 
 def widths_of(run: Run) -> list[int]:
     """Bytes of an element in the output and in each model; 0 for a model that is not read."""
-    return [DTYPES[run.dtype].itemsize, *(DTYPES[source.dtype].itemsize if source else 0 for source in run.sources)]
+    return [ITEMSIZES[run.dtype], *[ITEMSIZES[source.dtype] if source else 0 for source in run.sources]]
 
 
 def source_range(segment: Segment, model: int) -> Read | None:
@@ -200,7 +201,7 @@ def source_range(segment: Segment, model: int) -> Read | None:
     source = segment.run.sources[model]
     if source is None:
         return None
-    width = DTYPES[source.dtype].itemsize
+    width = ITEMSIZES[source.dtype]
     return Read(source.file, source.start + segment.first * width, source.start + segment.last * width)
 
 
@@ -219,7 +220,7 @@ def _segment_reads(segment: Segment, model: int) -> list[Read]:
         return [whole]
     source, block = segment.run.sources[model], segment.run.block
     assert source is not None
-    step = block * DTYPES[source.dtype].itemsize
+    step = block * ITEMSIZES[source.dtype]
     step *= max(1, REQUEST // step)
     return [Read(whole.file, start, min(start + step, whole.stop)) for start in range(whole.start, whole.stop, step)]
 
