@@ -467,7 +467,7 @@ def merge(
         return ended("nothing to do", {})
     with _collector_paused():  # what computes comes last: a mistake shows without waiting for torch
         from paramdelta_dist.execution.publish import publish
-        from paramdelta_dist.execution.shard import run_shard
+        from paramdelta_dist.execution.shard import ShardUnit, run_shard
         from paramdelta_dist.execution.statistics import Gathered
 
     receipts = dict(held.receipts)
@@ -485,7 +485,7 @@ def merge(
             details={"shards": len(merge_plan.shards), "bytes_to_read": merge_plan.bytes_to_read, "memory": asdict(sizing)},
             counts=executor.counts,
         )
-        with closing(executor.run(run_shard, job, missing, advance=observer.advanced)) as results:
+        with closing(executor.run(run_shard, job, [ShardUnit.of(shard, job) for shard in missing], advance=observer.advanced)) as results:
             for receipt in results:
                 receipts[receipt.file] = receipt
                 made.append(receipt)
@@ -592,7 +592,7 @@ def _merge_sweep(
         from paramdelta_dist.execution.sweeping import SweepJob, run_sweep_shard, sweep_units, write_sweep
 
     open_points = {name: dict(held.receipts) for name, held in claims.items() if held.committed is None}
-    units = sweep_units(sweep, open_points)
+    units = sweep_units(sweep, open_points, tile_size=sizing.tile_size)
     jobs = {name: replace(_job(sweep.points[name], sizing, where), models=sweep.models) for name in open_points}
     made: dict[str, list[Receipt]] = {name: [] for name in open_points}
     every: list[Receipt] = []

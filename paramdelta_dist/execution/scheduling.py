@@ -1,7 +1,8 @@
 """Which worker does which unit and when, stragglers included. Pure: no Ray and no clock, so that it can be tested alone.
 
-The rules, where `typical` is the median time per byte of recent units:
+The rules, where `typical` is the median time of recent units per byte that they read and wrote:
 
+- Units that take the most effort come first, so that the last ones to be done are short.
 - A worker has one unit in hand and, while the queue is long, one waiting behind it. Once the queue is empty, a waiting unit is
   withdrawn and given to an idle worker that will be done with it earlier.
 - An attempt is late when it will take LATE times the typical time, as its progress tells.
@@ -94,7 +95,8 @@ class Task:
 
     @property
     def weight(self) -> int:
-        return max(self.unit.size, 1)
+        """Bytes that making it moves: what its time is in proportion to."""
+        return max(self.unit.effort, 1)
 
 
 @dataclass(eq=False)
@@ -109,7 +111,7 @@ class Worker:
     attempts: deque[Attempt] = field(default_factory=deque)
     """The first is under way, the others wait."""
     paces: deque[float] = field(default_factory=lambda: deque(maxlen=3))
-    """Seconds per byte of its last units."""
+    """Seconds per byte moved of its last units."""
 
 
 @dataclass(eq=False)
@@ -125,10 +127,13 @@ class Attempt:
     began: float
     """When it was given to the worker, or came first there."""
     done: int = 0
+    """Bytes of the unit's size,"""
+    moved: int = 0
+    """and of its effort, that are done,"""
     worked: float = 0.0
-    """Seconds in which the worker has done `done` bytes."""
+    """after this many seconds,"""
     read: int = 0
-    """Bytes of inputs it had read then."""
+    """and the bytes of inputs it had read then."""
     reported: float | None = None
     """When it said so."""
     withdrawing: bool = False
@@ -148,9 +153,9 @@ class Attempt:
         age = self.age(now)
         if age > HUNG * expected:
             return float("inf")
-        if self.done < JUDGED_FROM * self.task.weight:
+        if self.moved < JUDGED_FROM * self.task.weight:
             return float("inf") if age > LATE * expected else max(expected - age, 0.0)
-        return max(self.worked * self.task.weight / self.done - age, 0.0)
+        return max(self.worked * self.task.weight / self.moved - age, 0.0)
 
 
 class Schedule:
@@ -168,12 +173,12 @@ class Schedule:
         self.nodes: set[str] = set()
         """Those on which a unit was made."""
         self._advance = advance
-        self._queue = deque(Task(unit) for unit in units)
+        self._queue = deque(Task(unit) for unit in sorted(units, key=lambda unit: -unit.effort))
         self._later: list[tuple[float, Task]] = []
         self._orders: list[tuple[Order, Attempt]] = []
         self._paces: deque[float] = deque(maxlen=101)
         self._typical = 0.0
-        """Seconds per byte; 0 while unknown."""
+        """Seconds per byte moved; 0 while unknown."""
         self._looked = 0.0
         self._tickets = 0
 
@@ -216,11 +221,12 @@ class Schedule:
             log.warning("%s: its %s was lost (%s); it starts again", head, "node" if with_node else "worker", reason)
         self._again(task)
 
-    def progressed(self, worker: Worker, ticket: int, done: int, worked: float, now: float, *, read: int = 0) -> None:
-        """A worker has done `done` bytes of the attempt with this ticket, in `worked` seconds, and read `read` of inputs for it."""
+    def progressed(self, worker: Worker, ticket: int, done: int, moved: int, worked: float, now: float, *, read: int = 0) -> None:
+        """A worker has done `done` bytes of the size and `moved` bytes of the effort of the attempt with this ticket, in `worked`
+        seconds, and read `read` of inputs for it."""
         head = worker.attempts[0] if worker.attempts else None
         if head is not None and head.ticket == ticket:
-            head.done, head.worked, head.reported, head.read = done, worked, now, read
+            head.done, head.moved, head.worked, head.reported, head.read = done, moved, worked, now, read
             self._show(head.task)
 
     def withdrawn(self, attempt: Attempt) -> None:
@@ -237,9 +243,10 @@ class Schedule:
         self.nodes.add(attempt.worker.node)
         self.meter.add(SHARDS, value="made")
         task = attempt.task
-        pace = (now - attempt.began) / task.weight
-        attempt.worker.paces.append(pace)
-        self._paces.append(pace)
+        if task.unit.effort:
+            pace = (now - attempt.began) / task.unit.effort
+            attempt.worker.paces.append(pace)
+            self._paces.append(pace)
         task.finished, task.result = True, result
         for other in task.attempts:
             self._stop(other, now)
@@ -331,7 +338,7 @@ class Schedule:
         """Seconds it will take still, and 0 where nothing is known."""
         if self._typical:
             return self._left(attempt, now)
-        return max(attempt.worked * attempt.task.weight / attempt.done - attempt.age(now), 0.0) if attempt.done else 0.0
+        return max(attempt.worked * attempt.task.weight / attempt.moved - attempt.age(now), 0.0) if attempt.moved else 0.0
 
     def _withdraw(self, now: float) -> None:
         waiting = [worker.attempts[-1] for worker in self.workers if len(worker.attempts) > 1 and not worker.attempts[-1].withdrawing]
@@ -376,7 +383,7 @@ class Schedule:
                 continue
             attempt.task.restarted = True
             self.restarts += 1
-            attempt.worker.paces.append(attempt.worked / attempt.done if attempt.done else HUNG * self._typical)
+            attempt.worker.paces.append(attempt.worked / attempt.moved if attempt.moved else HUNG * self._typical)
             self.meter.add(RETRIES, value="late")
             self._stop(attempt, now)
             log.info("%s takes too long; it starts again", attempt)

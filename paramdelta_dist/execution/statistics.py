@@ -21,7 +21,7 @@ from paramdelta_dist.kernels.blocks import Subject
 from paramdelta_dist.kernels.partials import decode, encode
 from paramdelta_dist.methods import Scope, Sweep
 from paramdelta_dist.planning.plan import MergePlan, Shard
-from paramdelta_dist.planning.tiles import Step, cut_tiles
+from paramdelta_dist.planning.tiles import Step, bytes_to_look_at, cut_tiles
 from paramdelta_dist.storage import Store, open_store
 
 STATISTICS = f"{FOLDER}/statistics"
@@ -32,6 +32,8 @@ class Look:
     """One shard, to be looked at in one sweep over the model."""
 
     shard: Shard
+    effort: int
+    """Bytes read."""
 
     @property
     def file(self) -> str:
@@ -125,7 +127,7 @@ def _swept(
         kept = _kept(store, name, job.fingerprint) if name in present else None
         if kept is not None:
             totals[shard.file] = kept[0]
-    missing = [Look(shard) for shard in plan.shards if shard.file not in totals]
+    missing = [Look(shard, bytes_to_look_at(shard)) for shard in plan.shards if shard.file not in totals]
     started(number, sum(look.size for look in missing))
     bytes_read, requests = before.bytes_read, before.requests
     with closing(executor.run(look_at_shard, LookJob(job, number, keep), missing, advance=advance)) as results:
