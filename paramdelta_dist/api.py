@@ -485,7 +485,9 @@ def merge(
             details={"shards": len(merge_plan.shards), "bytes_to_read": merge_plan.bytes_to_read, "memory": asdict(sizing)},
             counts=executor.counts,
         )
-        with closing(executor.run(run_shard, job, [ShardUnit.of(shard, job) for shard in missing], advance=observer.advanced)) as results:
+        with closing(
+            executor.run(run_shard, job, [ShardUnit.to_make(shard, job) for shard in missing], advance=observer.advanced)
+        ) as results:
             for receipt in results:
                 receipts[receipt.file] = receipt
                 made.append(receipt)

@@ -26,14 +26,14 @@ from paramdelta_dist.storage import Store, open_store
 
 @dataclass(frozen=True)
 class ShardUnit:
-    """One shard, to be made."""
+    """One shard, to be made or to be looked at."""
 
     shard: Shard
     effort: int
     """Bytes read and written."""
 
     @classmethod
-    def of(cls, shard: Shard, job: Job) -> ShardUnit:
+    def to_make(cls, shard: Shard, job: Job) -> ShardUnit:
         return cls(shard, bytes_to_make(shard, tile_size=job.tile_size))
 
     @property
@@ -42,7 +42,6 @@ class ShardUnit:
 
     @property
     def size(self) -> int:
-        """Bytes written."""
         return self.shard.size
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.cuts import find_cuts, float32_keys
-from paramdelta_dist.methods.dare import NORMALIZE
+from paramdelta_dist.methods.cuts import delta_keys, find_cuts, float32_keys
+from paramdelta_dist.methods.thinned import NORMALIZE, add_agreeing, add_all
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +28,8 @@ def _ranks(subject: Subject) -> list[list[int]]:
     return found
 
 
-def _keys(block: Block, number: int) -> torch.Tensor:
-    return float32_keys(block.delta(block.terms[number], block.scratch[0]))
-
-
 def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
-    return () if all(term["density"] == 1 for term in terms) else find_cuts(_keys, _ranks)
+    return () if all(term["density"] == 1 for term in terms) else find_cuts(delta_keys, _ranks)
 
 
 def _between(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
@@ -49,18 +45,6 @@ def _between(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
     end.mask(keys, block.first, kept)
     begin.mask(keys, block.first, larger)
     return out.masked_fill_(kept.logical_not_().logical_or_(larger), 0.0)
-
-
-def _linear(block: Block) -> None:
-    from paramdelta_dist.kernels.consensus import add_all
-
-    add_all(block, lambda number, out: _between(block, number, out), block.parameters["lambda"])
-
-
-def _ties(block: Block) -> None:
-    from paramdelta_dist.kernels.consensus import add_agreeing
-
-    add_agreeing(block, lambda number, out: _between(block, number, out), block.parameters["normalize"], block.parameters["lambda"])
 
 
 _RECIPE = """\
@@ -88,7 +72,7 @@ BREADCRUMBS = Method(
     parameters=(WEIGHT, DENSITY, GAMMA, LAMBDA),
     example=_RECIPE.format(name="breadcrumbs"),
     notes=_NOTES,
-    apply=_linear,
+    apply=add_all(_between),
     sweeps=_sweeps,
     scratch=2,
     temporary=3,
@@ -109,7 +93,7 @@ BREADCRUMBS_TIES = Method(
     parameters=(WEIGHT, DENSITY, GAMMA, NORMALIZE, LAMBDA),
     example=_RECIPE.format(name="breadcrumbs_ties"),
     notes=_NOTES,
-    apply=_ties,
+    apply=add_agreeing(_between),
     sweeps=_sweeps,
     scratch=6,
     temporary=3,
