@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_dist import api
+from paramdelta_dist.api import crew
 from paramdelta_dist.execution import shard, statistics
 from paramdelta_dist.execution.statistics import STATISTICS
 from paramdelta_dist.kernels import blocks
@@ -113,7 +114,7 @@ def test_the_effort_of_each_unit_is_what_it_reads_and_writes(trim, times, tmp_pa
         return receipt
 
     monkeypatch.setattr(blocks, "BLOCK", SMALL_BLOCK)
-    monkeypatch.setattr(api, "plan_workers", lambda *args, **more: replace(sizing(*args, **more), tile_size=32_000))
+    monkeypatch.setattr(crew, "plan_workers", lambda *args, **more: replace(sizing(*args, **more), tile_size=32_000))
     monkeypatch.setattr(statistics, "look_at_shard", looking)
     monkeypatch.setattr(shard, "run_shard", making)
     api.merge(recipe_for(TIES, folders, tmp_path / "out", {"trim": trim, "density": 0.25}, shard_size="100KB"), workers=1)
