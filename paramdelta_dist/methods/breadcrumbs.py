@@ -59,7 +59,10 @@ parameters:
   gamma: 0.01
 output: s3://models/Mistral-7B-math-code
 """
-_NOTES = "As mergekit does: by whole tensors; the authors' code takes each row by itself."
+_NOTES = (
+    "As mergekit does: by whole tensors; the authors' code takes each row by itself. Of equal magnitudes those with the lower index come "
+    "first; in mergekit any."
+)
 
 BREADCRUMBS = Method(
     name="breadcrumbs",

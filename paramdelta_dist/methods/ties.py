@@ -121,8 +121,8 @@ deltas:
   - {post: s3://models/Mistral-7B-code, weight: 0.7, density: 0.3}
 output: s3://models/Mistral-7B-math-code
 """,
-    notes=_KEPT + "The paper keeps 0.2 of the whole model (trim: model) and divides by count; mergekit keeps by tensor and divides by "
-    "weight. Where the sum of a position is 0 its sign counts as +.",
+    notes=_KEPT + "The paper keeps 0.2 of the whole model (trim: model) and divides by count; mergekit keeps by tensor, one element "
+    "at least and of equal magnitudes any, and divides by weight. Where the sum of a position is 0 its sign counts as +.",
     apply=add_agreeing(_trimmed),
     sweeps=_sweeps,
     scratch=6,
