@@ -103,6 +103,8 @@ def _drift(folder, name, tensor):
     if folder == "base" or frozen or (folder == "b" and ("embed" in name or "k_proj.bias" in name)):
         return torch.zeros_like(tensor)
     change = 1e-4 * torch.randn_like(tensor)
+    if "bias" in name:  # else mergekit's cosines of small vectors at right angles, in float32, decide
+        change += 1e-3
     if tensor.dim() == 2:
         change += 3e-4 * torch.randn(tensor.shape[0], 4) @ torch.randn(4, tensor.shape[1])
     return change
