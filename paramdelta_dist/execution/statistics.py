@@ -19,7 +19,6 @@ from paramdelta_dist.execution.pipeline import tile_pipeline, tile_reader
 from paramdelta_dist.execution.receipts import FOLDER
 from paramdelta_dist.execution.shard import ShardUnit
 from paramdelta_dist.kernels.blocks import Subject
-from paramdelta_dist.kernels.partials import decode, encode
 from paramdelta_dist.methods import Scope, Sweep
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.planning.tiles import Step, bytes_to_look_at, cut_tiles
@@ -172,11 +171,15 @@ def _folded(sweep: Sweep, totals: Sequence[Any]) -> Any:
 
 
 def _keep(store: Store, name: str, fingerprint: str, value: Any) -> None:
+    from paramdelta_dist.kernels.partials import encode  # here: most merges have no use for torch
+
     store.write(name, render_document({"fingerprint": fingerprint, "value": encode(value)}))
 
 
 def _kept(store: Store, name: str, fingerprint: str) -> tuple[Any] | None:
     """What was kept under a name for this plan; None where there is nothing that can be trusted."""
+    from paramdelta_dist.kernels.partials import decode
+
     try:
         document: Mapping[str, Any] = read_document(store, name)
     except (NotFound, IntegrityError):
