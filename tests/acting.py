@@ -9,6 +9,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from paramdelta_dist.errors import Interrupted
+from paramdelta_dist.execution.metering import METER, WRITTEN_BYTES
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
 from paramdelta_dist.storage import StorageConfig, open_store
 
@@ -25,6 +26,10 @@ class Piece:
     size: int = 1000
     others: int = 0
     """How many other files there will be, for `last`."""
+
+    @property
+    def effort(self) -> int:
+        return self.size
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,10 @@ class Nap:
     says: str = ""
     """What it warns of."""
 
+    @property
+    def effort(self) -> int:
+        return self.size
+
 
 def nap(job: None, unit: Nap, *, advance, cancelled) -> tuple[str, str]:
     """The file, and the id of the node it was made on."""
@@ -118,5 +127,6 @@ def nap(job: None, unit: Nap, *, advance, cancelled) -> tuple[str, str]:
         if cancelled():
             raise Interrupted("stopped")
         time.sleep(unit.seconds / 20)
+        METER.add(WRITTEN_BYTES, unit.size // 20)
         advance(unit.size // 20)
     return unit.file, ray.get_runtime_context().get_node_id()

@@ -115,6 +115,24 @@ def test_too_little_memory_is_refused_by_the_plan_with_the_way_out(here):
     assert run("plan", "recipe.yaml", "--memory", enough, cwd=here).returncode == 0
 
 
+def test_a_row_that_is_too_long_is_named_and_the_least_memory_and_leaving_it_out_both_help(here):
+    for name in ("new", "post"):
+        whole = here / name / "model.safetensors"
+        whole.write_bytes(weight_file({"flat": entry(0, 80_000_000), "norm": entry(80_000_000, 80_000_008)}))
+        with whole.open("r+b") as file:  # a hole: no plan reads it
+            file.truncate(whole.stat().st_size + 80_000_008)
+    recipe = "method: della\nparameters: {density: 0.5}\nbase: new\ndeltas: [{post: post}]\noutput: out\n"
+    (here / "recipe.yaml").write_text(recipe)
+    message = refused(here, "merge", "recipe.yaml", "--memory", "1GiB", code=2)
+    assert "della works on whole rows, and one of 'flat' has 20,000,000 elements" in message
+    enough = int(message.rpartition("--memory ")[2].partition("MiB")[0])
+    assert run("plan", "recipe.yaml", "--memory", f"{enough}MiB", cwd=here).returncode == 0
+    assert f"(--memory {enough}MiB)" in refused(here, "plan", "recipe.yaml", "--memory", f"{enough - 1}MiB", code=2)
+    assert "`exclude:`" in message
+    (here / "recipe.yaml").write_text(recipe + "exclude: [flat]\n")
+    assert run("plan", "recipe.yaml", "--memory", "1GiB", cwd=here).returncode == 0
+
+
 @pytest.mark.parametrize(
     "command",
     [

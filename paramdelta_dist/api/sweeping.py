@@ -80,7 +80,8 @@ def _make_missing(sweep: SweepPlan, crew: Crew, points: Mapping[str, _Point], ob
         from paramdelta_dist.execution.statistics import Gathered
         from paramdelta_dist.execution.sweeping import SweepJob, run_sweep_shard, sweep_units
 
-    units = sweep_units(sweep, {name: point.held.receipts for name, point in points.items()})
+    held = {name: point.held.receipts for name, point in points.items()}
+    units = sweep_units(sweep, held, tile_size=crew.sizing.tile_size)
     jobs = {name: replace(crew.job(point.plan), models=sweep.models) for name, point in points.items()}
     total = Gathered()
     with crew.executor(idle=not units) as executor:

@@ -65,6 +65,7 @@ def test_tiles_and_threads_change_no_byte(method, parameters, folders, tmp_path,
         document = api.plan_document(*_plan(method, folders, out, parameters, sizing))
         assert once <= document["bytes_to_read"] <= made.report["bytes_read"] <= document["bytes_to_read"] * 1.3
         assert document["requests"]["read"] == made.report["requests"]
+        assert sum(shard["read"] for shard in document["shards"]) == document["bytes_to_read"]
 
 
 def _plan(method, folders, out, parameters, sizing):
