@@ -173,7 +173,8 @@ def _shown(text: str) -> str:
 
 def merge_document(result: MergeResult) -> dict[str, Any]:
     pointer = {"pointer": result.pointer} if result.pointer else {}
-    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **pointer, **result.report}
+    page = {"page": result.page} if result.page else {}
+    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **pointer, **page, **result.report}
 
 
 def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> None:
@@ -212,6 +213,8 @@ def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> 
         )
     if document["nonfinite"]:
         console.print(f"  {_plural(document['nonfinite'], 'element')} NaN or infinite, as the recipe allows")
+    if "page" in document:
+        console.print(f"  report: {escape(document['page'])}")
 
 
 def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> None:

@@ -38,7 +38,7 @@ ROOMS = {
     "aiohttp": ("storage/", "jobs/ray_jobs.py"),
     "requests": ("jobs/ray_jobs.py",),
     "google": ("storage/",),
-    "numba": ("kernels/compiled.py",),
+    "numba": ("kernels/compiled",),
     "torch": ("kernels/", "methods/", "execution/torch_making.py", "execution/machine.py", "demo.py"),
     "pyarrow": ("analysis/tables.py",),
     "triton": ("kernels/fused.py",),

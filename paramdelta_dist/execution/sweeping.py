@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
 
 from paramdelta_dist.errors import ParamDeltaError
-from paramdelta_dist.execution.documents import render_document
 from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.pipeline import tile_reader
 from paramdelta_dist.execution.receipts import Receipt
@@ -18,9 +16,6 @@ from paramdelta_dist.execution.sharing import SharedReader, SharedTiles
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.planning.tiles import bytes_to_make
-from paramdelta_dist.storage import Store
-
-SWEEP = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -99,12 +94,3 @@ def run_sweep_shard(job: SweepJob, unit: SweepUnit, *, advance: Callable[[int], 
                 failed.bytes_read = reader.bytes_read
             raise failed
         return {point: future.result() for point, future in futures.items()}
-
-
-def write_sweep(store: Store, fingerprint: str, points: Sequence[Mapping[str, Any]]) -> None:
-    """Write down, in the folder that the points are in, what they are; the last write of a sweep."""
-    document = {
-        "fingerprint": fingerprint,
-        "points": [{key: point[key] for key in ("name", "output", "fingerprint", "values")} for point in points],
-    }
-    store.write(SWEEP, render_document(document))

@@ -221,13 +221,3 @@ def test_models_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, mod
 def test_a_report_in_the_output_of_the_merge_is_refused(tmp_path, models):
     with pytest.raises(UsageError, match="choose another folder"):
         api.analyze(recipe(models["new"], models["post"], models["old"], tmp_path / "out"), str(tmp_path / "out" / "report"))
-
-
-def test_signs_are_counted_alike_with_and_without_numpy_2(monkeypatch):
-    from paramdelta_dist.kernels.measuring import _ones
-
-    bits = np.random.default_rng(1).integers(0, 1 << 63, 1000).astype(np.uint64)
-    expected = sum(int(word).bit_count() for word in bits)
-    assert _ones(bits) == expected
-    monkeypatch.delattr(np, "bitwise_count", raising=False)
-    assert _ones(bits) == expected
