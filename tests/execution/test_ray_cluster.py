@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from ray._raylet import GcsClient
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
@@ -28,7 +29,10 @@ from paramdelta_dist.execution.metering import METRICS
 from paramdelta_dist.execution.ray import RayExecutor
 from paramdelta_dist.execution.ray_cluster import Node, Share, explain, join
 from tests.acting import Nap, nap, wait
+from tests.execution.watching import Watcher, weights
 from tests.models import recipe, save_model
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 GB = 1 << 30
 HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
@@ -118,8 +122,6 @@ def waiting():
 
 
 def test_a_merge_on_a_cluster_is_counted_where_prometheus_looks(cluster, tmp_path):
-    import torch
-
     tensors = {f"{n}.weight": torch.randn(500, 300) for n in range(4)}
     new, post, old = (
         save_model(tmp_path / name, {n: t * s for n, t in tensors.items()}) for name, s in (("n", 1.0), ("p", 1.1), ("o", 0.9))
@@ -144,6 +146,19 @@ def test_a_merge_on_a_cluster_is_counted_where_prometheus_looks(cluster, tmp_pat
     assert all(0 < seconds < report["seconds"] * 2 for seconds in stages.values())
     allowed = {(metric.name, value) for metric in METRICS for value in metric.values}
     assert set(found) <= allowed, "labels have a bounded set of values"
+
+
+def test_a_merge_that_loses_a_node_makes_its_shards_elsewhere_and_leaves_the_cluster_running(cluster, tmp_path):
+    tensors = {f"{n}.weight": torch.randn(1000, 300) for n in range(24)}
+    models = [save_model(tmp_path / name, {n: t * s for n, t in tensors.items()}) for name, s in (("n", 1.0), ("p", 1.1), ("o", 0.9))]
+    api.merge(recipe(*models, tmp_path / "quiet", shard_size="1MB"), workers=1)
+    with nodes(cluster, 2) as (first, _):
+        watcher = Watcher(lambda receipt: cluster.remove_node(first, allow_graceful=False))
+        report = api.merge(recipe(*models, tmp_path / "out", shard_size="1MB"), engine="ray", observer=watcher).report
+    assert weights(tmp_path / "out") == weights(tmp_path / "quiet")
+    assert report["shards"] == {"made": 24, "kept": 0}
+    assert watcher.bytes == watcher.total
+    assert ray.is_initialized(), "a cluster that was joined is left running"
 
 
 def scrape():
@@ -240,8 +255,6 @@ def test_workers_of_another_version_are_refused_with_the_remedy(installed, says,
         (site / "paramdelta_dist/_version.py").write_text(f'"""Another."""\n\n__version__ = "{installed}"\n')
     else:
         (site / "paramdelta_dist/__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'paramdelta_dist'\")\n")
-    import torch
-
     models = [str(save_model(tmp_path / name, {"w": torch.ones(10, 10)})) for name in ("new", "post", "old")]
     merge = ["merge", "--base", models[0], "--delta", f"{models[1]}:{models[2]}", "--output", str(tmp_path / "out")]
     source = str(Path(paramdelta_dist.__file__).parent.parent)
