@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes share the tests, as tests/conftest.py groups them: much of their time is waiting, for servers, Rays and repeated requests.
+TOGETHER := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test chaos check bench clean
 
@@ -9,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/paramdelta-dist demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 chaos: $(VENV)/.test
 	$(BIN)/python -m pytest -m chaos tests/chaos

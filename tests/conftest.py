@@ -71,7 +71,11 @@ def gcs_server() -> Iterator[servers.GcsServer]:
 
 @pytest.fixture(scope="session")
 def shared_ray(s3_server) -> Iterator[str]:
-    """Address of a Ray of three cores on this machine, whose workers can reach the S3 server."""
+    """Address of a Ray of three cores on this machine, whose workers can reach the S3 server.
+
+    A process that has had a Ray inside (`ray.init("local")`, a merge with `engine="ray"` and no RAY_ADDRESS) cannot join one that was
+    there before, whose actors then never start: tests leave that to processes they start.
+    """
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,7 +1,10 @@
 """The Ray executor against a real Ray: a lost worker costs time only, and what cannot work is said."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -84,7 +87,11 @@ def test_an_address_where_no_cluster_is_ends_with_75(models, tmp_path, monkeypat
 
 
 def test_an_embedded_ray_starts_beside_a_cluster_that_runs_on_the_same_machine(models, quiet, tmp_path, shared_ray):
-    result = api.merge(recipe(*models, tmp_path / "out", shard_size="1MB"), engine="ray", workers=2)
+    """In a process of its own: one that has had a Ray inside cannot join another that was there before."""
+    (tmp_path / "recipe.yaml").write_text("base: new\ndeltas: [{post: post, base: old}]\noutput: out\nshard_size: 1MB\n")
+    command = [sys.executable, "-m", "paramdelta_dist", "merge", "recipe.yaml", "--engine", "ray", "--workers", "2", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert weights(tmp_path / "out") == quiet
-    assert result.report["shards"] == {"made": 24, "kept": 0}
-    assert not ray.is_initialized()
+    report = json.loads((tmp_path / "out/.paramdelta/report.json").read_text())
+    assert (report["nodes"], report["shards"]) == (1, {"made": 24, "kept": 0})
