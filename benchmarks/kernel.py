@@ -1,19 +1,19 @@
-"""The arithmetic of a tile on one thread and two, against a copy of the same bytes, and where its time goes."""
+"""The arithmetic of a tile on one thread and two, against a copy of the same bytes."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from benchmarks import harness
 from benchmarks.harness import Figures
-from paramdelta_dist.kernels.merging import Merger
+from paramdelta_dist.kernels.compiled import add_deltas
+from paramdelta_dist.kernels.merging import values_of
 
 TILE = 4 << 20
 """Bytes of each buffer of a tile, as on local disks."""
@@ -41,7 +41,6 @@ def measure() -> dict[str, Any]:
     return {
         "what": {"tile": TILE, "working_set": WORKING_SET, "copy": "torch copy_ of as many bytes as the merge reads and writes, in turn"},
         "cases": cases,
-        "operations": [_operations(dtype) for dtype in DTYPES],
         "targets": [harness.target("of the speed of a copy, bfloat16, 1 delta, 1 thread, from memory", plain["ratio"], at_least=0.6)],
     }
 
@@ -60,28 +59,25 @@ def show(document: dict[str, Any]) -> None:
     ]
     harness.table(("", "threads", "from", "merge GB/s", "copy GB/s", "ratio"), rows)
     print(f"  medians of {harness.ROUNDS} in turn; GB of bytes read and written, in tiles of {TILE >> 20} MiB a buffer")
-    for each in document["operations"]:
-        parts = ", ".join(f"{name} {share:.0%}" for name, share in each["shares"].items())
-        print(f"  {each['dtype']}, 1 delta, from memory: {parts}")
 
 
 def _case(dtype: torch.dtype, deltas: int, threads: int, place: str, size: int) -> dict[str, Any]:
     name = str(dtype).removeprefix("torch.")
     harness.progress(f"{name}, {deltas} deltas, {threads} threads, from {place}")
     working_set = WORKING_SET if place == "memory" else 1
-    teams = [(_merger(deltas), _tiles(dtype, deltas, size, working_set)) for _ in range(threads)]
-    moved = sum(tensor.nbytes for tensor in teams[0][1][0])
+    teams = [_tiles(dtype, deltas, size, working_set) for _ in range(threads)]
+    moved = sum(tensor.nbytes for tensor in teams[0][0])
 
     def merge(number: int, turn: int) -> None:
-        merger, tiles = teams[number]
-        _merge(merger, tiles[turn % len(tiles)])
+        out, base, *others = map(values_of, teams[number][turn % len(teams[number])])
+        add_deltas(out, base, list(zip(others[0::2], others[1::2], strict=True)), [1.0] * deltas)
 
     def copy(number: int, turn: int) -> None:  # posts become olds, which is all the same to the time of a merge
-        tiles = teams[number][1]
-        out, base, *others = tiles[turn % len(tiles)]
+        out, base, *others = teams[number][turn % len(teams[number])]
         for to, of in zip([out, *others[0::2]], [base, *others[1::2]], strict=True):
             to.copy_(of)
 
+    merge(0, 0)  # which compiles it
     runs = {"merge": lambda: _rate(merge, threads, moved), "copy": lambda: _rate(copy, threads, moved)}
     medians = harness.medians(harness.in_turn(runs))
     merged, copied = medians["merge"]["rate"], medians["copy"]["rate"]
@@ -96,10 +92,6 @@ def _case(dtype: torch.dtype, deltas: int, threads: int, place: str, size: int) 
     }
 
 
-def _merger(deltas: int) -> Merger:
-    return Merger([1.0] * deltas, torch.device("cpu"))
-
-
 def _tiles(dtype: torch.dtype, deltas: int, size: int, working_set: int) -> list[Tile]:
     """As many tiles as fill the working set, and at least one; every buffer written to, with numbers as in a model."""
     elements, buffers = size // dtype.itemsize, 2 + 2 * deltas
@@ -108,11 +100,6 @@ def _tiles(dtype: torch.dtype, deltas: int, size: int, working_set: int) -> list
         [values[17 * buffer : 17 * buffer + elements].to(dtype, copy=True) for buffer in range(buffers)]
         for _ in range(max(1, working_set // (size * buffers)))
     ]
-
-
-def _merge(merger: Merger, tile: Tile) -> None:
-    out, base, *others = tile
-    merger.merge(out, base, list(zip(others[0::2], others[1::2], strict=True)))
 
 
 def _rate(work: Callable[[int, int], None], threads: int, moved: int) -> Figures:
@@ -129,32 +116,3 @@ def _rate(work: Callable[[int, int], None], threads: int, moved: int) -> Figures
     with ThreadPoolExecutor(threads) as pool:
         done: Sequence[tuple[int, float]] = list(pool.map(one, range(threads)))
     return {"rate": sum(turns * moved / seconds for turns, seconds in done) / 1e9}
-
-
-def _operations(dtype: torch.dtype) -> dict[str, Any]:
-    """Share of each torch operation in the time of a merge, Python between them included as `(other)`."""
-    torch.set_num_threads(1)
-    merger, tiles = _merger(1), _tiles(dtype, 1, TILE, WORKING_SET)
-    for tile in tiles:
-        _merge(merger, tile)
-    with _silenced(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        began = time.perf_counter()
-        for tile in tiles:
-            _merge(merger, tile)
-        seconds = time.perf_counter() - began
-    spent = {event.key.removeprefix("aten::"): event.self_cpu_time_total / 1e6 / seconds for event in profile.key_averages()}
-    largest = {name: round(share, 3) for name, share in sorted(spent.items(), key=lambda item: -item[1]) if share >= 0.02}
-    return {"dtype": str(dtype).removeprefix("torch."), "shares": {**largest, "(other)": round(max(0.0, 1 - sum(largest.values())), 3)}}
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Without what native code writes to standard error: some profilers announce themselves there."""
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)

@@ -1,6 +1,7 @@
 """The house rules: imports go down, each outside library has its room, and starting costs nothing."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,8 @@ ROOMS = {
     "aiohttp": ("storage/", "jobs/ray_jobs.py"),
     "requests": ("jobs/ray_jobs.py",),
     "google": ("storage/",),
-    "torch": ("kernels/", "methods/", "execution/making.py", "execution/machine.py", "demo.py"),
+    "numba": ("kernels/compiled.py",),
+    "torch": ("kernels/", "methods/", "execution/torch_making.py", "execution/machine.py", "demo.py"),
     "pyarrow": ("analysis/tables.py",),
     "triton": ("kernels/fused.py",),
     "safetensors": ("demo.py",),
@@ -75,6 +77,16 @@ def test_imports_go_down(path):
             allowed = there == here or LEVEL_OF[there] < LEVEL_OF[here]
             lazy_lookup = (here, there) == ("methods", "methods")
             assert allowed or lazy_lookup, f"{path.relative_to(PACKAGE)}:{line} imports {module}, which is not below it"
+
+
+def test_no_verb_imports_in_a_circle():
+    """Not even lazily, nor by way of the package: what a verb is made of is below it."""
+    names = {
+        path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in PACKAGE.glob("api/*.py")
+    }
+    graph = {name: {module for module, _ in imports(path) if module in names.values()} for path, name in names.items()}
+    assert [*graphlib.TopologicalSorter(graph).static_order()][-1] == "paramdelta_dist.api"
 
 
 @pytest.mark.parametrize("library", ROOMS)

@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,6 +39,14 @@ def test_a_merged_model_gives_the_logits_of_a_merge_in_memory(tmp_path, architec
     with torch.no_grad():
         assert torch.equal(opened(tokens).logits, expected(tokens).logits)
     oracle.assert_within_one_rounding(oracle.load(out), oracle.merge(oracle.load(new), [(oracle.load(post), oracle.load(old), 1.0)]))
+
+
+def test_a_merge_of_deltas_on_a_cpu_does_not_wait_for_torch(tmp_path):
+    old, post, new = make_models(tmp_path, ARCHITECTURES["llama"])
+    arguments = ["merge", "--base", str(new), "--delta", f"{post}:{old}:0.5", "--output", str(tmp_path / "out")]
+    program = f"import sys; from paramdelta_dist import cli; cli.app({arguments}, standalone_mode=False); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -1,27 +1,26 @@
-"""What is done to a tile once its bytes are there: merge, copy, and refuse what would be wrong."""
+"""What is done to a tile once its bytes are there: sum, copy, or let a method work on it, and refuse what would be wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.errors import CheckpointError, NonFinite
 from paramdelta_dist.execution.reader import FetchedTile
 from paramdelta_dist.execution.watching import Watcher
 from paramdelta_dist.kernels.blocks import Subject
-from paramdelta_dist.kernels.blockwise import BlockRunner
-from paramdelta_dist.kernels.device import DeviceMerger
-from paramdelta_dist.kernels.merging import Merger, view
+from paramdelta_dist.kernels.compiled import Values, add_deltas, is_finite
 from paramdelta_dist.methods import Sweep, find_method
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.runs import Run
 from paramdelta_dist.planning.settings import Settings
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.storage import StorageConfig, redact
+
+if TYPE_CHECKING:  # torch takes longer to import than many a merge takes
+    from paramdelta_dist.execution.torch_making import TorchMaker
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,8 @@ class TileMaker:
     them; one a thread."""
 
     def __init__(self, job: Job, shard: Shard) -> None:
-        self._job, self._settings, self._device = job, shard.settings, torch.device(job.device)
-        self._mergers: dict[tuple[float, ...], Merger | DeviceMerger] = {}
-        self._runners: dict[str, BlockRunner] = {}
+        self._job, self._settings = job, shard.settings
+        self._torch: TorchMaker | None = None
 
     def make(self, fetched: FetchedTile, out: memoryview, statistics: tuple[Any, ...] | None = None) -> int:
         """Fill `out` with the tile. Returns how many elements are NaN or infinite, where the recipe lets them through.
@@ -69,99 +67,46 @@ class TileMaker:
                 self._copy(fetched, segment, piece)
                 continue
             settings = self._settings[segment.run.settings]
-            method = find_method(settings.method)
-            if method.weights is not None:
-                nonfinite += self._merge(fetched, segment, piece, settings)
+            sources = [_values(fetched, segment, model) for model in range(len(self._job.models))]
+            if find_method(settings.method).weights is not None:
+                count, first = self._sum(segment, piece, settings, sources)
             else:
                 whole = segment.run.sweeps == 0 or (segment.first, segment.last) == (0, segment.run.elements)
-                nonfinite += self._apply(fetched, segment, piece, settings, None if whole else statistics)
+                count, first = self._with_torch().apply(
+                    segment, Values(piece, segment.run.dtype), settings, sources, None if whole else statistics
+                )
+            if count and not self._job.allow_nonfinite:
+                raise NonFinite(self._nonfinite_message(segment, first, sources))
+            nonfinite += count
         return nonfinite
 
     def look(self, fetched: FetchedTile, segment: Segment, sweep: Sweep, statistics: tuple[Any, ...]) -> list[Any]:
         """The partials of a segment's blocks, in order; a single one where they may be added up as they come."""
-        settings = self._settings[segment.run.settings]
-        subject = subject_of(segment.run, settings, statistics)
-        partials: list[Any] = []
-        for block in _blocks(segment):
-            base, terms, _ = self._inputs(fetched, block, settings)
-            dtype = _torch_dtype(segment.run.dtype)
-            partial = self._runner(settings).collect(sweep.collect, subject, block.first, dtype, base, terms)
-            if partials and sweep.exact:
-                partials[-1] = sweep.combine(partials[-1], partial)
-            else:
-                partials.append(partial)
-        return partials
+        sources = [_values(fetched, segment, model) for model in range(len(self._job.models))]
+        return self._with_torch().look(segment, sources, self._settings[segment.run.settings], sweep, statistics)
 
-    def _merge(self, fetched: FetchedTile, segment: Segment, piece: memoryview, settings: Settings) -> int:
-        """The fast path: a sum of weighted deltas."""
+    def _with_torch(self) -> TorchMaker:
+        if self._torch is None:
+            from paramdelta_dist.execution.torch_making import TorchMaker
+
+            self._torch = TorchMaker(self._job.device, self._job.statistics)
+        return self._torch
+
+    def _sum(self, segment: Segment, piece: memoryview, settings: Settings, sources: Sequence[Values | None]) -> tuple[int, int]:
+        """The fast path: a sum of weighted deltas. Returns how many elements are not finite, and the place of the first."""
         method = find_method(settings.method)
         assert method.weights is not None
         weights = tuple(method.weights(settings.parameters, [term.values for term in settings.terms]))
-        base, terms, sources = self._inputs(fetched, segment, settings)
+        base, terms = inputs_of(segment, settings, sources)
         assert base is not None
-        deltas = [(post, old) for post, old in terms if old is not None]
-        count, first = self._merger(weights).merge(view(piece, _torch_dtype(segment.run.dtype)), base, deltas)
-        if count and not self._job.allow_nonfinite:
-            raise NonFinite(self._nonfinite_message(segment, first, sources))
-        return count
+        out, deltas = Values(piece, segment.run.dtype), [(post, old) for post, old in terms if old is not None]
+        return (add_deltas if self._job.device == "cpu" else self._with_torch().sum)(out, base, deltas, weights)
 
-    def _apply(
-        self, fetched: FetchedTile, segment: Segment, piece: memoryview, settings: Settings, statistics: tuple[Any, ...] | None
-    ) -> int:
-        """Any other method, block by block; without `statistics` the sweeps over the tensor, all of which is here, come first."""
-        apply = find_method(settings.method).apply
-        assert apply is not None, f"{settings.method} computes nothing"
-        if statistics is None:
-            statistics = self._job.statistics
-            for sweep in settings.sweeps[len(statistics) :]:
-                total = None
-                for block in _blocks(segment):
-                    (partial,) = self.look(fetched, block, sweep, statistics)
-                    total = partial if block.first == 0 else sweep.combine(total, partial)
-                statistics += (sweep.finish(total, subject_of(segment.run, settings, statistics)),)
-        subject, out, count = subject_of(segment.run, settings, statistics), view(piece, _torch_dtype(segment.run.dtype)), 0
-        begin = segment.run.tensors[0].first
-        for block in _blocks(segment):
-            base, terms, sources = self._inputs(fetched, block, settings)
-            target = out[block.first - segment.first : block.last - segment.first]
-            more, first = self._runner(settings).apply(apply, subject, begin + block.first, target, base, terms)
-            if more and not self._job.allow_nonfinite:
-                raise NonFinite(self._nonfinite_message(block, first, sources))
-            count += more
-        return count
-
-    def _merger(self, weights: tuple[float, ...]) -> Merger | DeviceMerger:
-        if self._device.type == "cpu":  # scratch is shared by all weights
-            merger = self._mergers.setdefault((), Merger((), self._device))
-            merger.weights = weights
-            return merger
-        if weights not in self._mergers:
-            self._mergers[weights] = DeviceMerger(weights, self._device)
-        return self._mergers[weights]
-
-    def _runner(self, settings: Settings) -> BlockRunner:
-        if settings.method not in self._runners:
-            method = find_method(settings.method)
-            self._runners[settings.method] = BlockRunner(method.scratch, self._device, wide=method.wide)
-        return self._runners[settings.method]
-
-    def _inputs(
-        self, fetched: FetchedTile, segment: Segment, settings: Settings
-    ) -> tuple[torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor | None]], list[torch.Tensor | None]]:
-        """The base, the (post, base) pairs, and the models' values of a segment, as stored."""
-        sources = [self._values(fetched, segment, model) for model in range(len(self._job.models))]
-        base = _required(sources, 0, segment.run) if settings.based else None
-        terms = [
-            (_required(sources, term.post, segment.run), None if term.base is None else _required(sources, term.base, segment.run))
-            for term in settings.terms
-        ]
-        return base, terms, sources
-
-    def _nonfinite_message(self, segment: Segment, place: int, sources: Sequence[torch.Tensor | None]) -> str:
+    def _nonfinite_message(self, segment: Segment, place: int, sources: Sequence[Values | None]) -> str:
         urls = [
             redact(url)
             for url, values in zip(self._job.models, sources, strict=True)
-            if values is not None and not torch.isfinite(values[place])
+            if values is not None and not is_finite(values, place)
         ]
         tensor, element = segment.run.tensor_at(segment.first + place)
         cause = f"it is not finite in {', '.join(urls)}" if urls else f"it is too large for {tensor.dtype}; write a wider dtype"
@@ -173,7 +118,7 @@ class TileMaker:
     def _copy(self, fetched: FetchedTile, segment: Segment, piece: memoryview) -> None:
         """Take the tensor from the first model that has it; rows of a vocabulary are in that model's dtype, not yet the output's."""
         width = DTYPES[segment.run.dtype].itemsize
-        for block in _blocks(segment):
+        for block in segment.blocks():
             target = piece[(block.first - segment.first) * width : (block.last - segment.first) * width]
             copied = False
             for model, url in enumerate(self._job.models):
@@ -185,7 +130,7 @@ class TileMaker:
                     if source.dtype == segment.run.dtype:
                         target[:] = data
                     else:
-                        view(target, _torch_dtype(segment.run.dtype)).copy_(view(data, _torch_dtype(source.dtype)))
+                        add_deltas(Values(target, segment.run.dtype), Values(data, source.dtype), [], [])
                 elif data != target:
                     differing = next(place for place, (one, other) in enumerate(zip(data, target, strict=True)) if one != other)
                     tensor, _ = segment.run.tensor_at(block.first + differing // width)
@@ -195,9 +140,19 @@ class TileMaker:
                     )
             assert copied, f"{segment.run.tensors[0].name} is of no model"
 
-    def _values(self, fetched: FetchedTile, segment: Segment, model: int) -> torch.Tensor | None:
-        data, source = fetched.source(segment, model), segment.run.sources[model]
-        return None if data is None or source is None else view(data, _torch_dtype(source.dtype))
+
+def inputs_of(
+    segment: Segment, settings: Settings, sources: Sequence[Values | None]
+) -> tuple[Values | None, list[tuple[Values, Values | None]]]:
+    """The base and the (post, base) pairs of a segment, of what the models have there."""
+
+    def required(model: int) -> Values:
+        found = sources[model]
+        assert found is not None, f"{segment.run.tensors[0].name} of model {model} was not planned"
+        return found
+
+    base = required(0) if settings.based else None
+    return base, [(required(term.post), None if term.base is None else required(term.base)) for term in settings.terms]
 
 
 def subject_of(run: Run, settings: Settings, statistics: tuple[Any, ...]) -> Subject:
@@ -207,19 +162,6 @@ def subject_of(run: Run, settings: Settings, statistics: tuple[Any, ...]) -> Sub
     return Subject(tensor.name, tensor.shape, settings.parameters, values, numbers, statistics)
 
 
-def _blocks(segment: Segment) -> Iterator[Segment]:
-    """A segment, whose start is where a block starts, as blocks."""
-    for first in range(segment.first, segment.last, segment.run.block):
-        yield Segment(segment.run, first, min(first + segment.run.block, segment.last))
-
-
-def _required(sources: Sequence[torch.Tensor | None], model: int, run: Run) -> torch.Tensor:
-    found = sources[model]
-    assert found is not None, f"{run.tensors[0].name} of model {model} was not planned"
-    return found
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, DTYPES[name].torch)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
+def _values(fetched: FetchedTile, segment: Segment, model: int) -> Values | None:
+    data, source = fetched.source(segment, model), segment.run.sources[model]
+    return None if data is None or source is None else Values(data, source.dtype)

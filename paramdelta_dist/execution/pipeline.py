@@ -20,7 +20,6 @@ from paramdelta_dist.execution.making import Job, TileMaker, subject_of
 from paramdelta_dist.execution.metering import METER, STAGE_SECONDS
 from paramdelta_dist.execution.reader import Fetching, Reader, TileReader, buffer_size
 from paramdelta_dist.execution.watching import Watch
-from paramdelta_dist.kernels.merging import one_thread
 from paramdelta_dist.methods import Sweep
 from paramdelta_dist.planning.memory import LOCAL_READERS, OUTPUTS, REQUESTS_IN_FLIGHT
 from paramdelta_dist.planning.plan import Shard
@@ -162,7 +161,7 @@ def tile_reader(job: Job, shard: Shard) -> Iterator[TileReader]:
 def tile_pipeline(job: Job, shard: Shard, reader: Reader, watch: Watch | None = None) -> Iterator[TilePipeline]:
     """A pipeline for the tiles of a shard, at which `watch` looks. Its threads are gone when it is left."""
     outputs = BufferPool(job.tile_size, pinned=job.device == "cuda")
-    makers = ThreadPoolExecutor(job.threads, thread_name_prefix="make", initializer=one_thread)
+    makers = ThreadPoolExecutor(job.threads, thread_name_prefix="make")
     try:
         yield TilePipeline(job, shard, reader, outputs, makers, watch)
     finally:

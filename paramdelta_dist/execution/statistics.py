@@ -18,7 +18,6 @@ from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.pipeline import tile_pipeline, tile_reader
 from paramdelta_dist.execution.receipts import FOLDER
 from paramdelta_dist.kernels.blocks import Subject
-from paramdelta_dist.kernels.partials import decode, encode
 from paramdelta_dist.methods import Scope, Sweep
 from paramdelta_dist.planning.plan import MergePlan, Shard
 from paramdelta_dist.planning.tiles import Step, cut_tiles
@@ -186,11 +185,15 @@ def _folded(sweep: Sweep, totals: Sequence[Any]) -> Any:
 
 
 def _keep(store: Store, name: str, fingerprint: str, value: Any) -> None:
+    from paramdelta_dist.kernels.partials import encode  # here: most merges have no use for torch
+
     store.write(name, render_document({"fingerprint": fingerprint, "value": encode(value)}))
 
 
 def _kept(store: Store, name: str, fingerprint: str) -> tuple[Any] | None:
     """What was kept under a name for this plan; None where there is nothing that can be trusted."""
+    from paramdelta_dist.kernels.partials import decode
+
     try:
         document: Mapping[str, Any] = read_document(store, name)
     except (NotFound, IntegrityError):

@@ -34,7 +34,7 @@ class BlockRunner:
     def apply(
         self, function: Callable[[Block], None], subject: Subject, first: int, out: torch.Tensor, base: torch.Tensor | None, terms: Inputs
     ) -> tuple[int, int]:
-        """Fill out[n] with what `function` makes of the block. Returns what `Merger.merge` does."""
+        """Fill out[n] with what `function` makes of the block. Returns how many elements are not finite, and the place of the first."""
         block = self._block(subject, first, out.numel(), out.dtype, base, terms)
         function(block)
         unusual = not surely_below(block.acc, overflow_limit(out.dtype, block.acc.dtype))

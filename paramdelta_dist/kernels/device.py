@@ -17,7 +17,8 @@ from types import ModuleType
 import torch
 
 from paramdelta_dist.errors import EngineError
-from paramdelta_dist.kernels.merging import DEVICE_BLOCK, DEVICE_PADDING, Merger
+from paramdelta_dist.kernels.compiled import add_deltas
+from paramdelta_dist.kernels.merging import DEVICE_BLOCK, DEVICE_PADDING, Merger, values_of
 from paramdelta_dist.sizes import format_memory
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def unpin(buffer: mmap.mmap | memoryview) -> None:
 
 
 class DeviceMerger:
-    """`Merger` for runs in host memory, computed on a GPU to the same bytes. One per thread."""
+    """`compiled.add_deltas` for tensors in host memory, computed on a GPU to the same bytes. One per thread."""
 
     def __init__(self, weights: Sequence[float], device: torch.device, *, fused: bool = True) -> None:
         """With `fused`, kernels/fused.py computes wherever it is seen to work, else plain torch."""
@@ -54,7 +55,7 @@ class DeviceMerger:
         self._lanes = [_Lane(device, Merger(weights, device)) for _ in range(2)]
         self._magnitudes: dict[torch.dtype, torch.Tensor] = {}
         self._kernel = _fused_kernel() if fused else None
-        if self._kernel is not None and (fault := self._fault(Merger(weights, torch.device("cpu")))):
+        if self._kernel is not None and (fault := self._fault()):
             log.warning("computing on the GPU in plain torch, because the fused kernel does not work here: %s", fault)
             self._kernel = None
 
@@ -64,7 +65,7 @@ class DeviceMerger:
         base: torch.Tensor,
         deltas: Sequence[tuple[torch.Tensor, torch.Tensor]],
     ) -> tuple[int, int]:
-        """Write the merge of base[n] and the (post[n], base[n]) pairs to out[n], all in host memory; see `Merger.merge`."""
+        """Write the merge of base[n] and the (post[n], base[n]) pairs to out[n], all in host memory; returns what `add_deltas` does."""
         slots: dict[tuple[int, torch.dtype], int] = {}
         inputs: list[torch.Tensor] = []
 
@@ -94,7 +95,7 @@ class DeviceMerger:
                 lane.drain()  # after an error too: nothing may still use the caller's memory
         return count, first
 
-    def _fault(self, reference: Merger) -> str:
+    def _fault(self) -> str:
         """What is wrong with the fused kernel on this machine; empty if it gives the CPU's bytes on numbers of every kind.
 
         Triton needs a C compiler and Python's headers, and no test has seen every GPU, driver and version of it.
@@ -112,7 +113,10 @@ class DeviceMerger:
             counted = self.merge(out, base, deltas)
         except Exception as error:  # whatever goes wrong in a compiler
             return f"{type(error).__name__}: {error}"
-        same = counted == reference.merge(expected, base, deltas) and torch.equal(out.view(torch.int16), expected.view(torch.int16))
+        reference = add_deltas(
+            values_of(expected), values_of(base), [(values_of(post), values_of(old)) for post, old in deltas], self.weights
+        )
+        same = counted == reference and torch.equal(out.view(torch.int16), expected.view(torch.int16))
         return "" if same else "its results are not the CPU's"
 
     def _start(self, lane: _Lane, out: torch.Tensor, inputs: list[torch.Tensor], pairs: tuple[tuple[int, int], ...]) -> None:

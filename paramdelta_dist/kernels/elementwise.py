@@ -15,18 +15,13 @@ SCRATCH = 3
 """Blocks that `add_delta` needs besides its accumulator."""
 
 
-def add_delta(
-    acc: torch.Tensor, post: torch.Tensor, base: torch.Tensor, weight: float, scratch: Sequence[torch.Tensor], *, shortcuts: bool
-) -> None:
+def add_delta(acc: torch.Tensor, post: torch.Tensor, base: torch.Tensor, weight: float, scratch: Sequence[torch.Tensor]) -> None:
     """acc[n] += weight · (post[n] − base[n]), in place, using the three blocks[n] of `scratch` in acc's dtype.
 
     The delta is taken negated and subtracted: an element that post-training left alone then leaves acc alone to the
     last bit, even where acc is −0.0. For weight 1, acc = base, to the sign of a zero, gives exactly post: those elements
     are selected. In float32, which serves 16-bit tensors alone, the others carry along what rounding took from the
-    subtraction. Where acc = base that gives post too (Dekker's Fast2Sum for |base| ≥ |post|, Sterbenz's lemma otherwise),
-    unless post is −0.0, or the subtraction overflows or meets what is not finite and so gives NaN. Therefore, with
-    `shortcuts`, selecting is left out (which is faster) in a block without −0.0 in post, and the caller takes NaN among
-    the results as the sign to compute the block again without. So no element depends on what else is in its block.
+    subtraction (Dekker's Fast2Sum for |base| ≥ |post|, Sterbenz's lemma otherwise).
     """
     x, y, z = scratch
     minuend, subtrahend = (base, post) if weight > 0 else (post, base)
@@ -35,25 +30,18 @@ def add_delta(
     if weight != 1:
         acc.sub_(y.sub_(x).mul_(abs(weight)))
         return
-    wide = acc.dtype == torch.float64
-    unchanged = _identical(acc, y) if wide or not shortcuts or _has_negative_zero(post) else None
+    unchanged = _identical(acc, y)
     torch.sub(y, x, out=z)
     acc.sub_(z)
-    if not wide:
+    if acc.dtype == torch.float32:
         acc.sub_(y.sub_(z).sub_(x))
-    if unchanged is not None:
-        torch.where(unchanged, x, acc, out=acc)
+    torch.where(unchanged, x, acc, out=acc)
 
 
 def _identical(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     """Where one[n] and two[n] are the same number: zeros of the same sign, and never a NaN, whose bits mean nothing."""
     bits = torch.int64 if one.dtype == torch.float64 else torch.int32
     return torch.eq(one, two).logical_and_(torch.eq(one.view(bits), two.view(bits)))
-
-
-def _has_negative_zero(values: torch.Tensor) -> bool:
-    """Whether −0.0 is among 16-bit values[n]: its bits are the least 16-bit integer, so one cheap reduction tells."""
-    return values.view(torch.int16).amin().item() == torch.iinfo(torch.int16).min
 
 
 def surely_below(acc: torch.Tensor, limit: float) -> bool:

@@ -1,4 +1,4 @@
-"""Adding weighted deltas to one run of elements: blocks through the compute dtype, one rounding at the end. All memory is made once."""
+"""Adding weighted deltas in plain torch: what a GPU does where Triton is missing, to the bytes of compiled.py. Memory is made once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 import torch
 
 from paramdelta_dist.kernels.blocks import BLOCK
-from paramdelta_dist.kernels.elementwise import SCRATCH, add_delta, overflow_limit, surely_below
+from paramdelta_dist.kernels.compiled import Values
+from paramdelta_dist.kernels.elementwise import SCRATCH, add_delta
 
 DEVICE_BLOCK = 1 << 22
 """Elements of a block on a GPU: copies long enough to hide what starting one costs."""
 DEVICE_PADDING = 1 << 11
 """On a GPU a block has room for a multiple of this many elements, what one program of the fused kernel computes."""
+
+_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
 # Stores hand out read-only memory; nothing here writes to an input, so torch need not warn that it could.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -31,6 +34,11 @@ def one_thread() -> None:
     """Compute in the calling thread alone: parallelism is threads that make tiles, and more inside each operation would
     fight over the same cores."""
     torch.set_num_threads(1)
+
+
+def values_of(tensor: torch.Tensor) -> Values:
+    """A contiguous tensor in host memory as the compiled kernels see it; no copy."""
+    return Values(tensor.view(torch.uint8).numpy().data, _NAMES[tensor.dtype])
 
 
 def view(buffer: memoryview, dtype: torch.dtype) -> torch.Tensor:
@@ -65,35 +73,20 @@ class Merger:
         its bits would otherwise be those of the instructions that happened to make it.
         """
         dtype = compute_dtype([out.dtype, base.dtype, *(tensor.dtype for pair in deltas for tensor in pair)])
-        size, limit = self._scratch(dtype)[0].numel(), overflow_limit(out.dtype, dtype)
+        size = self._scratch(dtype)[0].numel()
         posts, olds = ([torch.split(tensor, size) for tensor in tensors] for tensors in zip(*deltas, strict=True)) if deltas else ((), ())
         count = first = 0
         for number, (written, start) in enumerate(zip(torch.split(out, size), torch.split(base, size), strict=True)):
-            pairs = [(post[number], old[number]) for post, old in zip(posts, olds, strict=True)]
-            acc = self._block(dtype, start, pairs, shortcuts=True)
-            unusual = not surely_below(acc, limit)
-            if unusual:
-                acc = self._block(dtype, start, pairs, shortcuts=False)
+            acc, *scratch = (block[: start.numel()] for block in self._scratch(dtype))
+            acc.copy_(start)
+            for post, old, weight in zip(posts, olds, self.weights, strict=True):
+                add_delta(acc, post[number], old[number], weight, scratch)
             written.copy_(acc)
-            if unusual:
-                written.masked_fill_(written.isnan(), math.nan)
-                wrong = torch.nonzero(~torch.isfinite(written))
-                first = number * size + int(wrong[0]) if count == 0 and len(wrong) else first
-                count += len(wrong)
+            written.masked_fill_(written.isnan(), math.nan)
+            wrong = torch.nonzero(~torch.isfinite(written))
+            first = number * size + int(wrong[0]) if count == 0 and len(wrong) else first
+            count += len(wrong)
         return count, first
-
-    def _block(
-        self, dtype: torch.dtype, base: torch.Tensor, deltas: Sequence[tuple[torch.Tensor, torch.Tensor]], *, shortcuts: bool
-    ) -> torch.Tensor:
-        """The result for one block, in the compute dtype and in memory that the next block overwrites."""
-        blocks = self._scratch(dtype)
-        if base.numel() < blocks[0].numel():
-            blocks = [block[: base.numel()] for block in blocks]
-        acc, *scratch = blocks
-        acc.copy_(base)
-        for (post, old), weight in zip(deltas, self.weights, strict=True):
-            add_delta(acc, post, old, weight, scratch, shortcuts=shortcuts)
-        return acc
 
     def _scratch(self, dtype: torch.dtype) -> list[torch.Tensor]:
         if dtype not in self._blocks:

@@ -39,6 +39,11 @@ class Segment(NamedTuple):
     first: int
     last: int
 
+    def blocks(self) -> Iterator[Segment]:
+        """It, which starts where a block starts, as the blocks of its run."""
+        for first in range(self.first, self.last, self.run.block):
+            yield Segment(self.run, first, min(first + self.run.block, self.last))
+
 
 class Tile(NamedTuple):
     """Output bytes [start, stop) of a shard's file, made of whole segments in order."""

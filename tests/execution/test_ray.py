@@ -11,6 +11,7 @@ import ray
 import torch
 
 from paramdelta_dist import api
+from paramdelta_dist.api import crew, sizing
 from paramdelta_dist.errors import EngineError, NonFinite
 from paramdelta_dist.execution import ray as ray_engine
 from paramdelta_dist.execution import ray_cluster
@@ -64,7 +65,7 @@ def test_an_error_of_the_input_comes_out_as_itself_and_ends_the_job(tmp_path):
 @pytest.mark.usefixtures("on_shared_ray")
 def test_workers_that_cannot_be_placed_end_with_a_diagnosis(models, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_engine, "PATIENCE_SECONDS", 2.0)
-    monkeypatch.setattr(api, "RAY_WORKER_MEMORY", 1 << 50)
+    monkeypatch.setattr(sizing, "RAY_WORKER_MEMORY", 1 << 50)
     real = api.plan_workers
 
     def greedy(*arguments, **options):
@@ -72,7 +73,7 @@ def test_workers_that_cannot_be_placed_end_with_a_diagnosis(models, tmp_path, mo
 
         return replace(real(*arguments, **options), projected=1 << 45)
 
-    monkeypatch.setattr(api, "plan_workers", greedy)
+    monkeypatch.setattr(crew, "plan_workers", greedy)
     with pytest.raises(EngineError, match=r"(?s)no worker could be started.*1 CPU and 32 TiB of memory.*--memory") as raised:
         api.merge(recipe(*models, tmp_path / "out"), engine="ray", workers=1)
     assert raised.value.exit_code == 75

@@ -5,13 +5,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta_dist.kernels import merging
+from paramdelta_dist.kernels import compiled, merging
 from paramdelta_dist.kernels.elementwise import overflow_limit
-from paramdelta_dist.kernels.merging import Merger, view
+from paramdelta_dist.kernels.merging import Merger, values_of, view
 from paramdelta_dist.planning import memory
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def _implementation(request, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.IMPLEMENTATION", request.param)
+
+
+IMPLEMENTATION = ""
 
 
 def bits(tensor):
@@ -31,8 +39,14 @@ def numbers(seed, n, dtype, spread=20.0):
 
 def merge(out_dtype, base, deltas, weights):
     out = torch.empty(base.shape, dtype=out_dtype)
-    count, first = Merger(weights, torch.device("cpu")).merge(out, base, deltas)
-    return out, (count, first)
+    if IMPLEMENTATION == "torch":
+        return out, Merger(weights, torch.device("cpu")).merge(out, base, deltas)
+    return out, compiled.add_deltas(values_of(out), values_of(base), [(values_of(post), values_of(old)) for post, old in deltas], weights)
+
+
+def set_block(monkeypatch, block):
+    for module in (compiled, merging):
+        monkeypatch.setattr(module, "BLOCK", block)
 
 
 def oracle(out_dtype, base, deltas, weights):
@@ -121,7 +135,7 @@ def test_real_weights_round_to_the_float64_result_in_all_but_a_few_in_a_million(
 def test_the_block_size_does_not_change_a_bit(monkeypatch, dtype, block):
     base, post, old = (numbers(s, 10_001, dtype, spread=10) for s in (1, 2, 3))
     whole, _ = merge(dtype, base, [(post, old), (old, post)], [0.7, 1.0])
-    monkeypatch.setattr(merging, "BLOCK", block)
+    set_block(monkeypatch, block)
     cut, _ = merge(dtype, base, [(post, old), (old, post)], [0.7, 1.0])
     assert torch.equal(bits(whole), bits(cut))
 
@@ -174,7 +188,7 @@ def test_what_else_is_in_a_block_changes_no_element_however_extreme(monkeypatch,
     rows = torch.tensor([(b, p, o) for b in extremes for p in extremes for o in extremes], dtype=dtype)
     base, post, old = (rows[:, i].contiguous() for i in range(3))
     together, counted = merge(dtype, base, [(post, old)], [1.0])
-    monkeypatch.setattr(merging, "BLOCK", 1)
+    set_block(monkeypatch, 1)
     alone, counted_alone = merge(dtype, base, [(post, old)], [1.0])
     assert torch.equal(bits(together), bits(alone))
     assert counted == counted_alone
@@ -208,6 +222,11 @@ def test_the_memory_plan_knows_the_kernels_block():
 def test_inputs_are_left_as_they_are():
     base, post, old = (numbers(s, 1000, torch.bfloat16) for s in (1, 2, 3))
     copies = [t.clone() for t in (base, post, old)]
-    out = torch.empty_like(base)
-    Merger([0.5], torch.device("cpu")).merge(out, base, [(post, old)])
+    merge(torch.bfloat16, base, [(post, old)], [0.5])
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip((base, post, old), copies, strict=True))
+
+
+def test_kernels_are_compiled_where_nothing_can_be_kept():
+    scope = {}
+    exec("def twice(number): return 2 * number", scope)  # of no file, so there is no place for it
+    assert compiled._compiled(scope["twice"])(21) == 42

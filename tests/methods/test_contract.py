@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from paramdelta_dist import api
+from paramdelta_dist.api import crew
 from paramdelta_dist.errors import RecipeError
 from paramdelta_dist.kernels import blocks
 from paramdelta_dist.kernels.blocks import Subject
@@ -40,7 +41,8 @@ def sized(monkeypatch):
     real = api.plan_workers
 
     def set_to(**what):
-        monkeypatch.setattr(api, "plan_workers", lambda *args, **more: replace(real(*args, **more), **what))
+        for room in (api, crew):
+            monkeypatch.setattr(room, "plan_workers", lambda *args, **more: replace(real(*args, **more), **what))
 
     return set_to
 

@@ -1,0 +1,94 @@
+"""Analyzing the deltas of a recipe: one reading of its inputs, tables and a page."""
+
+from __future__ import annotations
+
+import glob
+import time
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from paramdelta_dist._version import __version__
+from paramdelta_dist.api.collector import collector_paused
+from paramdelta_dist.api.crew import Means
+from paramdelta_dist.api.engines import Engine
+from paramdelta_dist.api.observing import Observer, Unobserved
+from paramdelta_dist.api.planning import plan
+from paramdelta_dist.api.sizing import page_memory
+from paramdelta_dist.checkpoint import open_checkpoint
+from paramdelta_dist.checkpoint.rules import Selection
+from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
+from paramdelta_dist.errors import UsageError
+from paramdelta_dist.recipe import Recipe, of_deltas, weights_of
+from paramdelta_dist.storage import inside, normalize, open_store, redact
+from paramdelta_dist.template import is_template
+
+if TYPE_CHECKING:
+    from paramdelta_dist.analysis.survey import ShardSurvey
+
+
+def analyze(
+    recipe: Recipe,
+    output: str | None = None,
+    *,
+    engine: Engine = "local",
+    workers: int | None = None,
+    memory: int | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """What the deltas of a recipe are, from one reading of its inputs: tables and a page, written to the folder `output`.
+
+    `output` is by default the folder `analysis` of this directory. `memory` bounds, in bytes, this process (local) or each
+    worker (ray). Returns a document of the most important figures. Raises ParamDeltaErrors only,
+    such as HomologyError where the models do not fit together; nothing is written then.
+    """
+    began, observer = time.monotonic(), observer or Unobserved()
+    folder = normalize(output or "analysis")
+    if not is_template(recipe.output) and inside(folder, recipe.output):
+        raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
+    store = open_store(folder, recipe.storage_config)
+    merge_plan, _ = plan(_comparable(recipe))
+    crew = Means(engine, workers, memory).crew(merge_plan, writes=False, besides=page_memory(merge_plan))
+    sizing = crew.sizing
+    with collector_paused():
+        from paramdelta_dist.analysis.publish import publish
+        from paramdelta_dist.analysis.statistics import Statistics, describe
+        from paramdelta_dist.analysis.survey import SurveyJob, SurveyUnit, joined, survey_shard
+
+    subject = describe(merge_plan, weights_of(recipe))
+    units = [SurveyUnit(shard) for shard in merge_plan.shards]
+    job = SurveyJob(
+        merge_plan.models, subject.vectors, recipe.storage_config, sizing.tile_size, sizing.tiles_in_flight, threads=sizing.threads
+    )
+    surveys: dict[str, ShardSurvey] = {}
+    with crew.executor() as executor:
+        observer.started(
+            "analyzing",
+            sum(unit.size for unit in units),
+            details={"shards": len(units), "memory": asdict(sizing)},
+        )
+        with closing(executor.run(survey_shard, job, units, advance=observer.advanced)) as results:
+            for survey in results:
+                surveys[survey.file] = survey
+                observer.finished(survey)
+    statistics = Statistics(subject, *joined(merge_plan, subject.vectors, surveys))
+    seconds = time.monotonic() - began
+    run = {
+        "engine": engine,
+        "version": __version__,
+        "workers": min(executor.workers, len(units)) * sizing.threads,
+        "bytes_read": sum(survey.bytes_read for survey in surveys.values()),
+        "requests": sum(survey.requests for survey in surveys.values()),
+        "seconds": round(seconds, 3),
+        "peak_memory": max(survey.peak_memory for survey in surveys.values()),
+        "projected_memory": sizing.projected,
+        "retries": executor.retries,
+    }
+    return publish(store, statistics, run)
+
+
+def _comparable(recipe: Recipe) -> Recipe:
+    """The recipe that reads all deltas whole, without embeddings and heads whose rows need not belong to the same tokens."""
+    selection, base = Selection(recipe.include, recipe.exclude), open_checkpoint(recipe.base, recipe.storage_config)
+    rowed = [name for name in base.tensors if is_vocabulary_tensor(name) and (recipe.vocab != "strict" or not selection.has(name))]
+    return of_deltas(recipe).model_copy(update={"exclude": tuple(map(glob.escape, rowed))})

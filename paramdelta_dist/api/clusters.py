@@ -1,0 +1,146 @@
+"""Merges as jobs on a cluster: submitted, listed, followed, stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from paramdelta_dist.api.crew import Means
+from paramdelta_dist.api.engines import Device
+from paramdelta_dist.api.planning import plan, series_of
+from paramdelta_dist.errors import CredentialsError, IntegrityError, OutputOccupied, StorageError, UsageError
+from paramdelta_dist.execution.output import look
+from paramdelta_dist.jobs import connect, watching
+from paramdelta_dist.jobs.naming import parse_job_id
+from paramdelta_dist.jobs.parcel import check_ship
+from paramdelta_dist.jobs.reading import Listener, Silent
+from paramdelta_dist.jobs.submitting import Submission
+from paramdelta_dist.jobs.submitting import submit as submit_job
+from paramdelta_dist.planning import MergePlan
+from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.storage import open_store, redact, scheme_of
+
+
+def submit(
+    recipe: Recipe,
+    *,
+    address: str | None = None,
+    ship: str = "image",
+    check: bool = True,
+    wait: bool = True,
+    workers: int | None = None,
+    memory: int | None = None,
+    device: Device = "auto",
+    overwrite: bool = False,
+    patience: float | None = None,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Run a merge as a job on a Ray cluster, and with `wait` follow it to its end.
+
+    The same merge into the same output is the same job: one that runs is joined, one that failed or was stopped is followed
+    by its next attempt, and what is done already is not submitted. With `check` the plan is made here first, unless the
+    inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `patience` as in `merge`, `ship` as in
+    `parcel.pack`.
+
+    Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
+    `exit_code` when it is over, and the merge's `result` or the `error`. Raises what a wrong recipe or plan raises,
+    EngineError when the cluster cannot be reached or is lost, Interrupted on Ctrl-C, which leaves the job running.
+    """
+    listener, means = listener or Silent(), Means("ray", workers, memory, device, patience)
+    check_ship(ship)
+    seen = _look_ahead(recipe, means, overwrite, listener) if check else _Seen()
+    if seen.state == "finished":
+        return {"state": "nothing to do", "job": None, "exit_code": 0, "output": seen.output, "fingerprint": seen.fingerprint}
+    cluster = connect(address)
+    local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
+    if local:
+        listener.note(f"{local[0]} is a local path: every node of the cluster must see the same files there")
+    begun = seen.state == "begun"
+    made = submit_job(cluster, Submission(recipe, seen.fingerprint, _options(means), overwrite=overwrite, begun=begun, ship=ship))
+    for note in made.notes:
+        listener.note(note)
+    listener.note(f"job {made.name} {'runs already' if made.joined else 'submitted'} on {redact(cluster.url)}")
+    document = watching.watch(cluster, str(made.name), listener) if wait else watching.look(cluster, str(made.name))
+    return {**document, "joined": made.joined, "fingerprint": seen.fingerprint}
+
+
+def list_jobs(address: str | None = None) -> list[dict[str, Any]]:
+    """The merges that were submitted to a cluster, the latest first."""
+    return sorted(
+        (watching.describe(job) for job in connect(address).jobs() if parse_job_id(job.id)), key=lambda job: job["began"] or 0, reverse=True
+    )
+
+
+def logs(job_id: str, *, address: str | None = None) -> str:
+    """What a job has written so far. Raises NotFound where the cluster knows no such job."""
+    return connect(address).log(_job_id(job_id))
+
+
+def follow(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
+    """Follow a job to its end; returns and raises what `submit` does."""
+    return watching.watch(connect(address), _job_id(job_id), listener or Silent())
+
+
+def stop(job_id: str, *, wait: bool = False, address: str | None = None) -> dict[str, Any]:
+    """Stop a job, which leaves what is finished for the next attempt; with `wait` return when it has ended."""
+    return watching.stop(connect(address), _job_id(job_id), wait=wait)
+
+
+def job_status(job_id: str, *, address: str | None = None) -> dict[str, Any]:
+    """How far a job has come, or how it ended: bytes, shards, rate, workers, retries, seconds left."""
+    return watching.look(connect(address), _job_id(job_id))
+
+
+def _job_id(text: str) -> str:
+    if parse_job_id(text) is None:
+        raise UsageError(f"{text!r} is not the id of a job of ours, such as pdd-0123456789ab-1; `paramdelta-dist jobs` lists them")
+    return text
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What can be known of a merge before it is submitted."""
+
+    fingerprint: str | None = None
+    """None where the plan could not be made from here."""
+    state: Literal["free", "begun", "finished"] = "free"
+    """Of the output."""
+    output: str | None = None
+    """The folder, where the merge is finished."""
+
+
+def _look_ahead(recipe: Recipe, means: Means, overwrite: bool, listener: Listener) -> _Seen:
+    """Plan here what the job will plan there, so that a mistake shows at once; and find out whether there is anything to do."""
+    seen = _Seen()
+    try:
+        merge_plan, _ = plan(recipe)
+        means.crew(merge_plan, points=max(1, len(recipe.points)))
+        seen = _Seen(merge_plan.fingerprint)
+        state = "free" if recipe.sweep else _look(merge_plan, overwrite)
+        if state == "finished" and (series := series_of(recipe)) is not None:
+            series.point(series.find(merge_plan.fingerprint), merge_plan.fingerprint)
+        return replace(seen, state=state, output=redact(merge_plan.recipe.output))
+    except (CredentialsError, StorageError) as error:
+        listener.note(f"not everything can be checked from here, so the cluster will: {error}")
+        return seen
+
+
+def _look(merge_plan: MergePlan, overwrite: bool) -> Literal["free", "begun", "finished"]:
+    """What is in the output of this very merge that is not going to be overwritten."""
+    store = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config)
+    try:
+        state = look(store, merge_plan)
+    except (OutputOccupied, IntegrityError):
+        if overwrite:
+            return "free"
+        raise
+    return "free" if state == "finished" and overwrite else state
+
+
+def _options(means: Means) -> tuple[str, ...]:
+    """The options of `merge` that say the same."""
+    options = [f"--workers={means.workers}"] if means.workers else []
+    options += [f"--memory={means.memory}"] if means.memory else []
+    options += [f"--device={means.device}"] if means.device != "auto" else []
+    options += [f"--patience={max(1, round(means.patience))}s"] if means.patience else []
+    return tuple(options)

@@ -1,0 +1,66 @@
+"""What is going to happen: a recipe and its models become a plan, of a merge or of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from paramdelta_dist.api.collector import collector_paused
+from paramdelta_dist.api.models import check, open_models, read_vocabularies
+from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, find_side_files
+from paramdelta_dist.execution.series import Series
+from paramdelta_dist.planning import MergePlan, build_plan
+from paramdelta_dist.planning.sweep import SweepPlan, build_sweep
+from paramdelta_dist.planning.vocabulary import Vocabularies
+from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.storage import Identity
+from paramdelta_dist.template import is_template
+
+FEW_POINTS = 8
+"""Points of a sweep that are named in a plan."""
+
+
+def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
+    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together.
+
+    Of a sweep, it is that of the first point. Where the recipe's output is a template, the plan's recipe has the folder that
+    it stands for: that of an earlier run of this very merge, else a new one.
+    """
+    if recipe.sweep:
+        sweep, report = plan_sweep(recipe)
+        more = "" if len(sweep.points) <= FEW_POINTS else ", …"
+        names = ", ".join(list(sweep.points)[:FEW_POINTS]) + more
+        note = f"a sweep of {len(sweep.points)} points ({names}), made from one reading; what is said here of writing is for each of them"
+        return sweep.reading, replace(report, notes=(*report.notes, note))
+    with collector_paused():
+        inputs, report = _open_inputs(recipe)
+        made = build_plan(recipe, *inputs)
+        series = series_of(recipe)
+        return (made if series is None else into(made, series.output(series.find(made.fingerprint), made.fingerprint))), report
+
+
+def plan_sweep(recipe: Recipe) -> tuple[SweepPlan, HomologyReport]:
+    """The plan of a recipe with `sweep:`; raises what `plan` does, and UsageError where the points cannot share one reading."""
+    with collector_paused():
+        inputs, report = _open_inputs(recipe)
+        return build_sweep(recipe, *inputs), report
+
+
+def _open_inputs(recipe: Recipe) -> tuple[tuple[dict[str, Checkpoint], Mapping[str, Identity], Vocabularies], HomologyReport]:
+    """All that a plan is made from: the models, the side files of the folder that the tokenizer comes from, and where they are
+    needed vocabularies. Raises HomologyError when the models do not fit together."""
+    models = open_models(recipe)
+    report = check(recipe, models)
+    report.require()
+    source = recipe.tokenizer_url
+    files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
+    return (models, files, read_vocabularies(recipe, models) if recipe.vocab == "by-token" else {}), report
+
+
+def series_of(recipe: Recipe) -> Series | None:
+    return Series(recipe.output, recipe.storage_config) if is_template(recipe.output) else None
+
+
+def into(merge_plan: MergePlan, output: str) -> MergePlan:
+    """The same merge into another folder: where it goes decides nothing of its bytes."""
+    return replace(merge_plan, recipe=merge_plan.recipe.with_output(output))

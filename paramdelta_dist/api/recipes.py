@@ -1,0 +1,41 @@
+"""Recipes and mergekit configs by their path or URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paramdelta_dist import importing
+from paramdelta_dist.errors import InputError, NotFound, UsageError
+from paramdelta_dist.importing import Imported
+from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
+from paramdelta_dist.storage import StorageConfig, normalize, open_store, redact, scheme_of
+
+
+def load_recipe(source: str) -> Recipe:
+    """The recipe in a local file or at a URL. Raises RecipeError, or NotFound where there is none."""
+    return parse_recipe(_read_text(source, "recipe"), where=redact(source))
+
+
+def import_mergekit(source: str, *, output: str) -> Imported:
+    """The recipe that a mergekit config in a local file or at a URL means, and in what the merge differs from mergekit's.
+
+    Raises RecipeError listing all that cannot be mapped.
+    """
+    return importing.import_mergekit(_read_text(source, "mergekit config"), where=redact(source), output=output)
+
+
+def _read_text(source: str, what: str) -> str:
+    url = normalize(source)
+    folder, _, name = url.rpartition("/")
+    if not scheme_of(url) and Path(url).is_dir():
+        raise UsageError(f"{source} is a folder; name the {what}'s YAML file")
+    try:
+        data = open_store(folder or "/", StorageConfig()).read(name, limit=MAX_RECIPE)
+    except NotFound:
+        raise UsageError(f"there is no {what} at {redact(source)}") from None
+    except InputError as error:
+        raise UsageError(str(error)) from None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{redact(source)} is not a text file") from None

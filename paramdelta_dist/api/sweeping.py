@@ -1,0 +1,131 @@
+"""Sweeping: all points of a sweep, each as a merge of it alone would be, from one reading of the inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from paramdelta_dist.api.collector import collector_paused
+from paramdelta_dist.api.crew import Crew, Means
+from paramdelta_dist.api.looking import look_first
+from paramdelta_dist.api.observing import Observer
+from paramdelta_dist.api.planning import plan_sweep
+from paramdelta_dist.api.results import MergeResult, Work, outcome
+from paramdelta_dist.execution.output import Claim, claim, require_shards
+from paramdelta_dist.planning import MergePlan
+from paramdelta_dist.planning.sweep import SweepPlan
+from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.storage import Store, open_store, redact
+
+if TYPE_CHECKING:
+    from paramdelta_dist.execution.receipts import Receipt
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One output of a sweep, as it fills."""
+
+    plan: MergePlan
+    store: Store
+    held: Claim
+    made: list[Receipt] = field(default_factory=list)
+
+    @property
+    def receipts(self) -> dict[str, Receipt]:
+        """Of what is in place, by file."""
+        return {**self.held.receipts, **{receipt.file: receipt for receipt in self.made}}
+
+
+def merge_sweep(recipe: Recipe, means: Means, *, began: float, overwrite: bool, observer: Observer) -> MergeResult:
+    """All points of a sweep; those that are complete are left alone. `began` is when the run did, by the monotonic clock.
+
+    Raises what `merge` raises.
+    """
+    sweep, _ = plan_sweep(recipe)
+    crew = means.crew(sweep.reading, points=len(sweep.points))
+    points = _claim_points(sweep, overwrite=overwrite)
+    unfinished = {name: point for name, point in points.items() if point.held.committed is None}
+    work = _make_missing(sweep, crew, unfinished, observer)
+    effort, again = work.effort(time.monotonic() - began), work.executor.bytes_read_again
+    for point in unfinished.values():
+        _publish_point(point, {**effort, "points": len(points)}, again)
+    documents = _write_down(sweep, recipe, points)
+    output = redact(recipe.output)
+    if not unfinished:
+        return MergeResult(output, "nothing to do", sweep.fingerprint, {"points": documents})
+    receipts = [receipt for point in unfinished.values() for receipt in point.receipts.values()]
+    again += sum(point.held.bytes_read for point in points.values())
+    total = outcome(sweep.reading, receipts, made=len(work.made), bytes_read_again=again)
+    return MergeResult(output, "merged", sweep.fingerprint, {**effort, **total, "points": documents})
+
+
+def _claim_points(sweep: SweepPlan, *, overwrite: bool) -> dict[str, _Point]:
+    """Every point with its folder, claimed; side by side, because each is a matter of waiting for storage."""
+
+    def claimed(merge_plan: MergePlan) -> _Point:
+        store = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config)
+        return _Point(merge_plan, store, claim(store, merge_plan, overwrite=overwrite))
+
+    with ThreadPoolExecutor(len(sweep.points)) as pool:
+        return dict(zip(sweep.points, pool.map(claimed, sweep.points.values()), strict=True))
+
+
+def _make_missing(sweep: SweepPlan, crew: Crew, points: Mapping[str, _Point], observer: Observer) -> Work:
+    """Make the shards that `points` lack."""
+    with collector_paused():  # what computes comes last: a mistake shows without waiting for torch
+        from paramdelta_dist.execution.statistics import Gathered
+        from paramdelta_dist.execution.sweeping import SweepJob, run_sweep_shard, sweep_units
+
+    units = sweep_units(sweep, {name: point.held.receipts for name, point in points.items()})
+    jobs = {name: replace(crew.job(point.plan), models=sweep.models) for name, point in points.items()}
+    total = Gathered()
+    with crew.executor(idle=not units) as executor:
+        for name in {name for unit in units for name in unit.shards}:
+            gathered = look_first(points[name].store, points[name].plan, jobs[name], executor, observer)
+            jobs[name] = replace(jobs[name], statistics=gathered.statistics)
+            total = Gathered((), total.bytes_read + gathered.bytes_read, total.requests + gathered.requests)
+        observer.started(
+            "merging",
+            sum(point.plan.bytes_to_write for point in points.values()),
+            done=sum(receipt.size for point in points.values() for receipt in point.held.receipts.values()),
+            details={"shards": len(sweep.reading.shards), "bytes_to_read": sweep.reading.bytes_to_read, "memory": asdict(crew.sizing)},
+            counts=executor.counts,
+        )
+        with closing(executor.run(run_sweep_shard, SweepJob(jobs), units, advance=observer.advanced)) as results:
+            for receipts in results:
+                for name, receipt in receipts.items():
+                    points[name].made.append(receipt)
+                    observer.finished(receipt)
+    made = [receipt for point in points.values() for receipt in point.made]
+    return Work(crew, executor, total, made, units=len(units))
+
+
+def _publish_point(point: _Point, effort: Mapping[str, Any], bytes_read_again: int) -> None:
+    """Commit one output; `effort` and `bytes_read_again` are those of the whole sweep, which cannot be told apart."""
+    from paramdelta_dist.execution.publish import publish
+
+    receipts, again = point.receipts, bytes_read_again + point.held.bytes_read
+    report = {**effort, **outcome(point.plan, receipts.values(), made=len(point.made), bytes_read_again=again)}
+    publish(point.store, point.plan, require_shards(point.store, receipts), report)
+
+
+def _write_down(sweep: SweepPlan, recipe: Recipe, points: Mapping[str, _Point]) -> list[dict[str, Any]]:
+    """Say in the folder of the points, and to the caller, which there are."""
+    from paramdelta_dist.execution.sweeping import write_sweep
+
+    documents = [
+        {
+            "name": name,
+            "output": redact(point.plan.recipe.output),
+            "fingerprint": point.plan.fingerprint,
+            "values": sweep.values[name],
+            "state": "merged" if point.held.committed is None else "nothing to do",
+        }
+        for name, point in points.items()
+    ]
+    write_sweep(open_store(recipe.output, recipe.storage_config), sweep.fingerprint, documents)
+    return documents
