@@ -35,6 +35,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+# What is never imported needs no bytecode: of the thousands of files of torch and transformers, most.
 $(VENV)/.test: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[test,check]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,check]'
 	touch $@ $(VENV)/.demo

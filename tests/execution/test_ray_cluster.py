@@ -35,13 +35,19 @@ from tests.models import recipe, save_model
 pytestmark = pytest.mark.xdist_group("ray")
 
 GB = 1 << 30
-HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+SOON = {
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 3,
+    "health_check_initial_delay_ms": 0,
+    "metrics_report_interval_ms": 500,
+}
+"""So that nothing here waits for Ray's own periods of many seconds."""
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster whose head, where the driver is, runs no workers."""
-    options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20, "_system_config": HEALTH}
+    options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20, "_system_config": SOON}
     cluster = Cluster(initialize_head=True, head_node_args=options)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster
