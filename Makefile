@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two processes share the tests, as tests/conftest.py groups them: much of their time is waiting, for servers, Rays and repeated requests.
-TOGETHER := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test chaos check bench clean
 
@@ -11,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/paramdelta-dist demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(TOGETHER)
+	$(BIN)/python -m pytest -n 2
 
 chaos: $(VENV)/.test
 	$(BIN)/python -m pytest -m chaos tests/chaos

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -30,15 +32,32 @@ def _leave_nobodys_settings(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
 
 
-@pytest.hookimpl(tryfirst=True)
+_RAYS = re.compile(r"test_stragglers|test_kills|test_on_a_cluster|test_a_lost_node|(?<![a-z])ray(?![a-z])")
+"""In the names of tests that start a Ray."""
+
+
+def _group(nodeid: str) -> str:
+    """What of the tests is one process's where processes share them (`-n 2`): a module, for its fixtures; and all Rays, one of
+    which at a time is enough for a small machine."""
+    return "rays" if _RAYS.search(nodeid) else nodeid.partition("::")[0]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where processes share the tests (`-n 2`), a module is one process's, for its fixtures, and so is all that starts a Ray: one at
-    a time is enough for a small machine. That takes longest, so it begins first."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
+        items.sort(key=lambda item: _group(item.nodeid) != "rays")  # what takes longest begins first
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Not by the mark `xdist_group`, which has no effect with pytest 9.2 and xdist 3.8."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False
+    return Grouped(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

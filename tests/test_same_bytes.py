@@ -78,7 +78,6 @@ def test_google_storage_does_not_change_a_byte(tmp_path, local_models, reference
     assert digests(f"{bucket}/out") == reference
 
 
-@pytest.mark.xdist_group("ray")
 @pytest.mark.usefixtures("on_shared_ray")
 def test_ray_does_not_change_a_byte_on_disk_and_on_s3(tmp_path, local_models, reference, s3_server, monkeypatch):
     bucket = _bucket(s3_server, monkeypatch)

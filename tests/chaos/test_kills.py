@@ -11,8 +11,6 @@ from ray.cluster_utils import Cluster
 
 from tests.chaos.runs import COMMIT, SHARD_READS, SHARDS, Chaos, alive, assert_complete, end, merge_arguments, start, wait_for, write_recipe
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 IN_A_SHARD = ("first tile", "mid shard", "before the put completes", "after the put and before the receipt")
 AFTER_THE_SHARDS = ("between shards and index", "before the commit")
 WORKERS = 2

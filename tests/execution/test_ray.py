@@ -18,8 +18,6 @@ from paramdelta_dist.execution import ray_cluster
 from tests.execution.watching import Watcher, weights
 from tests.models import recipe, save_model
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 @pytest.fixture
 def models(tmp_path):

@@ -13,8 +13,6 @@ from paramdelta_dist.execution.ray import RayExecutor
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests.acting import Board, Piece, act, wait
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 @pytest.fixture(scope="module")
 def cluster(shared_ray):

@@ -45,7 +45,7 @@ def test_a_sound_output_passes_every_check(output):
     assert document["bytes_read"] > 0
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.xdist_group("ray"))])
+@pytest.mark.parametrize("engine", ["local", "ray"])
 def test_one_flipped_byte_in_a_tensor_is_located_to_file_and_tensor(output, engine, request):
     if engine == "ray":
         request.getfixturevalue("on_shared_ray")

@@ -10,7 +10,7 @@ from blake3 import blake3
 from tests.clusters import ray_cluster
 from tests.jobs.test_on_a_cluster import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 @pytest.fixture

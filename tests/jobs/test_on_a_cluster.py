@@ -12,8 +12,6 @@ import pytest
 from tests.clusters import ROOT, ray_cluster, relay
 from tests.jobs.conftest import Site
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 TOKEN = "PLANTED-TOKEN-0123456789abcdef0123456789abcdef"
 
 

@@ -91,7 +91,6 @@ def test_shards_change_no_byte(method, folders, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 @pytest.mark.usefixtures("on_shared_ray")
 @EVERY
 def test_ray_changes_no_byte(method, folders, tmp_path):
