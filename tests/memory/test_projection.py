@@ -87,12 +87,16 @@ def uploaded(folders, server):
     return bucket
 
 
+@pytest.fixture(scope="module")
+def bucket(models, s3_server):
+    return uploaded(models, s3_server)
+
+
 @pytest.mark.parametrize("engine", ["obstore", "fsspec"])
-def test_a_merge_over_s3_stays_under_its_projection(models, tmp_path, s3_server, engine):
-    bucket = uploaded(models, s3_server)
+def test_a_merge_over_s3_stays_under_its_projection(bucket, tmp_path, s3_server, engine):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"base: {bucket}/new\ndeltas: [{{post: {bucket}/post, base: {bucket}/old}}]\noutput: {bucket}/out\n"
+        f"base: {bucket}/new\ndeltas: [{{post: {bucket}/post, base: {bucket}/old}}]\noutput: {bucket}/{engine}\n"
         f"storage: {{'s3://': {{engine: {engine}}}}}\n"
     )
     document, peak = run(str(recipe), "--memory", "900MiB", env={**os.environ, **s3_server.environ})
