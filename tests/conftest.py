@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Read at import by the libraries concerned, here and in the processes that tests start.
 os.environ |= {
@@ -18,6 +19,8 @@ os.environ |= {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 pytest.register_assert_rewrite("tests.contracts")
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is nobody's mistake
+settings.load_profile("busy")
 
 from tests import servers  # noqa: E402
 

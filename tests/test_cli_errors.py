@@ -20,7 +20,7 @@ def run(*arguments, cwd, **environment):
         env={**os.environ, "PYTHONPATH": ROOT, "TERM": "dumb", "COLUMNS": "200", **environment},
         capture_output=True,
         encoding=environment.get("PYTHONIOENCODING", "utf-8"),
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

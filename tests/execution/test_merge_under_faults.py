@@ -193,7 +193,7 @@ def test_a_store_that_stays_broken_ends_it_in_bounded_time_and_keeps_what_is_fin
     with pytest.raises(StorageError) as caught:
         merge(lambda: proxy.rule(fault, times=math.inf))
     assert caught.value.exit_code == 75
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90
     kept, loadable = finished(boto, bucket, merge.folder)
     assert 1 <= kept < SHARDS
     assert not loadable
@@ -209,7 +209,7 @@ def test_a_store_that_is_broken_from_the_start_ends_it_in_bounded_time(proxy, me
     with pytest.raises(StorageError) as caught:
         merge()
     assert caught.value.exit_code == 75
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_an_input_that_changes_meanwhile_ends_it_without_another_try(proxy, merge, boto, bucket):
