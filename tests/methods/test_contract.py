@@ -92,6 +92,7 @@ def test_shards_change_no_byte(method, folders, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("on_shared_ray")
 @EVERY
 def test_ray_changes_no_byte(method, folders, tmp_path):
     parameters = next(variants(method)) | ({"trim": "model"} if any(p.name == "trim" for p in method.parameters) else {})
