@@ -61,6 +61,10 @@ class SurveyUnit:
         """Bytes to read."""
         return sum(tensor.elements * width(tensor) for tensor in self.shard.tensors if tensor.merged)
 
+    @property
+    def effort(self) -> int:
+        return self.size
+
 
 @dataclass(frozen=True)
 class ShardSurvey:

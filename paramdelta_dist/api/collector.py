@@ -10,11 +10,14 @@ from contextlib import contextmanager
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """Planning makes millions of small records, importing torch a million objects, and neither makes cycles: looking for
-    them again and again takes longer than planning itself."""
+    them again and again takes longer than planning itself. Nor are they looked at afterwards, until everything is."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if enabled:
+            if not gc.get_freeze_count():  # frozen and thawed, what is young is old
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()

@@ -87,7 +87,7 @@ def _merge_into_folder(
 def _make_missing(store: Store, merge_plan: MergePlan, crew: Crew, held: Claim, *, report_page: bool, observer: Observer) -> Work | None:
     """Make the shards that `held` lacks; None where another run of the same merge was faster and has committed it."""
     with collector_paused():  # what computes comes last: a mistake shows without waiting for torch
-        from paramdelta_dist.execution.shard import run_shard
+        from paramdelta_dist.execution.shard import ShardUnit, run_shard
         from paramdelta_dist.execution.statistics import Gathered
 
     missing = [shard for shard in merge_plan.shards if shard.file not in held.receipts]
@@ -103,7 +103,8 @@ def _make_missing(store: Store, merge_plan: MergePlan, crew: Crew, held: Claim, 
             details={"shards": len(merge_plan.shards), "bytes_to_read": merge_plan.bytes_to_read, "memory": asdict(crew.sizing)},
             counts=executor.counts,
         )
-        with closing(executor.run(run_shard, job, missing, advance=observer.advanced)) as results:
+        units = [ShardUnit.to_make(shard, job) for shard in missing]
+        with closing(executor.run(run_shard, job, units, advance=observer.advanced)) as results:
             for receipt in results:
                 made.append(receipt)
                 observer.finished(receipt)

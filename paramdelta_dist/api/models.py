@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint
+from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint, open_checkpoints
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vocabulary_at
@@ -50,9 +49,7 @@ def inspect(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
 
 def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
     """Every model of a recipe, opened concurrently, by URL."""
-    with ThreadPoolExecutor(max(1, len(recipe.models))) as pool:
-        opened = pool.map(lambda url: open_checkpoint(url, recipe.storage_config), recipe.models)
-        return dict(zip(recipe.models, opened, strict=True))
+    return open_checkpoints(recipe.models, recipe.storage_config)
 
 
 def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> HomologyReport:

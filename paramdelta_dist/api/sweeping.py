@@ -90,7 +90,8 @@ def _make_missing(sweep: SweepPlan, crew: Crew, points: Mapping[str, _Point], *,
         from paramdelta_dist.execution.statistics import Gathered
         from paramdelta_dist.execution.sweeping import SweepJob, run_sweep_shard, sweep_units
 
-    units = sweep_units(sweep, {name: point.held.receipts for name, point in points.items()})
+    held = {name: point.held.receipts for name, point in points.items()}
+    units = sweep_units(sweep, held, tile_size=crew.sizing.tile_size)
     watchers = make_sweep_watchers(sweep) if report_page else {}
     jobs = {name: replace(crew.job(point.plan), models=sweep.models, watcher=watchers.get(name)) for name, point in points.items()}
     total = Gathered()

@@ -1,7 +1,17 @@
 """What a model folder contains, known from its headers alone, and whether several of them fit together."""
 
-from paramdelta_dist.checkpoint.checkpoint import Checkpoint, WeightFile, find_side_files, open_checkpoint
+from paramdelta_dist.checkpoint.checkpoint import Checkpoint, WeightFile, find_side_files, open_checkpoint, open_checkpoints
 from paramdelta_dist.checkpoint.header import Tensor
 from paramdelta_dist.checkpoint.homology import HomologyReport, Mismatch, compare
 
-__all__ = ["Checkpoint", "HomologyReport", "Mismatch", "Tensor", "WeightFile", "compare", "find_side_files", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "HomologyReport",
+    "Mismatch",
+    "Tensor",
+    "WeightFile",
+    "compare",
+    "find_side_files",
+    "open_checkpoint",
+    "open_checkpoints",
+]

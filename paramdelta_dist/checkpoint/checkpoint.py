@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
-from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, parse_header, shown
-from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME, parse_index
+from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, shown
+from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME
+from paramdelta_dist.checkpoint.parsing import Parser
 from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file
 from paramdelta_dist.errors import CheckpointError, NotFound
 from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
@@ -74,13 +75,24 @@ def open_checkpoint(url: str, storage: StorageConfig) -> Checkpoint:
 
     Raises CheckpointError when there is none, or when index, headers and file sizes do not agree.
     """
+    return open_checkpoints([url], storage)[url]
+
+
+def open_checkpoints(urls: Sequence[str], storage: StorageConfig) -> dict[str, Checkpoint]:
+    """Several at the same time, by URL. Where headers are the same, so are the objects that tell of their tensors."""
+    parser = Parser()
+    with ThreadPoolExecutor(max(1, len(urls))) as pool:
+        return dict(zip(urls, pool.map(lambda url: _open(url, storage, parser), urls), strict=True))
+
+
+def _open(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
     store = open_store(url, storage)
     listed = store.list()
     if listed is not None and not listed:
         hint = "; name the folder, not a file in it" if url.endswith((".safetensors", ".json", ".bin")) else ""
         raise CheckpointError(f"{store.url}: no such folder, or it is empty{hint}")
     present = _probed(store, (INDEX_NAME, SINGLE_NAME, *SIDE_FILE_NAMES)) if listed is None else listed
-    weight_map = _weight_map(store, present)
+    weight_map = _weight_map(store, present, parser)
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_NAME]
     if listed is None:
         present |= _probed(store, [name for name in names if name not in present])
@@ -89,9 +101,9 @@ def open_checkpoint(url: str, storage: StorageConfig) -> Checkpoint:
         raise CheckpointError(f"{store.url}: {INDEX_NAME} names files that are not there: {_some(missing)}")
     files = tuple(WeightFile(name, present[name]) for name in names)
     with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
-        texts = pool.map(lambda file: _read_header(store, file), files)  # read by many, parsed by one: parsing holds the interpreter
+        texts = pool.map(lambda file: _read_header(store, file), files)
         headers = [
-            parse_header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position)[0]
+            parser.header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position)
             for position, (file, text) in enumerate(zip(files, texts, strict=True))
         ]
     return Checkpoint(
@@ -129,10 +141,10 @@ def _probed(store: Store, names: Iterable[str]) -> dict[str, Identity]:
         return dict(hit for hit in pool.map(probe, names) if hit is not None)
 
 
-def _weight_map(store: Store, present: dict[str, Identity]) -> dict[str, str] | None:
+def _weight_map(store: Store, present: dict[str, Identity], parser: Parser) -> dict[str, str] | None:
     """The index's map; None for a single-file checkpoint."""
     if INDEX_NAME in present:
-        return parse_index(store.read(INDEX_NAME, limit=MAX_INDEX), where=f"{store.url}/{INDEX_NAME}")
+        return parser.index(store.read(INDEX_NAME, limit=MAX_INDEX), where=f"{store.url}/{INDEX_NAME}")
     if SINGLE_NAME in present:
         return None
     if any(name in present for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")):
@@ -167,8 +179,20 @@ def _read_header(store: Store, file: WeightFile) -> bytes:
 
 def _agreed(url: str, names: list[str], headers: list[dict[str, Tensor]], weight_map: dict[str, str] | None) -> dict[str, Tensor]:
     """All tensors, once index and headers tell the same story: each tensor in exactly the file that the index names."""
-    index = dict.fromkeys(headers[0], names[0]) if weight_map is None else weight_map
     tensors: dict[str, Tensor] = {}
+    held: dict[str, str] = {}
+    for file, header in zip(names, headers, strict=True):
+        tensors.update(header)
+        held.update(dict.fromkeys(header, file))
+    if weight_map is not None and (held != weight_map or len(held) != sum(map(len, headers))):
+        _refuse(url, names, headers, weight_map)
+    if not tensors:
+        raise CheckpointError(f"{url}: the checkpoint holds no tensors")
+    return tensors
+
+
+def _refuse(url: str, names: list[str], headers: list[dict[str, Tensor]], index: dict[str, str]) -> NoReturn:
+    """Raise CheckpointError for the first place where index and headers differ."""
     for file, header in zip(names, headers, strict=True):
         for name in header:
             named = index.get(name)
@@ -177,16 +201,12 @@ def _agreed(url: str, names: list[str], headers: list[dict[str, Tensor]], weight
                     raise CheckpointError(f"{url}: tensor {shown(name)} is in {file} and again in {named}; the index names the second")
                 problem = "does not name it" if named is None else f"says {named}"
                 raise CheckpointError(f"{url}: tensor {shown(name)} is in {file}, but {INDEX_NAME} {problem}")
-        tensors.update(header)
-    absent = [name for name in index if name not in tensors]
-    if absent:
-        raise CheckpointError(
-            f"{url}: {INDEX_NAME} names tensors that their files do not hold: {_some(absent)} (in {index[absent[0]]}); "
-            "index and files are of different versions, or a file was replaced"
-        )
-    if not tensors:
-        raise CheckpointError(f"{url}: the checkpoint holds no tensors")
-    return tensors
+    present = set().union(*headers)
+    absent = [name for name in index if name not in present]
+    raise CheckpointError(
+        f"{url}: {INDEX_NAME} names tensors that their files do not hold: {_some(absent)} (in {index[absent[0]]}); "
+        "index and files are of different versions, or a file was replaced"
+    )
 
 
 def read_json_object(store: Store, name: str, *, limit: int) -> dict[str, Any]:

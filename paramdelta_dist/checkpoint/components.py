@@ -59,14 +59,21 @@ _HEAD = re.compile(r"^(lm_head|embed_out|shared_head|predictions)$")
 def locate(name: str) -> Place:
     """The component and layer of a tensor, by its full name in the checkpoint."""
     segments = name.lower().split(".")
+    component, layer = _read(tuple(["0" if segment.isdecimal() else segment for segment in segments]))
+    return Place(component, None if layer is None else int(segments[layer]))
+
+
+@lru_cache(maxsize=1 << 12)
+def _read(segments: tuple[str, ...]) -> tuple[Component, int | None]:
+    """The component, and which segment is the layer's number, of names that differ in their numbers alone."""
     modules = segments[:-1] or segments
     if any(_TOWER.search(segment) for segment in modules):
-        return Place(Component.OTHER, None)
-    layer = next((int(n) for container, n in pairwise(segments) if container in _CONTAINERS and n.isdecimal()), None)
-    return Place(_component(segments, modules, layer), layer)
+        return Component.OTHER, None
+    layer = next((n for n, (container, number) in enumerate(pairwise(segments), 1) if container in _CONTAINERS and number == "0"), None)
+    return _component(segments, modules, layer), layer
 
 
-def _component(segments: list[str], modules: list[str], layer: int | None) -> Component:
+def _component(segments: tuple[str, ...], modules: tuple[str, ...], layer: int | None) -> Component:
     if any(_NORM.search(segment) for segment in modules):
         return Component.NORM
     if any(segment in _ROUTER for segment in modules):
@@ -84,7 +91,7 @@ def _component(segments: list[str], modules: list[str], layer: int | None) -> Co
             return Component.EMBEDDING
         if modules[-1] == "output":
             return Component.LM_HEAD
-    elif modules[-2:] == ["output", "dense"]:  # BERT calls the second half of its feed-forward network so
+    elif modules[-2:] == ("output", "dense"):  # BERT calls the second half of its feed-forward network so
         return Component.MLP
     elif modules[-1] == "embed_tokens":  # DeepSeek's layer of multi-token prediction has a copy of its own
         return Component.EMBEDDING

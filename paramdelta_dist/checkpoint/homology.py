@@ -161,16 +161,16 @@ def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], vocab: str) ->
 def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: Callable[[str], bool]) -> list[Mismatch]:
     url = redact(other.url)
     found = []
-    for name, tensor in base.tensors.items():
-        theirs = other.tensors.get(name)
-        if (theirs is None or theirs.shape != tensor.shape) and copied(name):
+    held = [other.tensors.get(name) for name in base.tensors]
+    for (name, tensor), theirs in zip(base.tensors.items(), held, strict=True):
+        if (theirs is not None and theirs.shape == tensor.shape) or copied(name):
             continue
         if theirs is None:
             if not is_derived_buffer(name):
                 found.append(Mismatch(url, "tensors", f"{shown(name)} is missing", _missing_remedy(name, base, other)))
         elif vocab != "strict" and is_vocabulary_tensor(name) and theirs.shape[1:] == tensor.shape[1:] and theirs.shape and tensor.shape:
             continue
-        elif theirs.shape != tensor.shape:
+        else:
             found.append(
                 Mismatch(
                     url,
@@ -179,6 +179,8 @@ def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: 
                     _shape_remedy(name, tensor.shape, theirs.shape),
                 )
             )
+    if len(other.tensors) == len(held) - held.count(None):
+        return found
     extra = [name for name in other.tensors if name not in base.tensors and not is_derived_buffer(name) and not copied(name)]
     found += [Mismatch(url, "tensors", f"{shown(name)} is not in the base", _missing_remedy(name, other, base)) for name in extra]
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Any
 
 from paramdelta_dist.checkpoint.components import Component, locate
@@ -23,7 +23,8 @@ _RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d*))?$")
 class Rule:
     """A value for the tensors that it matches."""
 
-    match: tuple[str, ...]
+    match: re.Pattern[str] | None
+    """What names it matches, where it says."""
     layers: tuple[tuple[int, int | None], ...]
     """First and last layer of each range; None is the model's last."""
     components: tuple[Component, ...]
@@ -37,8 +38,12 @@ class Rule:
         """Whether it has no conditions."""
         return not (self.match or self.layers or self.components)
 
+    @property
+    def gradient(self) -> bool:
+        return isinstance(self.value, tuple)
+
     def matches(self, name: str) -> bool:
-        if self.match and not any(fnmatchcase(name, pattern) for pattern in self.match):
+        if self.match and not self.match.match(name):
             return False
         if not (self.layers or self.components):
             return True
@@ -104,7 +109,7 @@ def _rule(entry: Any, check: Callable[[Any], Any]) -> Rule:
         raise ValueError(f"unknown key {unknown[0]!r}; known keys: {', '.join(KEYS)}")
     if "value" not in entry:
         raise ValueError("'value' is missing")
-    match = tuple(_words(entry.get("match", ()), "match", "a glob on the names of tensors"))
+    match = _globs(_words(entry.get("match", ()), "match", "a glob on the names of tensors"))
     layers = tuple(_span(text) for text in _listed(entry.get("layers", ())))
     components = tuple(_component(word) for word in _words(entry.get("component", ()), "component", "a component"))
     text = ", ".join(f"{key}: {entry[key]}" for key in KEYS if key in entry)
@@ -121,6 +126,11 @@ def _value(given: Any, check: Callable[[Any], Any]) -> Any:
         return check(given)  # which says what one value should be
     except ValueError as error:
         raise ValueError(f"{error}; a list is a gradient, of two or more numbers where any in between is allowed") from None
+
+
+def _globs(patterns: Iterable[str]) -> re.Pattern[str] | None:
+    """What matches the names that any of the globs does; None where there is none."""
+    return re.compile("|".join(map(translate, patterns))) if patterns else None
 
 
 def _listed(given: Any) -> Iterable[Any]:
@@ -160,64 +170,56 @@ class Chooser:
     """The values of one parameter, tensor by tensor; remembers which of its rules decided something."""
 
     def __init__(self, rules: Sequence[Rule], where: str, layers: int) -> None:
-        """`where` names the parameter in messages; `layers` is how many the model has."""
+        """`where` names the parameter in messages; `layers` is how many the model has, which gradients need."""
         self._rules, self._where, self._layers = rules, where, layers
-        self._matched: set[int] = set()
         self._decided: set[int] = set()
 
     @property
     def constant(self) -> Any:
         """The value, where it is the same for every tensor; else None."""
         only = self._rules[0] if len(self._rules) == 1 else None
-        return only.value if only is not None and only.general and not isinstance(only.value, tuple) else None
+        return only.value if only is not None and only.general and not only.gradient else None
 
     def value(self, name: str) -> tuple[Any, bool]:
         """The value for a tensor, and whether there is one."""
-        found: tuple[Any, bool] = (None, False)
         for number, rule in enumerate(self._rules):
             if rule.matches(name):
-                self._matched.add(number)
-                if not found[1]:
-                    self._decided.add(number)
-                    found = rule.value_for(name, self._layers), True
-                    if len(self._matched) == len(self._rules):
-                        break
-        return found
+                self._decided.add(number)
+                return rule.value_for(name, self._layers), True
+        return None, False
 
-    def idle(self) -> list[str]:
-        """The rules that decided nothing, with the reason; a rule without conditions may."""
+    def idle(self, names: Sequence[str]) -> list[str]:
+        """The rules that decided nothing, with the reason; a rule without conditions may. `names` are those of all tensors that
+        were asked about."""
         problems = []
         for number, rule in enumerate(self._rules):
             if number in self._decided or rule.general:
                 continue
-            reason = "only matches tensors that a rule before it decides" if number in self._matched else "matches no tensor that is merged"
+            hidden = any(map(rule.matches, names))
+            reason = "only matches tensors that a rule before it decides" if hidden else "matches no tensor that is merged"
             problems.append(f"{self._where}: {rule.text} {reason}")
         return problems
 
 
 class Selection:
-    """The tensors that globs on their names leave to the method; remembers which of the globs matched something."""
+    """The tensors that globs on their names leave to the method."""
 
     def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
         """Without `include`, all are included."""
-        self._globs = {"include": include, "exclude": exclude}
-        self._matched: set[tuple[str, str]] = set()
+        self._patterns = {"include": include, "exclude": exclude}
+        self._include, self._exclude = _globs(include), _globs(exclude)
 
     def has(self, name: str) -> bool:
         """Whether it is included, where anything is, and not excluded."""
-        found = {
-            where: [pattern for pattern in patterns if fnmatchcase(name, pattern)] for where, patterns in self._globs.items() if patterns
-        }
-        self._matched.update((where, pattern) for where, patterns in found.items() for pattern in patterns)
-        return bool(found.get("include", True)) and not found.get("exclude")
+        return not (self._include and not self._include.match(name)) and not (self._exclude and self._exclude.match(name))
 
-    def idle(self) -> list[str]:
-        """The globs that matched nothing."""
+    def idle(self, names: Sequence[str]) -> list[str]:
+        """The globs that match none of these names."""
         return [
             f"{where}: {pattern!r} matches no tensor that would be merged"
-            for where, patterns in self._globs.items()
+            for where, patterns in self._patterns.items()
             for pattern in patterns
-            if (where, pattern) not in self._matched
+            if not any(map(re.compile(translate(pattern)).match, names))
         ]
 
 

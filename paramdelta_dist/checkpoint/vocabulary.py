@@ -10,13 +10,14 @@ VOCABULARY_TENSORS = (
     "cls.predictions.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
 )  # fmt: skip
 """Last parts of their names. `output.weight` is one only where it is the whole name: inside layers it is something else."""
+_ENDINGS = tuple("." + last for last in VOCABULARY_TENSORS)
 
 
 def is_vocabulary_tensor(name: str) -> bool:
     """Whether the rows of a tensor of this name belong to tokens."""
     if name.endswith("output.weight"):
         return name == "output.weight"
-    return name in VOCABULARY_TENSORS or name.endswith(tuple("." + last for last in VOCABULARY_TENSORS))
+    return f".{name}".endswith(_ENDINGS)
 
 
 def input_embeddings(names: Iterable[str]) -> str | None:

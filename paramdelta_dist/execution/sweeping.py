@@ -15,6 +15,7 @@ from paramdelta_dist.execution.shard import stream_shard
 from paramdelta_dist.execution.sharing import SharedReader, SharedTiles
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.sweep import SweepPlan
+from paramdelta_dist.planning.tiles import bytes_to_make
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class SweepUnit:
 
     shards: Mapping[str, Shard]
     """By the name of the point. They differ in nothing but their settings."""
+    effort: int
+    """Bytes read, once for all points, and written."""
 
     @property
     def file(self) -> str:
@@ -42,13 +45,14 @@ class SweepUnit:
         return sum(shard.size for shard in self.shards.values())
 
 
-def sweep_units(sweep: SweepPlan, receipts: Mapping[str, Mapping[str, Receipt]]) -> list[SweepUnit]:
+def sweep_units(sweep: SweepPlan, receipts: Mapping[str, Mapping[str, Receipt]], *, tile_size: int) -> list[SweepUnit]:
     """What is to be made for the points named in `receipts`, which has the files of each that are in place already."""
     units = []
     for number, shard in enumerate(sweep.reading.shards):
         missing = {name: sweep.readings[name][number] for name, held in receipts.items() if shard.file not in held}
         if missing:
-            units.append(SweepUnit(missing))
+            effort = bytes_to_make(shard, tile_size=tile_size) + (len(missing) - 1) * shard.size
+            units.append(SweepUnit(missing, effort))
     return units
 
 

@@ -142,8 +142,13 @@ class MergePlan:
     """Fields of config.json, by dotted name, that are not the base's because the vocabulary is not."""
 
     @cached_property
+    def reads(self) -> tuple[int, ...]:
+        """Bytes to read for each shard."""
+        return tuple(shard.bytes_to_read for shard in self.shards)
+
+    @property
     def bytes_to_read(self) -> int:
-        return sum(shard.bytes_to_read for shard in self.shards)
+        return sum(self.reads)
 
     @cached_property
     def bytes_to_write(self) -> int:
@@ -172,7 +177,10 @@ class MergePlan:
             "recipe": self.recipe.as_document(),
             "inputs": {redact(url): {name: list(i) for name, i in files.items()} for url, files in self.inputs.items()},
             "side_files": [[redact(url), name] for url, name in self.side_files],
-            "shards": [{"file": s.file, "size": s.size, "tensors": len(s.tensors), "read": s.bytes_to_read} for s in self.shards],
+            "shards": [
+                {"file": shard.file, "size": shard.size, "tensors": len(shard.tensors), "read": read}
+                for shard, read in zip(self.shards, self.reads, strict=True)
+            ],
             "tensors": {"merged": self.merged, "copied": self.copied},
             **({"config": dict(self.config_changes)} if self.config_changes else {}),
             "total_size": self.total_size,
@@ -203,18 +211,10 @@ def build_plan(
     models = resolver.models
     opened = [checkpoints[url] for url in models]
     kinds = _account(opened)
-    chosen = resolver.choose(name for name, is_merged in kinds.items() if is_merged)
-    settings = list({id(way): way for way in chosen.values()}.values())
+    settings, ways = resolver.choose([name for name, is_merged in kinds.items() if is_merged])
     _require_one_way_of_looking(settings)
-    places = {id(way): position for position, way in enumerate(settings)}
-    ways = {name: places[id(way)] for name, way in chosen.items()}
-    """Position in the settings, of each tensor that is merged."""
-    planner = VocabularyPlanner(recipe, models, opened, vocabularies or {})
-    maps = planner.row_maps(chosen)
-    layouts = lay_out(
-        (_output(name, base.tensors[name], recipe.dtype if kinds[name] else None, maps.get(name)) for name in base.tensors),
-        shard_size=recipe.shard_size,
-    )
+    maps = VocabularyPlanner(recipe, models, opened, vocabularies or {}).row_maps(settings, ways)
+    layouts = lay_out(_outputs(base.tensors, kinds, recipe.dtype, maps), shard_size=recipe.shard_size)
     ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
     theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
     side_files = {**ours, **theirs}
@@ -225,7 +225,7 @@ def build_plan(
     return MergePlan(
         recipe=recipe,
         models=models,
-        settings=tuple(settings),
+        settings=settings,
         shards=tuple(_shard(layout, opened, kinds, settings, ways, maps) for layout in layouts),
         fingerprint=_fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes),
         inputs=inputs,
@@ -250,9 +250,8 @@ def _account(models: Sequence[Checkpoint]) -> dict[str, bool]:
     base, problems, merged = models[0], [], {}
     seen: dict[tuple[str | None, ...], bool | str] = {}
     """What is to be done with tensors that have these dtypes in the models, or why nothing can be."""
-    tables = [model.tensors for model in models]
-    for name in base.tensors:
-        dtypes = tuple([table[name].dtype if name in table else None for table in tables])
+    columns = [[None if tensor is None else tensor.dtype for tensor in map(model.tensors.get, base.tensors)] for model in models]
+    for name, dtypes in zip(base.tensors, zip(*columns, strict=True), strict=True):
         if (found := seen.get(dtypes)) is None:
             found = seen[dtypes] = _treatment({DTYPES[dtype].kind for dtype in dtypes if dtype is not None})
         if isinstance(found, str):
@@ -276,51 +275,53 @@ def _treatment(kinds: set[Kind]) -> bool | str:
     return Kind.FLOAT in kinds
 
 
-def _output(name: str, tensor: Tensor, dtype: str | None, rows: RowMap | None) -> OutputTensor:
-    if rows is None and (dtype is None or dtype == tensor.dtype):
-        return OutputTensor(name, tensor.dtype, tensor.shape, tensor.stop - tensor.start)
-    shape = tensor.shape if rows is None else (rows.rows, *tensor.shape[1:])
-    dtype = dtype or tensor.dtype
-    return OutputTensor(name, dtype, shape, DTYPES[dtype].nbytes(shape))
+def _outputs(
+    tensors: Mapping[str, Tensor], kinds: Mapping[str, bool], dtype: str | None, maps: Mapping[str, RowMap]
+) -> Iterator[OutputTensor]:
+    """The tensors as they will be written, those that hold floating-point numbers in `dtype` where it is given."""
+    for name, (held, shape, _, start, stop) in tensors.items():
+        written = dtype if dtype is not None and kinds[name] else held
+        if name in maps:
+            shape = (maps[name].rows, *shape[1:])
+        elif written == held:
+            yield OutputTensor(name, held, shape, stop - start)
+            continue
+        yield OutputTensor(name, written, shape, DTYPES[written].nbytes(shape))
 
 
 def _shard(
     layout: ShardLayout,
     models: Sequence[Checkpoint],
     kinds: Mapping[str, bool],
-    settings: Sequence[Settings],
+    settings: tuple[Settings, ...],
     ways: Mapping[str, int],
     maps: Mapping[str, RowMap],
 ) -> Shard:
-    inputs: dict[tuple[int, int], int] = {}
-    """Position in the shard's inputs, by model and position among its files."""
-    tables = [model.tensors for model in models]
+    names = [tensor.name for tensor in layout.tensors]
+    chosen = [ways.get(name) for name in names]
+    used, everyone = [way.models for way in settings], frozenset(range(len(models)))
+
+    def readers(name: str) -> frozenset[int]:
+        """The models that are read for a tensor that is not merged as a whole."""
+        if name in maps:
+            return everyone
+        return frozenset({0}) if kinds[name] or is_derived_buffer(name) else everyone  # a derived buffer follows from the config
+
+    needed = [readers(name) if way is None or name in maps else used[way] for name, way in zip(names, chosen, strict=True)]
+    inputs: list[InputFile] = []
+    columns = []
+    for position, model in enumerate(models):
+        held = [tensor if position in readers else None for tensor, readers in zip(map(model.tensors.get, names), needed, strict=True)]
+        files = dict.fromkeys(tensor.file for tensor in held if tensor is not None)
+        places = {file: place for place, file in enumerate(files, len(inputs))}
+        inputs += [InputFile(position, model.files[file]) for file in files]
+        columns.append([None if tensor is None else Source(places[tensor.file], tensor.start, tensor.dtype) for tensor in held])
     plans, offset = [], len(layout.header)
-    used, everyone, the_base = [way.models for way in settings], frozenset(range(len(models))), frozenset({0})
-    for tensor in layout.tensors:
-        way = ways.get(tensor.name)
-        rows = maps.get(tensor.name)
-        if way is not None:
-            needed = used[way] if rows is None else everyone
-        else:  # left out, or a derived buffer, which follows from the config: the base's alone
-            needed = the_base if kinds[tensor.name] or is_derived_buffer(tensor.name) else everyone
-        sources: list[Source | None] = []
-        for position, table in enumerate(tables):
-            held = table.get(tensor.name)
-            if held is None or position not in needed:
-                sources.append(None)
-                continue
-            file = inputs.setdefault((position, held.file), len(inputs))
-            sources.append(Source(file, held.start, held.dtype))
-        elements = math.prod(tensor.shape)
-        plans.append(
-            TensorPlan(
-                tensor.name, way is not None, tensor.dtype, tensor.shape, elements, offset, tensor.nbytes, way or 0, tuple(sources), rows
-            )
-        )
-        offset += tensor.nbytes
-    files = tuple(InputFile(position, models[position].files[file]) for position, file in inputs)
-    return Shard(layout.file, layout.header, layout.size, tuple(plans), files, tuple(settings))
+    for (name, dtype, shape, nbytes), way, sources in zip(layout.tensors, chosen, zip(*columns, strict=True), strict=True):
+        elements, rows = math.prod(shape), maps.get(name)
+        plans.append(TensorPlan(name, way is not None, dtype, shape, elements, offset, nbytes, way or 0, sources, rows))
+        offset += nbytes
+    return Shard(layout.file, layout.header, layout.size, tuple(plans), tuple(inputs), settings)
 
 
 def _fingerprint(

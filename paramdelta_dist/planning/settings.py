@@ -5,7 +5,7 @@ This is the one place where a recipe's parameters become values. Workers see the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -59,13 +59,21 @@ class Resolver:
         """`names` are those of all tensors: they tell how many layers there are. `models` says which models there are and in
         which order; else they are those that a weight makes necessary."""
         self._given = models
-        self._recipe, self._method = recipe, find_method(recipe.method)
+        self._recipe, self._method, self._names = recipe, find_method(recipe.method), names
         self._selection = Selection(recipe.include, recipe.exclude)
-        self._layers = count_layers(names) if recipe.has_rules else 0
         self._general = self._choosers(recipe.parameters, "parameters")
         self._entries = self._all_entries()
+        choosers = [*self._general.values(), *(chooser for entry in self._entries for chooser in entry.own.values())]
+        self._ruled = [chooser for chooser in choosers if chooser.constant is None]
+        """What decides differently from tensor to tensor."""
+        self._decided: dict[tuple[tuple[Any, bool], ...], Settings] = {}
+        """Settings by what those decided."""
         self._known: dict[tuple[Any, ...], Settings] = {}
-        """Settings by everything that may differ between tensors, so that equal ones are the same object."""
+        """Settings by the value of every parameter, so that equal ones are the same object."""
+
+    @cached_property
+    def _layers(self) -> int:
+        return count_layers(self._names)
 
     @cached_property
     def models(self) -> tuple[str, ...]:
@@ -81,20 +89,27 @@ class Resolver:
                 urls += [entry.post] if entry.base is None else [entry.post, entry.base]
         return tuple(dict.fromkeys(urls))
 
-    def choose(self, names: Iterable[str]) -> dict[str, Settings]:
-        """The settings of those of these tensors that `include` and `exclude` leave to the method; the others are copied from the base.
+    def choose(self, names: Sequence[str]) -> tuple[tuple[Settings, ...], dict[str, int]]:
+        """Every way in which these tensors are merged, the first tensor's first, and which of them it is for each tensor that
+        `include` and `exclude` leave to the method; the others are copied from the base.
 
         Raises UsageError naming every rule and glob that decides nothing about them, and where a parameter has no value.
         """
-        if self._recipe.include or self._recipe.exclude:
-            names = [name for name in names if self._selection.has(name)]
-        ruled = self._recipe.has_rules
-        chosen = {name: self.settings(name) for name in names} if ruled else dict.fromkeys(names, self.settings(""))
-        self._require_used()
-        return chosen
+        left = [name for name in names if self._selection.has(name)] if self._recipe.include or self._recipe.exclude else names
+        chosen = [self.settings(name) for name in left] if self._ruled else [self.settings("")] * len(left)
+        settings = list({id(way): way for way in chosen}.values())
+        places = {id(way): place for place, way in enumerate(settings)}
+        self._require_used(names, left)
+        return tuple(settings), {name: places[id(way)] for name, way in zip(left, chosen, strict=True)}
 
     def settings(self, name: str) -> Settings:
         """Those of the tensor `name`; the same object for equal ones. Raises UsageError where a parameter has no value."""
+        decided = tuple([chooser.value(name) for chooser in self._ruled])
+        if decided not in self._decided:
+            self._decided[decided] = self._settings(name)
+        return self._decided[decided]
+
+    def _settings(self, name: str) -> Settings:
         values = [{p.name: self._value(p, entry.own, name) for p in self._method.for_each} for entry in self._entries]
         parameters = {p.name: self._value(p, {}, name, needed=not p.each) for p in self._method.parameters}
         key = (*(tuple(value.values()) for value in values), *parameters.values())
@@ -105,15 +120,14 @@ class Resolver:
                 if not self._idle(value)
             )
             if problem := self._method.check(parameters, [term.values for term in terms]):
-                where = f" for tensor {shown(name)}" if self._recipe.has_rules else ""
+                where = f" for tensor {shown(name)}" if self._ruled else ""
                 raise UsageError(f"{self._method.name}{where}: {problem}")
             self._known[key] = Settings(self._method.name, self._based, parameters, terms)
         return self._known[key]
 
-    def _require_used(self) -> None:
-        choosers = [*self._general.values(), *(chooser for entry in self._entries for chooser in entry.own.values())]
-        problems = [problem for chooser in choosers for problem in chooser.idle()]
-        problems += self._selection.idle()
+    def _require_used(self, names: Sequence[str], left: Sequence[str]) -> None:
+        problems = [problem for chooser in self._ruled for problem in chooser.idle(left)]
+        problems += self._selection.idle(names)
         if problems:
             raise UsageError("the recipe has rules without effect:" + "".join(f"\n  - {problem}" for problem in problems))
 
@@ -141,10 +155,10 @@ class Resolver:
     def _choosers(self, given: Mapping[str, Any], where: str) -> dict[str, Chooser]:
         """What chooses the value of each parameter that is given here."""
         known = {parameter.name: parameter for parameter in self._method.parameters}
+        rules = {name: parse_value(value, known[name].check) for name, value in given.items() if name in known}
         return {
-            name: Chooser(parse_value(value, known[name].check), f"{where}.{name}", self._layers)
-            for name, value in given.items()
-            if name in known
+            name: Chooser(each, f"{where}.{name}", self._layers if any(rule.gradient for rule in each) else 0)
+            for name, each in rules.items()
         }
 
     def _value(self, parameter: Parameter, own: Mapping[str, Chooser], name: str, *, needed: bool = True) -> Any:

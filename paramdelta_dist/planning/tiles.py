@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
 from paramdelta_dist.methods import Scope
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.runs import CUT, Run, find_runs
@@ -127,8 +127,9 @@ def count_requests(shard: Shard, *, tile_size: int) -> int:
 
     total = 0
     for tile, count in _stretches(shard, tile_size):
-        merged = tile._replace(segments=tuple(segment for segment in tile.segments if segment.run.merged)) if over_model else tile
-        total += count * (reads(tile) + over_model * reads(merged))
+        total += count * reads(tile)
+        if over_model:
+            total += count * over_model * reads(tile._replace(segments=tuple(s for s in tile.segments if s.run.merged)))
     for run in find_runs(shard) if over_tensors else ():
         if is_streamed(run, tile_size):
             total += run.sweeps * sum(reads(tile) for tile in sweep_tiles(run, tile_size=tile_size))
@@ -137,14 +138,29 @@ def count_requests(shard: Shard, *, tile_size: int) -> int:
 
 def bytes_to_sweep(shard: Shard, *, tile_size: int) -> int:
     """Bytes that sweeps over streamed tensors and over the whole model read, besides what making the tensors reads."""
-    over_model, over_tensors = _sweeps_of(shard)
-    if not over_model and not over_tensors:
-        return 0
-    return sum(
-        (run.sweeps * is_streamed(run, tile_size) + over_model) * run.elements * sum(widths_of(run)[1:])
-        for run in find_runs(shard)
-        if run.merged
-    )
+    over_model, _ = _sweeps_of(shard)
+    return _bytes_to_stream(shard, tile_size) + (over_model * bytes_to_look_at(shard) if over_model else 0)
+
+
+def bytes_to_make(shard: Shard, *, tile_size: int) -> int:
+    """Bytes that are moved to make a shard: its inputs, those of streamed tensors once more for each sweep, and its file."""
+    return shard.bytes_to_read + _bytes_to_stream(shard, tile_size) + shard.size
+
+
+def bytes_to_look_at(shard: Shard) -> int:
+    """Bytes that one sweep over the model reads of a shard: all that is merged."""
+    return sum(_input_bytes(run) for run in find_runs(shard) if run.merged)
+
+
+def _bytes_to_stream(shard: Shard, tile_size: int) -> int:
+    """Bytes that sweeps over streamed tensors read."""
+    _, over_tensors = _sweeps_of(shard)
+    runs = find_runs(shard) if over_tensors else ()
+    return sum(run.sweeps * _input_bytes(run) for run in runs if is_streamed(run, tile_size))
+
+
+def _input_bytes(run: Run) -> int:
+    return run.elements * sum(widths_of(run)[1:])
 
 
 def _sweeps_of(shard: Shard) -> tuple[int, int]:
@@ -197,7 +213,7 @@ def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
 
 def widths_of(run: Run) -> list[int]:
     """Bytes of an element in the output and in each model; 0 for a model that is not read."""
-    return [DTYPES[run.dtype].itemsize, *(DTYPES[source.dtype].itemsize if source else 0 for source in run.sources)]
+    return [ITEMSIZES[run.dtype], *[ITEMSIZES[source.dtype] if source else 0 for source in run.sources]]
 
 
 def source_range(segment: Segment, model: int) -> Read | None:
@@ -205,7 +221,7 @@ def source_range(segment: Segment, model: int) -> Read | None:
     source = segment.run.sources[model]
     if source is None:
         return None
-    width = DTYPES[source.dtype].itemsize
+    width = ITEMSIZES[source.dtype]
     return Read(source.file, source.start + segment.first * width, source.start + segment.last * width)
 
 
@@ -224,7 +240,7 @@ def _segment_reads(segment: Segment, model: int) -> list[Read]:
         return [whole]
     source, block = segment.run.sources[model], segment.run.block
     assert source is not None
-    step = block * DTYPES[source.dtype].itemsize
+    step = block * ITEMSIZES[source.dtype]
     step *= max(1, REQUEST // step)
     return [Read(whole.file, start, min(start + step, whole.stop)) for start in range(whole.start, whole.stop, step)]
 

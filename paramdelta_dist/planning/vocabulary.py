@@ -16,7 +16,7 @@ Each run of rows is a part of its own, so a method that has to look at the whole
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint
@@ -49,8 +49,9 @@ class VocabularyPlanner:
         self._columns: dict[tuple[str, tuple[int, ...]], list[list[int]]] = {}
         """For each mode and heights of a tensor in the models, the row of each model for each row of the output."""
 
-    def row_maps(self, settings: Mapping[str, Settings]) -> dict[str, RowMap]:
-        """The map of each vocabulary tensor, among those that are merged with these settings, that is not the same in all models.
+    def row_maps(self, settings: Sequence[Settings], ways: Mapping[str, int]) -> dict[str, RowMap]:
+        """The map of each vocabulary tensor that is not the same in all models, among those that are merged: `ways` has the
+        position of each among the `settings`.
 
         Raises HomologyError when tokens of the tokenizer that is written have a row in no model, UsageError when the method
         cannot be used, or the deltas contradict one another.
@@ -60,8 +61,8 @@ class VocabularyPlanner:
         """Embeddings and heads that are alike share one."""
         if self._mode == "strict":
             return maps
-        for name, way in settings.items():
-            heights = self._heights(name) if is_vocabulary_tensor(name) else None
+        for name in filter(is_vocabulary_tensor, ways):
+            heights, way = self._heights(name), settings[ways[name]]
             if heights is None:
                 continue
             found = next((rows for other, same, rows in made if (other, same) == (heights, way)), None)
@@ -71,13 +72,13 @@ class VocabularyPlanner:
             if not found.plain:
                 _require_cuttable(way, name, len(self._models[0].tensors[name].shape))
                 maps[name] = found
-        self._require_equal_heights(settings, maps)
+        self._require_equal_heights(ways, maps)
         return maps
 
-    def _require_equal_heights(self, settings: Mapping[str, Settings], maps: Mapping[str, RowMap]) -> None:
+    def _require_equal_heights(self, merged: Collection[str], maps: Mapping[str, RowMap]) -> None:
         """Raise UsageError where one vocabulary tensor gets another number of rows and one that is copied from the base stays."""
         for name, tensor in self._models[0].tensors.items():
-            if name in settings or not is_vocabulary_tensor(name) or not tensor.shape:
+            if name in merged or not is_vocabulary_tensor(name) or not tensor.shape:
                 continue
             other = next((other for other, rows in maps.items() if rows.rows != tensor.shape[0]), None)
             if other is not None:

@@ -156,11 +156,18 @@ def test_the_document_tells_the_whole_model(found, vectors):
 
 
 @pytest.mark.parametrize(
-    "way", [{"workers": 1, "memory": 480 << 20}, {"workers": 4}, {"engine": "ray", "workers": 2}], ids=["small tiles", "threads", "ray"]
+    "way",
+    [
+        pytest.param({"workers": 1, "memory": 480 << 20}, id="small tiles"),
+        pytest.param({"workers": 4}, id="threads"),
+        pytest.param({"engine": "ray", "workers": 2}, id="ray"),
+    ],
 )
-def test_no_figure_depends_on_tiles_threads_engine_or_shards(models, found, tmp_path, monkeypatch, way):
+def test_no_figure_depends_on_tiles_threads_engine_or_shards(models, found, tmp_path, monkeypatch, request, way):
     from paramdelta_dist.planning import memory
 
+    if "engine" in way:
+        request.getfixturevalue("on_shared_ray")
     if "memory" in way:
         monkeypatch.setattr(memory, "LOCAL_TILE", 256 << 10)
     api.analyze(two_deltas(models, shard_size="150KB" if way.get("engine") else "1MB"), str(tmp_path), **way)

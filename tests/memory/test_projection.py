@@ -22,7 +22,7 @@ BIG = 1 << 26
 def run(*arguments, env=None):
     """The document of `merge --json` and the process's peak resident size, in bytes."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "paramdelta_dist", "merge", *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+        [sys.executable, "-m", "paramdelta_dist", "merge", *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
     )
     peak = 0
     while process.poll() is None:
@@ -30,8 +30,9 @@ def run(*arguments, env=None):
             status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
             peak = max(peak, int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) * 1024)
         time.sleep(0.02)
-    with process.stdout as output:
-        return json.loads(output.read()), peak
+    out, err = process.communicate()
+    assert out, f"exit {process.returncode}: {err.decode()[-2000:]}"
+    return json.loads(out), peak
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +87,16 @@ def uploaded(folders, server):
     return bucket
 
 
+@pytest.fixture(scope="module")
+def bucket(models, s3_server):
+    return uploaded(models, s3_server)
+
+
 @pytest.mark.parametrize("engine", ["obstore", "fsspec"])
-def test_a_merge_over_s3_stays_under_its_projection(models, tmp_path, s3_server, engine):
-    bucket = uploaded(models, s3_server)
+def test_a_merge_over_s3_stays_under_its_projection(bucket, tmp_path, s3_server, engine):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"base: {bucket}/new\ndeltas: [{{post: {bucket}/post, base: {bucket}/old}}]\noutput: {bucket}/out\n"
+        f"base: {bucket}/new\ndeltas: [{{post: {bucket}/post, base: {bucket}/old}}]\noutput: {bucket}/{engine}\n"
         f"storage: {{'s3://': {{engine: {engine}}}}}\n"
     )
     document, peak = run(str(recipe), "--memory", "900MiB", env={**os.environ, **s3_server.environ})

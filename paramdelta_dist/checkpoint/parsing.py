@@ -1,0 +1,39 @@
+"""Parsing what several models say about their tensors: one text at a time, and a text that some of them share only once."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from threading import Lock
+
+from paramdelta_dist.checkpoint.header import Tensor, parse_header
+from paramdelta_dist.checkpoint.index import parse_index
+
+
+class Parser:
+    """Parses for models that are opened at the same time, each in a thread of its own.
+
+    Parsing holds the interpreter, so that threads that do it side by side only hinder each other. And models of one family that
+    were saved by one library have the same headers, byte for byte: those then share their tables, and nothing may change these.
+    """
+
+    def __init__(self) -> None:
+        self._turn = Lock()
+        self._indexes: dict[bytes, dict[str, str]] = {}
+        self._headers: dict[tuple[bytes, int, int], dict[str, Tensor]] = {}
+        """Both by digest: the text itself is not kept."""
+
+    def index(self, text: bytes, *, where: str) -> dict[str, str]:
+        """What `parse_index` returns, and raises."""
+        key = sha256(text).digest()
+        with self._turn:
+            if key not in self._indexes:
+                self._indexes[key] = parse_index(text, where=where)
+            return self._indexes[key]
+
+    def header(self, text: bytes, *, file_size: int, where: str, file: int) -> dict[str, Tensor]:
+        """The tensors of what `parse_header` returns; raises what that does."""
+        key = (sha256(text).digest(), file_size, file)
+        with self._turn:
+            if key not in self._headers:
+                self._headers[key], _ = parse_header(text, file_size=file_size, where=where, file=file)
+            return self._headers[key]
