@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/paramdelta-dist demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 chaos: $(VENV)/.test
 	$(BIN)/python -m pytest -m chaos tests/chaos
@@ -33,6 +33,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+# What is never imported needs no bytecode: of the thousands of files of torch and transformers, most.
 $(VENV)/.test: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[test,check]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,check]'
 	touch $@ $(VENV)/.demo

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "planning": "benchmarks.planning",
     "many-tensors": "benchmarks.many_tensors",
     "scale-out": "benchmarks.scale_out",
+    "report": "benchmarks.report",
     "gpu": "benchmarks.gpu",
 }
 """Modules with `measure()`, which returns what is kept as JSON, and `show(document)`, which prints a table of it."""

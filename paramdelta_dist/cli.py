@@ -65,6 +65,13 @@ AddressOption = Annotated[
         metavar="URL", help="Dashboard of the cluster: http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine."
     ),
 ]
+ReportOption = Annotated[
+    bool,
+    typer.Option(
+        "--report",
+        help="Measure on the way; a page goes to OUTPUT/.paramdelta/report/, of a sweep one that compares its points to OUTPUT/report/.",
+    ),
+]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: pdd-0123456789ab-1.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")]
 
@@ -90,14 +97,11 @@ def merge(
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
     patience: PatienceOption = None,
-    report: Annotated[
-        bool,
-        typer.Option("--report", help="Measure the deltas on the way; a page about them and the run goes to OUTPUT/.paramdelta/report/."),
-    ] = False,
+    report: ReportOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge: make the output of a recipe, or go on where an earlier run stopped."""
-    with _reporting(as_json):
+    with _reporting(as_json, "stopped. What is finished is kept; the same command goes on from there"):
         from paramdelta_dist import api, rendering
 
         with rendering.progress() as observer:
@@ -133,8 +137,10 @@ def plan(
         from paramdelta_dist import api, rendering
 
         speed = _bytes(bandwidth, "--bandwidth")
-        made, report = api.plan(_recipe(recipe, base, delta, output))
-        sizing = api.plan_workers(made, engine=engine.value, workers=workers, memory=_bytes(memory, "--memory"))
+        given = _recipe(recipe, base, delta, output)
+        made, report = api.plan(given)
+        points = max(1, len(given.points))
+        sizing = api.plan_workers(made, engine=engine.value, workers=workers, memory=_bytes(memory, "--memory"), points=points)
         document = api.plan_document(made, sizing, report)
         document["seconds_at_bandwidth"] = round((document["bytes_to_read"] + made.bytes_to_write) / (speed or 1), 1)
         document["bandwidth"] = speed
@@ -220,6 +226,7 @@ def submit(
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
     patience: PatienceOption = None,
+    report: ReportOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a merge as a job on a Ray cluster. Submitting it again joins the job, goes on after a failure, or finds it done."""
@@ -238,6 +245,7 @@ def submit(
                 device=device.value,
                 overwrite=overwrite,
                 patience=_seconds(patience, "--patience"),
+                report_page=report,
                 listener=view,
             )
         _show(document, rendering.job_end if wait else rendering.job_id, as_json)
@@ -352,7 +360,7 @@ def analyze(
     as_json: JsonOption = False,
 ) -> None:
     """Analyze the deltas of a recipe: sizes, cosines and distributions, as tables and an HTML page. Writes no model."""
-    with _reporting(as_json):
+    with _reporting(as_json, "stopped. Nothing of it is kept; the same command begins anew"):
         from paramdelta_dist import api, rendering
 
         with rendering.progress() as observer:
@@ -430,12 +438,12 @@ def main() -> None:
 
 
 @contextmanager
-def _reporting(as_json: bool) -> Iterator[None]:
+def _reporting(as_json: bool, stopped: str = "stopped") -> Iterator[None]:
     """Turn our errors into one message and their exit code; a bug keeps its traceback."""
     try:
         yield
     except KeyboardInterrupt:
-        _fail(Interrupted("stopped. What is finished is kept; the same command goes on from there"), as_json)
+        _fail(Interrupted(stopped), as_json)
     except ParamDeltaError as error:
         _fail(error, as_json)
 

@@ -87,8 +87,11 @@ _RANDOM = (
     "which elements are dropped: mergekit draws from one stream of random numbers, in the order and on the device it happens to work; "
     "here they depend on `seed`, tensor and element alone, so the same recipe drops the same elements everywhere"
 )
-_SMALL = "a tensor of which density keeps no element stops mergekit; here none of it is kept"
-_GAMMA = "with gamma 0, or in tensors so small that it means no element, mergekit loses the whole delta; here nothing is cut off at the top"
+_SMALL = "of a tensor so small that density keeps no element, mergekit keeps the largest; here none of it is kept"
+_EQUAL = "of elements of equal magnitude at a cut mergekit keeps any; here those with the lower index are the larger ones"
+_ROUGH = "mergekit's divergences are sums in float32 of terms that cancel; of models that hardly differ it takes over other elements"
+_CANCEL = "where directions cancel, as in a tensor that no model changed, mergekit stops; here the result is the weighted mean"
+_ZERO = "where one of two tensors is all zeros the way is straight here; mergekit takes the angle between them to be a right one"
 _TIES = "where the weighted sum at a position is exactly 0 its sign counts as +, as in mergekit"
 
 KNOWN: dict[str, _Known] = {
@@ -97,7 +100,7 @@ KNOWN: dict[str, _Known] = {
         "task_arithmetic", "deltas", {**_WEIGHT, "density": ("", _same)}, {**_LAMBDA, **_NO_NORMALIZE, **_NO_RESCALE}, needed=("weight",)
     ),
     "ties": _Known(
-        "ties", "deltas", _DENSITY, {**_LAMBDA, **_NORMALIZE, **_NO_RESCALE}, {"normalize": "weight"}, ("weight",), (_SMALL, _TIES)
+        "ties", "deltas", _DENSITY, {**_LAMBDA, **_NORMALIZE, **_NO_RESCALE}, {"normalize": "weight"}, ("weight",), (_SMALL, _EQUAL, _TIES)
     ),
     "dare_linear": _Known(
         "dare_linear", "deltas", _DENSITY, {**_LAMBDA, **_RESCALE, **_NO_NORMALIZE}, {"rescale": "l1"}, ("weight",), (_RANDOM,)
@@ -116,11 +119,11 @@ KNOWN: dict[str, _Known] = {
     ),
     "breadcrumbs": _Known(
         "breadcrumbs", "deltas", {**_DENSITY, "gamma": ("gamma", _same)}, {**_LAMBDA, **_NO_NORMALIZE, **_NO_RESCALE}, {}, ("weight",),
-        (_GAMMA,),
+        (_EQUAL,),
     ),
     "breadcrumbs_ties": _Known(
         "breadcrumbs_ties", "deltas", {**_DENSITY, "gamma": ("gamma", _same)}, {**_LAMBDA, **_NORMALIZE, **_NO_RESCALE},
-        {"normalize": "none"}, ("weight",), (_GAMMA, _TIES),
+        {"normalize": "none"}, ("weight",), (_EQUAL, _TIES),
     ),
     "model_stock": _Known("model_stock", "deltas", {}, {"filter_wise": ("filter_wise", _same)}),
     "sce": _Known("sce", "deltas", {}, {"select_topk": ("select_topk", _same)}),
@@ -128,18 +131,20 @@ KNOWN: dict[str, _Known] = {
     "ramplus_tl": _Known(
         "ramplus_tl", "deltas", {}, {"epsilon": ("epsilon", _same), "r": ("r", _same), "alpha": ("alpha", _same)}
     ),
-    "slerp": _Known("slerp", "pair", {}, {"t": ("t", _same)}),
+    "slerp": _Known("slerp", "pair", {}, {"t": ("t", _same)}, notes=(_ZERO,)),
     "nearswap": _Known("nearswap", "pair", {}, {"t": ("t", _same)}),
     "arcee_fusion": _Known(
-        "arcee_fusion", "pair", notes=("of large tensors mergekit takes quantiles of a random million elements; here they are exact",)
+        "arcee_fusion", "pair",
+        notes=("of large tensors mergekit takes quantiles of a random million elements; here they are exact", _ROUGH),
     ),
     "nuslerp": _Known(
         "nuslerp", "two", _WEIGHT, {"nuslerp_flatten": ("nuslerp_flatten", _same), "nuslerp_row_wise": ("nuslerp_row_wise", _same)},
-        needed=("weight",),
+        needed=("weight",), notes=(_ZERO,),
     ),
     "multislerp": _Known(
         "multislerp", "over", _WEIGHT,
         {"normalize_weights": ("normalize_weights", _same), "eps": ("", _only(1e-8, "1e-8 is fixed"))}, needed=("weight",),
+        notes=(_CANCEL,),
     ),
     "karcher": _Known("karcher", "models", {}, {"max_iter": ("max_iter", _same), "tol": ("tol", _same)}),
 }  # fmt: skip

@@ -483,8 +483,10 @@ def _wrong_value(
     if not isinstance(name, str):
         return
     if name not in known:
-        near = difflib.get_close_matches(name, [*fixed, *known], n=1, cutoff=0.5)
+        owners = [method.name for method in METHODS if any(parameter.name == name for parameter in method.parameters)]
+        near = [] if owners else difflib.get_close_matches(name, [*fixed, *known], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"{what}: {', '.join([*fixed, *known]) or 'none'}"
+        hint += f" ({name} is of {', '.join(owners)})" if owners else ""
         yield "unknown", place, hint
         return
     try:
@@ -605,6 +607,8 @@ def _explained(problem: Any, lines: dict[tuple[Any, ...], int]) -> str:
         return f"{prefix}unknown key {key!r}; {problem['msg']}"
     if problem["type"] == "missing":
         return f"{prefix}{key!r} is missing"
+    if problem["type"] == "model_type" and len(place) == 2 and place[0] in ("deltas", "models"):
+        return f"{prefix}{key}: {_WORDS['model_type']}, such as `{'post' if place[0] == 'deltas' else 'model'}: URL`"
     message = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{prefix}{key}: {message}" if key else f"{prefix}{message}"
 

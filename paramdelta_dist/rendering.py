@@ -173,7 +173,8 @@ def _shown(text: str) -> str:
 
 def merge_document(result: MergeResult) -> dict[str, Any]:
     pointer = {"pointer": result.pointer} if result.pointer else {}
-    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **pointer, **result.report}
+    page = {"page": result.page} if result.page else {}
+    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **pointer, **page, **result.report}
 
 
 def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> None:
@@ -212,6 +213,8 @@ def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> 
         )
     if document["nonfinite"]:
         console.print(f"  {_plural(document['nonfinite'], 'element')} NaN or infinite, as the recipe allows")
+    if "page" in document:
+        console.print(f"  report: {escape(document['page'])}")
 
 
 def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> None:
@@ -281,13 +284,21 @@ def method_list(document: dict[str, Any]) -> None:
     console.print("\n`paramdelta-dist methods NAME` explains one: formula, parameters, paper, an example recipe")
 
 
+_SCOPES = {
+    "element": "an element depends on the same element of the inputs",
+    "row": "an element depends on its row",
+    "tensor": "an element may depend on its whole tensor; then one that is too large for a tile is read more than once",
+    "model": "an element may depend on all tensors; then the models are read more than once",
+}
+
+
 def method_page(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(document['name'])}[/]  {escape(document['title'])}\n")
     facts = {
         "formula": document["formula"],
         "takes": document["takes"],
-        "scope": document["scope"],
+        "scope": f"{document['scope']}: {_SCOPES[document['scope']]}",
         "paper": document["paper"],
     }
     if document["package"]:
@@ -298,10 +309,11 @@ def method_page(document: dict[str, Any]) -> None:
     if document["parameters"]:
         console.print("\n[bold]parameters[/]")
     for parameter in document["parameters"]:
-        default = "has to be given" if parameter["default"] is None else f"default {json.dumps(parameter['default'])}"
+        default = parameter["default"] if isinstance(parameter["default"], str) else json.dumps(parameter["default"])
+        given = "has to be given" if parameter["default"] is None else f"default {default}"
         where = "; for all, or in each of them" if parameter["for_each"] else ""
         console.print(f"  {escape(parameter['name'])}: {escape(parameter['meaning'])}")
-        console.print(f"      {escape(parameter['range'])}; {default}{where}")
+        console.print(f"      {escape(parameter['range'])}; {given}{where}")
     console.print("\n[bold]example[/]")
     for line in document["example"]:
         console.print(f"  {escape(line)}")

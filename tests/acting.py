@@ -9,6 +9,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from paramdelta_dist.errors import Interrupted
+from paramdelta_dist.execution.metering import METER, WRITTEN_BYTES
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
 from paramdelta_dist.storage import StorageConfig, open_store
 
@@ -25,6 +26,10 @@ class Piece:
     size: int = 1000
     others: int = 0
     """How many other files there will be, for `last`."""
+
+    @property
+    def effort(self) -> int:
+        return self.size
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def begin(notes: Path, file: str) -> int:
 
 
 def wait(condition) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.01)
@@ -106,6 +111,12 @@ class Nap:
     size: int = 1000
     says: str = ""
     """What it warns of."""
+    enough: str = ""
+    """A file; once it is there, the unit takes no time."""
+
+    @property
+    def effort(self) -> int:
+        return self.size
 
 
 def nap(job: None, unit: Nap, *, advance, cancelled) -> tuple[str, str]:
@@ -117,6 +128,7 @@ def nap(job: None, unit: Nap, *, advance, cancelled) -> tuple[str, str]:
     for _ in range(20):
         if cancelled():
             raise Interrupted("stopped")
-        time.sleep(unit.seconds / 20)
+        time.sleep(0 if unit.enough and Path(unit.enough).exists() else unit.seconds / 20)
+        METER.add(WRITTEN_BYTES, unit.size // 20)
         advance(unit.size // 20)
     return unit.file, ray.get_runtime_context().get_node_id()

@@ -28,6 +28,18 @@ class RayServer:
     dashboard: str
     """URL of the dashboard, where jobs are submitted."""
     folder: str
+    nodes: tuple[subprocess.Popen[bytes], ...]
+    """Those with a core, by the `ray start` they live in."""
+
+    def processes(self, number: int) -> list[int]:
+        """A node's processes, each after its parent: `ray start`, its raylet, its workers and agents."""
+        return [self.nodes[number].pid, *_descendants(self.nodes[number].pid)]
+
+    def kill(self, number: int) -> None:
+        """End all of a node at once, as a machine does that loses power: who starts processes goes before what was started."""
+        for pid in self.processes(number):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -44,11 +56,10 @@ def ray_cluster(environ: Mapping[str, str], *, workers: int = 2) -> Iterator[Ray
         _node(stack, folder, "head", [*head, f"--ray-client-server-port={client}"], environ)
         _wait(lambda: _answers(f"{url}/api/version"), folder, "head")
         address = f"--address={_own_address()}:{gcs}"
-        for number in range(workers):
-            _node(stack, folder, f"node{number}", [address, "--num-cpus=1"], environ)
+        nodes = tuple(_node(stack, folder, f"node{number}", [address, "--num-cpus=1"], environ) for number in range(workers))
         for number in range(workers):
             _wait(lambda number=number: "Ray runtime started" in _log(folder, f"node{number}").read_text(), folder, f"node{number}")
-        yield RayServer(url, folder)
+        yield RayServer(url, folder, nodes)
 
 
 def _own_address() -> str:
@@ -62,7 +73,7 @@ def _log(folder: str, name: str) -> Path:
     return Path(folder, f"{name}.log")
 
 
-def _node(stack: ExitStack, folder: str, name: str, options: list[str], environ: Mapping[str, str]) -> None:
+def _node(stack: ExitStack, folder: str, name: str, options: list[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     agent, agent_grpc, metrics, runtime = free_ports(4)
     Path(folder, name).mkdir()
     ports = [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}", f"--metrics-export-port={metrics}"]
@@ -82,6 +93,7 @@ def _node(stack: ExitStack, folder: str, name: str, options: list[str], environ:
             start_new_session=True,
         )
     stack.callback(_end, process)
+    return process
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,11 +1,14 @@
-"""What every test stands on: an environment that is nobody's, and servers that start when a test first asks for one."""
+"""What every test stands on: an environment that is nobody's, and servers and a Ray that start when a test first asks for one."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Read at import by the libraries concerned, here and in the processes that tests start.
 os.environ |= {
@@ -16,6 +19,8 @@ os.environ |= {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 pytest.register_assert_rewrite("tests.contracts")
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is nobody's mistake
+settings.load_profile("busy")
 
 from tests import servers  # noqa: E402
 
@@ -28,6 +33,34 @@ def _leave_nobodys_settings(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     patch.setenv("AWS_CONFIG_FILE", os.devnull)
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+
+
+_RAYS = re.compile(r"test_stragglers|test_kills|test_on_a_cluster|test_a_lost_node|(?<![a-z])ray(?![a-z])")
+"""In the names of tests that start a Ray."""
+
+
+def _group(nodeid: str) -> str:
+    """What of the tests is one process's where processes share them (`-n 2`): a module, for its fixtures; and all Rays, one of
+    which at a time is enough for a small machine."""
+    return "rays" if _RAYS.search(nodeid) else nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _group(item.nodeid) != "rays")  # what takes longest begins first
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Not by the mark `xdist_group`, which has no effect with pytest 9.2 and xdist 3.8."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False
+    return Grouped(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,3 +89,27 @@ def s3_server() -> Iterator[servers.S3Server]:
 def gcs_server() -> Iterator[servers.GcsServer]:
     with servers.gcs_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_ray(s3_server) -> Iterator[str]:
+    """Address of a Ray of three cores on this machine, whose workers can reach the S3 server.
+
+    A process that has had a Ray inside (`ray.init("local")`, a merge with `engine="ray"` and no RAY_ADDRESS) cannot join one that was
+    there before, whose actors then never start: tests leave that to processes they start.
+    """
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environ.items():
+            patch.setenv(name, value)
+        options = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 80 << 20}
+        cluster = Cluster(initialize_head=True, head_node_args=options)
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture
+def on_shared_ray(shared_ray, monkeypatch) -> None:
+    """Runs with `engine="ray"` join the shared Ray, in which a worker is there in a third of the time an embedded one takes to start."""
+    monkeypatch.setenv("RAY_ADDRESS", shared_ray)

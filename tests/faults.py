@@ -62,6 +62,7 @@ class Exchange(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(reply.body[:upto])
         self.wfile.flush()
+        self.proxy.replies.append((self.command, self.path, len(reply.body[:upto])))
 
     def close(self, *, reset: bool) -> None:
         """End the connection, politely or not."""
@@ -170,6 +171,8 @@ class FaultProxy:
     upstream: str
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path with query of every request, in the order of arrival."""
+    replies: list[tuple[str, str, int]] = field(default_factory=list)
+    """The same of every reply, and the bytes of its body."""
     faults: int = 0
     """Requests that a rule has met."""
     ended: threading.Event = field(default_factory=threading.Event)
@@ -196,6 +199,7 @@ class FaultProxy:
         with self._lock:
             self._rules.clear()
             self.requests.clear()
+            self.replies.clear()
             self.faults = 0
 
     def count(self, method: str, path: str = "") -> int:

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ ROOMS = {
     "aiohttp": ("storage/", "jobs/ray_jobs.py"),
     "requests": ("jobs/ray_jobs.py",),
     "google": ("storage/",),
-    "numba": ("kernels/compiled.py",),
+    "numba": ("kernels/compiled",),
     "torch": ("kernels/", "methods/", "execution/torch_making.py", "execution/machine.py", "demo.py"),
     "pyarrow": ("analysis/tables.py",),
     "triton": ("kernels/fused.py",),
@@ -48,8 +49,13 @@ ROOMS = {
 }
 
 
+@cache
 def imports(path):
     """(module, line) of every import in a file, lazy ones included."""
+    return tuple(_imports(path))
+
+
+def _imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)

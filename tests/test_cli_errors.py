@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.handmade import entry, folder, one_tensor, weight_file
+from tests.terminal import call
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -19,7 +20,7 @@ def run(*arguments, cwd, **environment):
         env={**os.environ, "PYTHONPATH": ROOT, "TERM": "dumb", "COLUMNS": "200", **environment},
         capture_output=True,
         encoding=environment.get("PYTHONIOENCODING", "utf-8"),
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -35,10 +36,10 @@ def here(tmp_path):
     return tmp_path
 
 
-def refused(here, *arguments, code, **environment):
-    """Run what must fail, and return its one message."""
+def refused(here, *arguments, code):
+    """Call what must fail, and return its one message."""
     before = sorted(here.rglob("*"))
-    done = run(*arguments, cwd=here, **environment)
+    done = call(*arguments, cwd=here)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(here.rglob("*")) == before, "something was written"
@@ -100,7 +101,7 @@ def test_a_mistake_of_usage_is_one_message_and_exit_code_2(here, arguments, name
     ids=" ".join,
 )
 def test_what_the_command_line_does_not_know_is_exit_code_2(here, arguments):
-    done = run(*arguments, cwd=here)
+    done = call(*arguments, cwd=here)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -112,7 +113,25 @@ def test_too_little_memory_is_refused_by_the_plan_with_the_way_out(here):
     assert "the budget is 1 KiB" in message
     assert "--memory" in message
     enough = message.rpartition("--memory ")[2].rstrip(")\n")
-    assert run("plan", "recipe.yaml", "--memory", enough, cwd=here).returncode == 0
+    assert call("plan", "recipe.yaml", "--memory", enough, cwd=here).returncode == 0
+
+
+def test_a_row_that_is_too_long_is_named_and_the_least_memory_and_leaving_it_out_both_help(here):
+    for name in ("new", "post"):
+        whole = here / name / "model.safetensors"
+        whole.write_bytes(weight_file({"flat": entry(0, 80_000_000), "norm": entry(80_000_000, 80_000_008)}))
+        with whole.open("r+b") as file:  # a hole: no plan reads it
+            file.truncate(whole.stat().st_size + 80_000_008)
+    recipe = "method: della\nparameters: {density: 0.5}\nbase: new\ndeltas: [{post: post}]\noutput: out\n"
+    (here / "recipe.yaml").write_text(recipe)
+    message = refused(here, "merge", "recipe.yaml", "--memory", "1GiB", code=2)
+    assert "della works on whole rows, and one of 'flat' has 20,000,000 elements" in message
+    enough = int(message.rpartition("--memory ")[2].partition("MiB")[0])
+    assert run("plan", "recipe.yaml", "--memory", f"{enough}MiB", cwd=here).returncode == 0
+    assert f"(--memory {enough}MiB)" in refused(here, "plan", "recipe.yaml", "--memory", f"{enough - 1}MiB", code=2)
+    assert "`exclude:`" in message
+    (here / "recipe.yaml").write_text(recipe + "exclude: [flat]\n")
+    assert run("plan", "recipe.yaml", "--memory", "1GiB", cwd=here).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -158,18 +177,18 @@ def test_models_that_do_not_fit_are_refused_by_merge_with_every_difference(here)
 
 def test_models_that_do_not_fit_are_listed_by_check(here):
     folder(here / "post", {"model.safetensors": one_tensor("\x1b[2J[red]b")})
-    done = run("check", "recipe.yaml", cwd=here)
+    done = call("check", "recipe.yaml", cwd=here)
     assert done.returncode == 3
     assert done.stderr == "error: 2 differences; these models cannot be merged as they are\n"
     assert "\x1b" not in done.stdout
     assert "[red]b" in done.stdout
-    done = run("check", "recipe.yaml", "--json", cwd=here)
+    done = call("check", "recipe.yaml", "--json", cwd=here)
     assert done.returncode == 3
     assert [row["subject"] for row in json.loads(done.stdout)["mismatches"]] == ["tensors", "tensors"]
 
 
 def test_check_needs_no_output_wherever_it_is_called(here):
-    done = run("check", "--base", ".", "--delta", "../post:../old", cwd=here / "new")
+    done = call("check", "--base", ".", "--delta", "../post:../old", cwd=here / "new")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -193,10 +212,13 @@ def test_a_place_of_odd_bytes_is_refused(here):
     assert "not valid Unicode" in message
 
 
-def test_a_good_recipe_is_no_mistake(here):
+def test_a_good_recipe_is_no_mistake_and_a_bad_one_is_one_in_a_process_too(here):
     done = run("merge", "recipe.yaml", "--json", cwd=here)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["state"] == "merged"
+    bad = run("merge", "typo.yaml", cwd=here)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == call("merge", "typo.yaml", cwd=here).stderr
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -15,6 +13,7 @@ from paramdelta_dist.methods import METHODS
 from paramdelta_dist.recipe import parse_recipe
 from tests import oracle
 from tests.models import ARCHITECTURES, make_models
+from tests.terminal import call
 
 
 def imported(config, output="/out"):
@@ -305,9 +304,7 @@ def test_every_method_that_is_mapped_is_here_and_every_recipe_is_valid():
 
 
 def run(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "paramdelta_dist", "import", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
-    )
+    return call("import", *arguments, cwd=cwd)
 
 
 def test_the_command_prints_the_recipe_and_tells_the_differences(tmp_path):

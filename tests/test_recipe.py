@@ -220,7 +220,17 @@ def test_deltas_that_are_no_list_are_refused(deltas):
 
 @pytest.mark.parametrize("delta", ["/p", "5", "[/p]", ""])
 def test_a_delta_that_is_no_mapping_is_refused(delta):
-    refused(f"base: /new\noutput: /out\ndeltas:\n  - {delta}", "line 4", "deltas.0: should be lines of `key: value`")
+    refused(f"base: /new\noutput: /out\ndeltas:\n  - {delta}", "line 4", "deltas.0: should be lines of `key: value`, such as `post: URL`")
+
+
+def test_a_model_that_is_no_mapping_is_refused():
+    refused("method: linear\noutput: /out\nmodels: [/p]", "line 3", "models.0: should be lines of `key: value`, such as `model: URL`")
+
+
+def test_a_parameter_of_another_method_is_told_from_a_typo():
+    ties = "method: ties\nbase: /new\noutput: /out\ndeltas:\n  - post: /post\nparameters:\n  "
+    refused(ties + "densty: 1", "line 7", "unknown key 'parameters.densty'; did you mean 'density'?")
+    refused(ties + "gamma: 1", "line 7", "parameters of ties: weight, density, trim, normalize, lambda (gamma is of breadcrumbs, ")
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "10", "999", "10 B", "0.0GB"])
@@ -263,6 +273,7 @@ def test_a_dtype_that_cannot_be_written_is_refused(dtype):
 
 def test_an_unknown_method_names_the_nearest():
     refused(with_line("method: parmdelta"), "line 5", "there is no method 'parmdelta'; did you mean 'paramdelta'?")
+    refused(with_line("method: TIES"), "line 5", "there is no method 'TIES'; did you mean 'ties'?")
     refused(with_line("method: 5"), "line 5: method: should be text")
 
 

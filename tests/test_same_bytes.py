@@ -78,6 +78,7 @@ def test_google_storage_does_not_change_a_byte(tmp_path, local_models, reference
     assert digests(f"{bucket}/out") == reference
 
 
+@pytest.mark.usefixtures("on_shared_ray")
 def test_ray_does_not_change_a_byte_on_disk_and_on_s3(tmp_path, local_models, reference, s3_server, monkeypatch):
     bucket = _bucket(s3_server, monkeypatch)
     urls = [f"{bucket}/{folder.name}" for folder in local_models]

@@ -10,6 +10,7 @@ from paramdelta_dist import api
 from paramdelta_dist.errors import NonFinite, RecipeError
 from paramdelta_dist.recipe import parse_recipe
 from tests import oracle
+from tests.faults import fault_proxy
 from tests.models import ARCHITECTURES, make_models, recipe, save_model
 from tests.test_cli_errors import run
 
@@ -142,3 +143,33 @@ def test_the_command_line_names_every_point(models, tmp_path):
     planned = run("plan", "recipe.yaml", cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     assert "2 points" in planned.stdout
+
+
+@pytest.mark.parametrize("report_page", [False, True], ids=["plain", "report"])
+def test_a_server_that_counts_sees_one_reading_for_five_points(tmp_path, s3_server, monkeypatch, report_page):
+    """What is asked of the server, by its side of the wire: bytes and requests of the inputs, and bytes of everything."""
+    import torch
+
+    bucket = s3_server.make_bucket()
+    generator = torch.Generator().manual_seed(4)
+    for name in ("new", "post", "old"):
+        tensors = {f"model.layers.{n}.mlp.up_proj.weight": torch.randn(1_000, 1_000, generator=generator).bfloat16() for n in range(8)}
+        for path in save_model(tmp_path / name, tensors, files=2).iterdir():
+            s3_server.client().put_object(Bucket=bucket, Key=f"{name}/{path.name}", Body=path.read_bytes())
+    for name, value in s3_server.environ.items():
+        monkeypatch.setenv(name, value)
+    with fault_proxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+
+        def counted(name, weights):
+            """Requests for the inputs, their bytes, and bytes of everything that was asked for."""
+            proxy.clear()
+            folders = [f"s3://{bucket}/{model}" for model in ("new", "post", "old")]
+            api.merge(swept(folders, f"s3://{bucket}/{name}", {"weight": weights}), workers=2, report_page=report_page)
+            got = [(path, size) for method, path, size in proxy.replies if method == "GET"]
+            inputs = [size for path, size in got if path.startswith(tuple(f"/{bucket}/{model}/" for model in ("new", "post", "old")))]
+            return len(inputs), sum(inputs), sum(size for _, size in got)
+
+        one, five = counted("one", [0.5]), counted("five", [0, 0.5, 0.75, 1.0, 1.5])
+    assert one[1] >= 3 * 16_000_000
+    assert all(more <= 1.05 * less for less, more in zip(one, five, strict=True)), (one, five)

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from datetime import date
 
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 from paramdelta_dist.errors import RecipeError, UsageError
 from paramdelta_dist.recipe import Recipe, recipe_from_flags
 from paramdelta_dist.template import check_template, expand, folder_of, is_template, series_name
+from tests.terminal import call
 
 DAY, FINGERPRINT = date(2026, 11, 21), "0123456789abcdef0123456789abcdef01234567"
 
@@ -127,9 +126,8 @@ def test_a_template_that_would_lie_in_an_input_is_refused_before_and_after_it_is
         recipe.with_output(expand(recipe.output, day=DAY, fingerprint=FINGERPRINT))
 
 
-def test_the_command_line_says_what_is_known_and_exits_with_2():
-    arguments = ["plan", "--base", "/no/new", "--delta", "/no/post", "--output", "/no/{day}", "--json"]
-    done = subprocess.run([sys.executable, "-m", "paramdelta_dist", *arguments], capture_output=True, text=True, check=False)
+def test_the_command_line_says_what_is_known_and_exits_with_2(tmp_path):
+    done = call("plan", "--base", "/no/new", "--delta", "/no/post", "--output", "/no/{day}", "--json", cwd=tmp_path)
     assert done.returncode == 2
     message = json.loads(done.stdout)["error"]["message"]
     assert "{day} is not known" in message

@@ -36,6 +36,8 @@ class Line:
     """Class of its colour: s0, s1, … or base."""
     points: Sequence[tuple[float, float]]
     dashed: bool = False
+    dots: bool = False
+    """Whether its points are marked: what lies between them was not measured."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,44 @@ def matrix(title: str, labels: Sequence[str], values: NDArray[np.float64], step:
     return svg(left + len(labels) * cell, top + len(labels) * cell, title, body, kind="matrix", natural=True)
 
 
+def grid(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: NDArray[np.float64],
+    step: Step,
+    shown: Callable[[float | None], str],
+) -> str:
+    """Values [rows, columns] as coloured cells, with figures in them where there is room."""
+    left = 14 + 6.5 * max((len(label) for label in rows), default=0)
+    cell = min(72.0, max(9.0, (WIDTH - left) / max(1, len(columns))))
+    height = 24.0 if len(rows) <= 24 else max(8.0, 560 / len(rows))
+    written = cell >= 50 and height >= 16
+    every = max(1, math.ceil((8 + 6.5 * max((len(label) for label in columns), default=0)) / cell))
+    below = next(n for n in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 100, 1000) if n * height >= 12)
+    body = []
+    for place, label in enumerate(columns):
+        if place % every == 0:
+            body.append(f'<text class="tick" x="{left + (place + 0.5) * cell:g}" y="12" text-anchor="middle">{text(label)}</text>')
+    for row, label in enumerate(rows):
+        y = 19 + row * height
+        if row % below == 0:
+            body.append(f'<text class="tick" x="{left - 7:g}" y="{y + height / 2 + 3:g}" text-anchor="end">{text(label)}</text>')
+        for place, other in enumerate(columns):
+            value = float(values[row, place])
+            found, x = step(value), left + place * cell
+            inside = (
+                f'<text class="on {found}" x="{x + cell / 2 - 1:g}" y="{y + height / 2 + 3:g}" text-anchor="middle">{shown(value)}</text>'
+                if written
+                else ""
+            )
+            body.append(
+                f"<g><title>{text(label)}, {text(other)}: {shown(value)}</title>"
+                f'<rect class="cell {found}" x="{x:g}" y="{y:g}" width="{cell - 1.5:g}" height="{height - 1.5:g}"/>{inside}</g>'
+            )
+    return svg(left + len(columns) * cell, 20 + len(rows) * height, title, body, kind="map", natural=True)
+
+
 def curves(
     title: str,
     lines: Sequence[Line],
@@ -241,6 +281,9 @@ def curves(
         path = "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in line.points)
         dashed = " dashed" if line.dashed else ""
         body.append(f'<path class="line {line.colour}{dashed}" d="{path}"><title>{text(line.label)}</title></path>')
+        for a, b in line.points if line.dots else ():
+            shown = f"{text(line.label)}: {text(up(b))} at {text(along(a))}"
+            body.append(f'<circle class="dot {line.colour}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3.5"><title>{shown}</title></circle>')
     if not small:
         body.append(f'<text class="label" x="{(left + width - RIGHT) / 2:g}" y="{height - 5}" text-anchor="middle">{text(across)}</text>')
     return svg(width, height, title, body, kind="curves")

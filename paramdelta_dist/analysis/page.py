@@ -1,18 +1,16 @@
-"""The page: one HTML file with everything in it, for a browser without a network, a phone, and paper."""
+"""The page about deltas: what they are, where, how large, how alike, and how the run went that measured them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
-from paramdelta_dist._version import __version__
 from paramdelta_dist.analysis.charts import scaled_section, sizes_section
 from paramdelta_dist.analysis.drawing import number, percent, text
+from paramdelta_dist.analysis.frame import framed
 from paramdelta_dist.analysis.parts import colour, relative_norms, symbol, title_of
 from paramdelta_dist.analysis.runs import run_section
 from paramdelta_dist.analysis.statistics import Statistics
@@ -39,35 +37,13 @@ def render_page(statistics: Statistics, run: Mapping[str, Any], lanes: Sequence[
         run_section(lanes),
         _definitions(run, sampled),
     ]
-    assets = files(__package__) / "assets"
-    style, script = ((assets / name).read_text() for name in ("style.css", "script.js"))
     subject, title = statistics.subject, title_of(statistics)
     count = f"{len(subject.deltas)} deltas" if len(subject.deltas) > 1 else "one delta"
-    document = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<meta name="color-scheme" content="light dark">
-<title>{text(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<h1>{text(title)}</h1>
-<p class="soft">{count}, {int(statistics.elements.sum()):,} parameters in {len(statistics.tensors):,} tensors; new base
-<code>{text(subject.base)}</code></p>
-{"".join(section for section in sections if section)}
-<footer>Made by paramdelta-dist {__version__} on {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC.</footer>
-</main>
-<script>
-{script}</script>
-</body>
-</html>
-"""
-    return document.encode(errors="backslashreplace")
+    lead = (
+        f"{count}, {int(statistics.elements.sum()):,} parameters in {len(statistics.tensors):,} tensors; new base "
+        f"<code>{text(subject.base)}</code>"
+    )
+    return framed(title, lead, sections)
 
 
 def _summary(statistics: Statistics) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from paramdelta_dist.analysis.page import render_page
+from paramdelta_dist.analysis.points import Comparison
+from paramdelta_dist.analysis.points_page import render_points_page
 from paramdelta_dist.analysis.statistics import WHOLE, Statistics
-from paramdelta_dist.analysis.tables import render, tables
+from paramdelta_dist.analysis.tables import point_tables, render, tables
 from paramdelta_dist.analysis.watching import Lane
 from paramdelta_dist.storage import Store
 
@@ -31,6 +33,21 @@ def publish(
         files.append(name)
     store.write(PAGE, render_page(statistics, run, lanes, sampled))
     return {"output": store.url, "files": [PAGE, *files], **found, **run}
+
+
+def publish_points(
+    store: Store,
+    comparison: Comparison,
+    run: Mapping[str, Any],
+    *,
+    lanes: Sequence[Lane],
+    left_out: Sequence[str] = (),
+    unmeasured: int = 0,
+) -> None:
+    """Write the tables, and then the page, of a sweep into the store's folder; the rest as for `render_points_page`."""
+    for name, table in point_tables(comparison).items():
+        store.write(name, render(table))
+    store.write(PAGE, render_points_page(comparison, run, lanes, left_out=left_out, unmeasured=unmeasured))
 
 
 def summary(statistics: Statistics) -> dict[str, Any]:

@@ -18,7 +18,7 @@ MOST_LANES = 64
 """Workers that are drawn; the table has all."""
 
 
-def run_section(made: Sequence[Lane]) -> str:
+def run_section(made: Sequence[Lane], what: str = "merge") -> str:
     """Nothing where it is not known how the work went."""
     if not made:
         return ""
@@ -51,7 +51,7 @@ def run_section(made: Sequence[Lane]) -> str:
     drawn = lanes("A lane for each worker, a bar for each shard", rows, seconds)
     few = f" The first {MOST_LANES} workers are drawn." if len(workers) > MOST_LANES else ""
     return (
-        f"<h2>How the merge went</h2><p>{format_size(total)} written in {format_seconds(seconds)} by {len(workers)} "
+        f"<h2>How the {what} went</h2><p>{format_size(total)} written in {format_seconds(seconds)} by {len(workers)} "
         f"process{'es' * (len(workers) > 1)}; times are by the workers’ clocks.{few}</p>"
         f'<div class="cards"><div class="card"><h3>Bytes written a second</h3><figure>{picture}</figure></div></div>'
         f'<div class="card"><h3>Who made what when</h3><figure>{drawn}</figure>{table}</div>'

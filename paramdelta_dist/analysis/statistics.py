@@ -178,19 +178,7 @@ class Statistics:
 
     @cached_property
     def _members(self) -> dict[Group, list[int]]:
-        members: dict[Group, list[int]] = {WHOLE: []}
-        for position, place in enumerate(self.places):
-            if self.finite[position]:
-                for group in _groups_of(place):
-                    members.setdefault(group, []).append(position)
-        order = {component: number for number, component in enumerate(Component)}
-        return {
-            group: members[group]
-            for group in sorted(
-                members,
-                key=lambda g: (g.layer is not None, -1 if g.layer is None else g.layer, -1 if g.component is None else order[g.component]),
-            )
-        }
+        return members_of(self.places, self.finite)
 
     def _gram(self, sums: Floats) -> Floats:
         size = len(self.subject.vectors.pairs)
@@ -256,6 +244,24 @@ def short_names(urls: Sequence[str]) -> dict[str, str]:
         if len(set(names.values())) == len(distinct):
             return names
     return {url: redact(url) for url in distinct}
+
+
+def members_of(places: Sequence[Place], counted: NDArray[np.bool_]) -> dict[Group, list[int]]:
+    """Positions of the tensors of each group, in order, those left out that do not count: of the whole, each component, each
+    layer, and each component of each layer."""
+    members: dict[Group, list[int]] = {WHOLE: []}
+    for position, place in enumerate(places):
+        if counted[position]:
+            for group in _groups_of(place):
+                members.setdefault(group, []).append(position)
+    order = {component: number for number, component in enumerate(Component)}
+    return {
+        group: members[group]
+        for group in sorted(
+            members,
+            key=lambda g: (g.layer is not None, -1 if g.layer is None else g.layer, -1 if g.component is None else order[g.component]),
+        )
+    }
 
 
 def _groups_of(place: Place) -> Iterator[Group]:

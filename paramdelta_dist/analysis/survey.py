@@ -25,8 +25,8 @@ from paramdelta_dist.errors import Interrupted, ParamDeltaError
 from paramdelta_dist.execution.buffers import BufferPool
 from paramdelta_dist.execution.machine import peak_memory
 from paramdelta_dist.execution.reader import FetchedTile, Fetching, TileReader, buffer_size
-from paramdelta_dist.kernels.measuring import Floats, Measured, Measurer, Vectors, values
-from paramdelta_dist.kernels.merging import one_thread
+from paramdelta_dist.kernels.compiled import Values
+from paramdelta_dist.kernels.measuring import Floats, Measured, Measurer, Vectors
 from paramdelta_dist.planning.chunks import CHUNK, ChunkedTile, Piece, cut_chunks
 from paramdelta_dist.planning.memory import LOCAL_READERS, REQUESTS_IN_FLIGHT
 from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan
@@ -60,6 +60,10 @@ class SurveyUnit:
     def size(self) -> int:
         """Bytes to read."""
         return sum(tensor.elements * width(tensor) for tensor in self.shard.tensors if tensor.merged)
+
+    @property
+    def effort(self) -> int:
+        return self.size
 
 
 @dataclass(frozen=True)
@@ -98,23 +102,39 @@ class TileMeasurer:
         self._vectors = vectors
         self._measurer = Measurer(vectors, CHUNK)
 
-    def measure(self, fetched: FetchedTile, pieces: tuple[tuple[Piece, ...], ...]) -> list[MeasuredPiece]:
-        """What each piece of the tile's segments holds. All models that are measured must have been read for it."""
-        found = []
+    def measure(
+        self, fetched: FetchedTile, pieces: tuple[tuple[Piece, ...], ...], made: memoryview | None = None
+    ) -> Iterator[MeasuredPiece]:
+        """What each piece of the tile's segments holds. All models that are measured must have been read for it; what was
+        `made` of the tile is one more model, behind all others."""
+        position = 0
         for segment, of_segment in zip(fetched.tile.segments, pieces, strict=True):
-            models = {}
+            models, start = {}, position
+            position += (segment.last - segment.first) * DTYPES[segment.run.dtype].itemsize
             for model, source in enumerate(segment.run.sources):
                 data = fetched.source(segment, model) if of_segment else None
                 if data is not None and source is not None:
-                    models[model] = values(data, DTYPES[source.dtype].torch)
+                    models[model] = Values(data, source.dtype)
+            if made is not None and of_segment:
+                models[len(segment.run.sources)] = Values(made[start:position], segment.run.dtype)
             for piece in of_segment:
                 size = piece.last - piece.first
                 sums, rest = np.zeros((-(-size // CHUNK), self._vectors.sums)), Measured.nothing(self._vectors)
                 for number, row in enumerate(sums):
-                    start, stop = piece.at + number * CHUNK, piece.at + min((number + 1) * CHUNK, size)
-                    self._measurer.measure({model: elements[start:stop] for model, elements in models.items()}, row, rest)
-                found.append(MeasuredPiece(piece, sums, rest))
-        return found
+                    first, last = piece.at + number * CHUNK, piece.at + min((number + 1) * CHUNK, size)
+                    chunks = {model: _some(elements, first, last) for model, elements in models.items()}
+                    self._measurer.measure(chunks, row, rest)
+                yield MeasuredPiece(piece, sums, rest)
+
+    def difference(self, piece: Piece) -> Floats:
+        """Elements of the first vector in the piece that was measured last, which is no longer than a chunk; overwritten with
+        the next."""
+        return self._measurer.difference(0, piece.last - piece.first)
+
+
+def _some(elements: Values, first: int, last: int) -> Values:
+    size = ITEMSIZES[elements.dtype]
+    return Values(elements.data[first * size : last * size], elements.dtype)
 
 
 def width(tensor: TensorPlan) -> int:
@@ -176,14 +196,14 @@ def _measured(job: SurveyJob, shard: Shard, reader: TileReader) -> Iterator[list
     def measure(chunked: ChunkedTile, fetching: Fetching) -> list[MeasuredPiece]:
         fetched, measurer = fetching.result(), measurers.get()
         try:
-            return measurer.measure(fetched, chunked.pieces)
+            return list(measurer.measure(fetched, chunked.pieces))
         finally:
             measurers.put(measurer)
             fetched.parts.clear()
             reader.release(fetching)
 
     under_way: deque[tuple[Fetching, Future[list[MeasuredPiece]]]] = deque()
-    with ThreadPoolExecutor(job.threads, thread_name_prefix="measure", initializer=one_thread) as threads:
+    with ThreadPoolExecutor(job.threads, thread_name_prefix="measure") as threads:
         try:
             while True:
                 while len(under_way) < job.tiles_in_flight and (chunked := next(upcoming, None)) is not None:

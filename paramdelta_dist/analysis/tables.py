@@ -6,12 +6,18 @@ Columns: `tensor` (its name) or, for groups, `component` and `layer` where null 
 what is beyond. Of pairs: `first` and `second` (a delta's position; beyond the deltas: the new base minus one of their
 bases, named in `first_label`, `second_label`), `cosine` of the elements laid end to end, `mean_cosine` (groups: mean over
 tensors), `sign_agreement` (same sign where neither is zero; deltas alone). What cannot be said is null.
+
+Of the points of a sweep: `point` (its name), a column for each swept parameter (a number, or its text), `tensor` or group as
+above, `elements`, `base_norm`, `added_norm` ‖output − base‖, `relative_norm` = added_norm / base_norm, `max_abs`
+max |output − base|, `unchanged_share` (exactly the base's), `distances` ‖output − input‖ from each model named in the metadata,
+the base first. Of pairs of points: `first`, `second`, `distance`, `relative_distance` to the base's norm.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -19,8 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paramdelta_dist._version import __version__
+from paramdelta_dist.analysis.points import Comparison, Rows
 from paramdelta_dist.analysis.statistics import Figures, Statistics
+from paramdelta_dist.analysis.watching import EVERY
 from paramdelta_dist.kernels.measuring import BINS, Floats
+from paramdelta_dist.planning.chunks import CHUNK
 
 PLACE = [pa.field("component", pa.dictionary(pa.int8(), pa.string())), pa.field("layer", pa.int32())]
 DELTA = [
@@ -39,6 +48,10 @@ PAIR = [
     pa.field("mean_cosine", pa.float64()),
     pa.field("sign_agreement", pa.float64()),
 ]
+POINT = [
+    pa.field("elements", pa.int64(), nullable=False),
+    *(pa.field(name, pa.float64()) for name in ("base_norm", "added_norm", "relative_norm", "max_abs", "unchanged_share")),
+]
 TENSOR = pa.field("tensor", pa.string(), nullable=False)
 
 
@@ -54,6 +67,77 @@ def tables(statistics: Statistics) -> Mapping[str, pa.Table]:
         "groups.parquet": _deltas(statistics, statistics.of_groups, groups, None),
         "group-pairs.parquet": _pairs(statistics, statistics.of_groups, groups, None, means),
     }
+
+
+def point_tables(comparison: Comparison) -> Mapping[str, pa.Table]:
+    """Every table of a sweep by the name of its file."""
+    names = np.array([tensor.name for tensor in comparison.tensors], dtype=object)
+    places = [(place.component.value, place.layer) for place in comparison.places]
+    groups = [(group.component.value if group.component else None, group.layer) for group in comparison.groups]
+    return {
+        "tensors.parquet": _point_rows(comparison, comparison.of_tensors, places, names),
+        "groups.parquet": _point_rows(comparison, comparison.of_groups, groups, None),
+        "pairs.parquet": _point_pairs(comparison),
+    }
+
+
+def _point_rows(comparison: Comparison, rows: Rows, places: Places, names: Any) -> pa.Table:
+    points, count, inputs = rows.distance.shape
+    columns = {
+        "component": [component for component, _ in places] * points,
+        "layer": [layer for _, layer in places] * points,
+        "elements": np.tile(rows.elements, points),
+        "base_norm": np.tile(rows.base_norm, points),
+        "added_norm": rows.distance[:, :, 0],
+        "relative_norm": rows.relative[:, :, 0],
+        "max_abs": rows.peak,
+        "unchanged_share": rows.unchanged,
+        "distances": pa.FixedSizeListArray.from_arrays(_array(rows.distance, pa.float64()), inputs),
+    }
+    fields = [*PLACE, *POINT, pa.field("distances", pa.list_(pa.float64(), inputs))]
+    if names is not None:
+        columns["tensor"] = np.tile(names, points)
+        fields = [TENSOR, *fields]
+    swept, values = _swept_columns(comparison, [place for place in range(points) for _ in range(count)])
+    return _points_table(comparison, values | columns, [*swept, *fields])
+
+
+def _swept_columns(comparison: Comparison, points: Sequence[int]) -> tuple[list[pa.Field], dict[str, Any]]:
+    """The name of the point of each row, and what was swept there;"""
+    fields = [pa.field("point", pa.dictionary(pa.int8(), pa.string()), nullable=False)]
+    columns: dict[str, Any] = {"point": [comparison.points[place].name for place in points]}
+    for key in comparison.points[0].values:
+        values = [point.values.get(key) for point in comparison.points]
+        numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+        fields.append(pa.field(key, pa.float64() if numeric else pa.string()))
+        columns[key] = [float(values[place]) if numeric else str(values[place]) for place in points]  # type: ignore[arg-type]
+    return fields, columns
+
+
+def _point_pairs(comparison: Comparison) -> pa.Table:
+    pairs = list(combinations(range(len(comparison.points)), 2))
+    names = [point.name for point in comparison.points]
+    distance = np.array([comparison.apart[pair] for pair in pairs], np.float64)
+    label = pa.dictionary(pa.int8(), pa.string())
+    fields = [pa.field("first", label, nullable=False), pa.field("second", label, nullable=False)]
+    fields += [pa.field("distance", pa.float64()), pa.field("relative_distance", pa.float64())]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = distance / comparison.of_groups.base_norm[comparison.whole]
+    columns = {
+        "first": [names[a] for a, _ in pairs],
+        "second": [names[b] for _, b in pairs],
+        "distance": distance,
+        "relative_distance": relative,
+    }
+    return _points_table(comparison, columns, fields)
+
+
+def _points_table(comparison: Comparison, columns: Mapping[str, Any], fields: Sequence[pa.Field]) -> pa.Table:
+    metadata = {"paramdelta-dist": __version__, "sampled": f"one block of {CHUNK} elements in {EVERY}"}
+    metadata |= {f"input {number}": each.url for number, each in enumerate(comparison.inputs)}
+    metadata |= {f"output {number}": point.output for number, point in enumerate(comparison.points)}
+    schema = pa.schema(fields, metadata={key: value.encode(errors="replace") for key, value in metadata.items()})
+    return pa.table([_array(columns[field.name], field.type) for field in fields], schema=schema)
 
 
 def render(table: pa.Table) -> bytes:
@@ -129,6 +213,9 @@ def _array(values: Any, dtype: pa.DataType) -> pa.Array:
         return values
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
         return pa.array(values.reshape(-1), dtype, mask=~np.isfinite(values.reshape(-1)))
-    if pa.types.is_dictionary(dtype):
-        return pa.array(values, pa.string()).dictionary_encode().cast(dtype)
+    if pa.types.is_dictionary(dtype):  # by hand: pyarrow's way takes as long to import as writing all tables
+        known = list(dict.fromkeys(value for value in values if value is not None))
+        place = {value: number for number, value in enumerate(known)}
+        indices = pa.array([place.get(value) for value in values], dtype.index_type)
+        return pa.DictionaryArray.from_arrays(indices, pa.array(known, pa.string()))
     return pa.array(values, dtype)

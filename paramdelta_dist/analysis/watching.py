@@ -1,39 +1,44 @@
 """The report of a merge: deltas measured as they pass by, on a sample, and who made which shard when.
 
-Of every 32 chunks of a tensor one is measured, always the same: so the merge is hardly slower, and the figures are those of
+Of every 64 chunks of a tensor one is measured, always the same: so the merge is hardly slower, and the figures are those of
 `analyze` up to the sample. What a shard showed lies beside its receipt until all are done, so that an interrupted merge
-has the whole report too.
+has the whole report too. In a sweep it is what each point writes that is measured, against the inputs; points are compared
+afterwards, by what each has left beside its own receipts, whenever it was made.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import socket
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import accumulate
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from paramdelta_dist.analysis.survey import MeasuredPiece, TileMeasurer
+from paramdelta_dist.analysis.survey import TileMeasurer
 from paramdelta_dist.errors import NotFound
 from paramdelta_dist.execution.reader import FetchedTile
 from paramdelta_dist.execution.receipts import FOLDER
-from paramdelta_dist.kernels.measuring import Measured, Vectors
+from paramdelta_dist.kernels.measuring import Floats, Measured, Vectors
+from paramdelta_dist.kernels.sketching import LENGTH, add_to_sketch
 from paramdelta_dist.planning.chunks import CHUNK, Piece
-from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan
+from paramdelta_dist.planning.plan import Shard, TensorPlan
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.storage import Store
 
-EVERY = 32
+EVERY = 64
 """One chunk in so many is measured."""
-NOTES = f"{FOLDER}/watched"
 MAX_NOTE = 256 << 20
 TICK = 0.2
 """Seconds between two points of a shard's progress, at least."""
@@ -44,10 +49,26 @@ class DeltaWatcher:
     """Measures deltas in every shard."""
 
     vectors: Vectors
-    fingerprint: str
+    about: Mapping[str, Any]
+    """What the figures belong to, as plain values: those of anything else are not taken for them."""
+    folder: ClassVar[str] = f"{FOLDER}/watched"
+    """Where notes lie in the output."""
 
     def begin(self, shard: Shard) -> ShardWatch:
-        return ShardWatch(shard, self.vectors, self.fingerprint)
+        return ShardWatch(shard, self)
+
+
+@dataclass(frozen=True)
+class OutputWatcher:
+    """Measures, in every shard, how far what is written is from the models it is made of."""
+
+    vectors: Vectors
+    """Their last model is the output, the minuend of all."""
+    about: Mapping[str, Any]
+    folder: ClassVar[str] = f"{FOLDER}/compared"
+
+    def begin(self, shard: Shard) -> OutputWatch:
+        return OutputWatch(shard, self)
 
 
 @dataclass(frozen=True)
@@ -65,29 +86,23 @@ class Lane:
 class ShardWatch:
     """Measures the deltas of one shard on a sample."""
 
-    def __init__(self, shard: Shard, vectors: Vectors, fingerprint: str) -> None:
-        self._shard, self._vectors, self._fingerprint = shard, vectors, fingerprint
-        self._place = {tensor.name: place for place, tensor in enumerate(watched(shard, vectors))}
-        self._measured = Measured.nothing(vectors, (len(self._place),))
+    def __init__(self, shard: Shard, watcher: DeltaWatcher | OutputWatcher) -> None:
+        self._shard, self._watcher, self._vectors = shard, watcher, watcher.vectors
+        self._place = {tensor.name: place for place, tensor in enumerate(watched(shard, watcher.vectors))}
+        self._measured = Measured.nothing(watcher.vectors, (len(self._place),))
         self._idle: SimpleQueue[TileMeasurer] = SimpleQueue()
         self._ends: dict[int, list[int]] = {}
         self._lane = Lane(shard.file, f"{socket.gethostname()}:{os.getpid()}", time.time(), [])
         self._bytes = 0
 
-    def look(self, fetched: FetchedTile) -> list[MeasuredPiece]:
+    def look(self, fetched: FetchedTile, made: memoryview) -> Any:
         pieces = tuple(tuple(self._sampled(segment)) for segment in fetched.tile.segments)
         if not any(pieces):
             return []
-        try:
-            measurer = self._idle.get_nowait()
-        except Empty:
-            measurer = TileMeasurer(self._vectors)
-        try:
-            return measurer.measure(fetched, pieces)
-        finally:
-            self._idle.put(measurer)
+        with self._measurer() as measurer:
+            return list(measurer.measure(fetched, pieces))
 
-    def add(self, seen: list[MeasuredPiece], size: int) -> None:
+    def add(self, seen: Any, size: int) -> None:
         for part in seen:
             place = self._place[part.piece.tensor.name]
             self._measured.add(place, part.rest)
@@ -102,10 +117,24 @@ class ShardWatch:
     def note(self) -> tuple[str, bytes]:
         self._lane.progress.append((time.time(), self._bytes))
         buffer = io.BytesIO()
-        about = json.dumps({"fingerprint": self._fingerprint, **vars(self._lane)})
-        arrays = {field.name: getattr(self._measured, field.name) for field in fields(Measured)}
-        np.savez_compressed(buffer, about=np.frombuffer(about.encode(), np.uint8), **arrays)
-        return f"{NOTES}/{self._shard.file}.npz", buffer.getvalue()
+        about = json.dumps({"about": self._watcher.about, "lane": vars(self._lane)})
+        arrays = {"about": np.frombuffer(about.encode(), np.uint8), **self._arrays()}
+        np.savez_compressed(buffer, **arrays)
+        return _name(self._watcher, self._shard), buffer.getvalue()
+
+    def _arrays(self) -> dict[str, Any]:
+        return {field.name: getattr(self._measured, field.name) for field in fields(Measured)}
+
+    @contextmanager
+    def _measurer(self) -> Iterator[TileMeasurer]:
+        try:
+            measurer = self._idle.get_nowait()
+        except Empty:
+            measurer = TileMeasurer(self._vectors)
+        try:
+            yield measurer
+        finally:
+            self._idle.put(measurer)
 
     def _sampled(self, segment: Segment) -> Iterator[Piece]:
         """The parts of a segment that are measured."""
@@ -124,6 +153,43 @@ class ShardWatch:
             place, at = place + 1, stop
 
 
+class OutputWatch(ShardWatch):
+    """Measures what is written of one shard, on the same sample, and sketches what that adds to the base."""
+
+    def __init__(self, shard: Shard, watcher: OutputWatcher) -> None:
+        super().__init__(shard, watcher)
+        self._sketch = np.zeros(LENGTH)
+
+    def look(self, fetched: FetchedTile, made: memoryview) -> Any:
+        pieces = tuple(tuple(self._sampled(segment)) for segment in fetched.tile.segments)
+        if not any(pieces):
+            return []
+        found, sketch = [], np.zeros(LENGTH)
+        with self._measurer() as measurer:
+            for part in measurer.measure(fetched, pieces, made):
+                found.append(part)
+                tensor, first = part.piece.tensor, part.piece.first
+                if np.isfinite(part.sums).all():
+                    scale = math.sqrt(tensor.elements / sampled(tensor.elements))  # squares are scaled by how many are measured
+                    add_to_sketch(sketch, tensor.name, first, measurer.difference(part.piece), scale)
+        return found, sketch
+
+    def add(self, seen: Any, size: int) -> None:
+        found, sketch = seen or ([], None)
+        super().add(found, size)
+        if sketch is not None:
+            self._sketch += sketch
+
+    def _arrays(self) -> dict[str, Any]:
+        return {**super()._arrays(), "sketch": self._sketch.astype(np.float32)}
+
+
+@lru_cache(maxsize=1 << 12)
+def sampled(elements: int) -> int:
+    """How many elements of a tensor of so many are measured."""
+    return sum(last - first for first, last in sample(elements, 0, elements))
+
+
 def sample(elements: int, first: int, last: int) -> Iterator[tuple[int, int]]:
     """What is measured of [first, last) of a tensor: one chunk in EVERY, from the middle, and at least one of the tensor."""
     chunks = -(-elements // CHUNK)
@@ -138,8 +204,8 @@ def sample(elements: int, first: int, last: int) -> Iterator[tuple[int, int]]:
 
 def measurable(tensor: TensorPlan, vectors: Vectors) -> bool:
     """Whether a merge reads all that is needed of a tensor: not where a weight of zero leaves out a model, or rows are mapped."""
-    whole = tensor.rows is None and tensor.first == 0
-    return tensor.merged and whole and all(tensor.sources[model] is not None for pair in vectors.pairs for model in pair)
+    whole, inputs = tensor.rows is None and tensor.first == 0, range(len(tensor.sources))  # what is written is behind them
+    return tensor.merged and whole and all(tensor.sources[model] is not None for pair in vectors.pairs for model in pair if model in inputs)
 
 
 def watched(shard: Shard, vectors: Vectors) -> list[TensorPlan]:
@@ -147,25 +213,39 @@ def watched(shard: Shard, vectors: Vectors) -> list[TensorPlan]:
     return [tensor for tensor in shard.tensors if tensor.elements and measurable(tensor, vectors)]
 
 
-def collected(store: Store, plan: MergePlan, vectors: Vectors) -> tuple[list[TensorPlan], Measured, list[Lane]]:
-    """What the shards of a plan showed: the tensors, their figures estimated from the sample, and the lanes. Shards that were
-    made without a watch are missing."""
+@dataclass(frozen=True)
+class Collected:
+    """What the shards of a merge showed."""
+
+    tensors: list[TensorPlan]
+    measured: Measured
+    """Estimates, from the sample, for the whole of each tensor."""
+    lanes: list[Lane]
+    missing: int
+    """Shards that were made without a watch: nothing is known of their tensors."""
+    sketch: Floats
+    """[LENGTH], of what was added to the base; zeros where deltas were measured, not outputs."""
+
+
+def collect(store: Store, shards: Sequence[Shard], watcher: DeltaWatcher | OutputWatcher) -> Collected:
+    """What the notes of a watcher say that are in an output."""
     tensors: list[TensorPlan] = []
-    parts, lanes = [Measured.nothing(vectors, (0,))], []
-    for shard in plan.shards:
-        found = _note(store, shard, plan.fingerprint)
-        if found is not None:
-            tensors += watched(shard, vectors)
-            parts.append(found[0])
-            lanes.append(found[1])
+    parts, lanes, sketch = [Measured.nothing(watcher.vectors, (0,))], [], np.zeros(LENGTH)
+    with ThreadPoolExecutor(16) as pool:
+        notes = pool.map(lambda shard: _note(store, watcher, shard), shards)
+        for shard, note in zip(shards, notes, strict=True):
+            if note is not None:
+                tensors += watched(shard, watcher.vectors)
+                parts.append(note.measured)
+                lanes.append(note.lane)
+                sketch += note.sketch
     measured = Measured(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Measured)))
-    return tensors, estimated(measured, tensors), lanes
+    return Collected(tensors, estimated(measured, tensors), lanes, len(shards) - len(lanes), sketch)
 
 
 def estimated(measured: Measured, tensors: Sequence[TensorPlan]) -> Measured:
     """Sums and counts of whole tensors, from those of a sample of each."""
-    seen = measured.zeros[:, 0] + measured.histograms[:, 0].sum(axis=-1)
-    share = np.array([tensor.elements for tensor in tensors]) / np.maximum(seen, 1)
+    share = np.array([tensor.elements / sampled(tensor.elements) for tensor in tensors])
 
     def scaled(counts: Any) -> Any:
         return np.rint(counts * share.reshape(-1, *[1] * (counts.ndim - 1))).astype(np.int64)
@@ -175,13 +255,28 @@ def estimated(measured: Measured, tensors: Sequence[TensorPlan]) -> Measured:
     )
 
 
-def _note(store: Store, shard: Shard, fingerprint: str) -> tuple[Measured, Lane] | None:
+class _Note(NamedTuple):
+    """What one shard showed."""
+
+    measured: Measured
+    lane: Lane
+    sketch: Floats
+
+
+def _name(watcher: DeltaWatcher | OutputWatcher, shard: Shard) -> str:
+    return f"{watcher.folder}/{shard.file}.npz"
+
+
+def _note(store: Store, watcher: DeltaWatcher | OutputWatcher, shard: Shard) -> _Note | None:
     try:
-        data = store.read(f"{NOTES}/{shard.file}.npz", limit=MAX_NOTE)
+        data = store.read(_name(watcher, shard), limit=MAX_NOTE)
     except NotFound:
         return None
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        about = json.loads(arrays["about"].tobytes())
-        if about.pop("fingerprint") != fingerprint:
+        told = json.loads(arrays["about"].tobytes())
+        if told.get("about") != watcher.about:
             return None
-        return Measured(*(arrays[field.name] for field in fields(Measured))), Lane(**about)
+        measured = Measured(*(arrays[field.name] for field in fields(Measured)))
+        if len(measured.sums) != len(watched(shard, watcher.vectors)):  # of a sweep that read fewer models
+            return None
+        return _Note(measured, Lane(**told["lane"]), arrays["sketch"] if "sketch" in arrays else np.zeros(LENGTH))

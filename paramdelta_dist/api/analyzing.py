@@ -48,7 +48,7 @@ def analyze(
         raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
     store = open_store(folder, recipe.storage_config)
     merge_plan, _ = plan(_comparable(recipe))
-    crew = Means(engine, workers, memory).crew(merge_plan, writes=False, besides=page_memory(merge_plan))
+    crew = Means(engine, workers, memory).crew(merge_plan, writes=False, page=page_memory(merge_plan))
     sizing = crew.sizing
     with collector_paused():
         from paramdelta_dist.analysis.publish import publish

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from paramdelta_dist.api.crew import Means
 from paramdelta_dist.api.engines import Device
-from paramdelta_dist.api.planning import plan, series_of
+from paramdelta_dist.api.planning import plan, plan_sweep, series_of
+from paramdelta_dist.api.sizing import NO_PAGE, page_memory, sweep_page_memory
 from paramdelta_dist.errors import CredentialsError, IntegrityError, OutputOccupied, StorageError, UsageError
 from paramdelta_dist.execution.output import look
+from paramdelta_dist.execution.points import is_written_down
 from paramdelta_dist.jobs import connect, watching
 from paramdelta_dist.jobs.naming import parse_job_id
 from paramdelta_dist.jobs.parcel import check_ship
@@ -17,6 +20,7 @@ from paramdelta_dist.jobs.reading import Listener, Silent
 from paramdelta_dist.jobs.submitting import Submission
 from paramdelta_dist.jobs.submitting import submit as submit_job
 from paramdelta_dist.planning import MergePlan
+from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import open_store, redact, scheme_of
 
@@ -33,14 +37,15 @@ def submit(
     device: Device = "auto",
     overwrite: bool = False,
     patience: float | None = None,
+    report_page: bool = False,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Run a merge as a job on a Ray cluster, and with `wait` follow it to its end.
 
     The same merge into the same output is the same job: one that runs is joined, one that failed or was stopped is followed
     by its next attempt, and what is done already is not submitted. With `check` the plan is made here first, unless the
-    inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `patience` as in `merge`, `ship` as in
-    `parcel.pack`.
+    inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `patience` and `report_page` as in `merge`, `ship`
+    as in `parcel.pack`.
 
     Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
     `exit_code` when it is over, and the merge's `result` or the `error`. Raises what a wrong recipe or plan raises,
@@ -48,7 +53,7 @@ def submit(
     """
     listener, means = listener or Silent(), Means("ray", workers, memory, device, patience)
     check_ship(ship)
-    seen = _look_ahead(recipe, means, overwrite, listener) if check else _Seen()
+    seen = _look_ahead(recipe, means, overwrite, report_page, listener) if check else _Seen()
     if seen.state == "finished":
         return {"state": "nothing to do", "job": None, "exit_code": 0, "output": seen.output, "fingerprint": seen.fingerprint}
     cluster = connect(address)
@@ -56,7 +61,17 @@ def submit(
     if local:
         listener.note(f"{local[0]} is a local path: every node of the cluster must see the same files there")
     begun = seen.state == "begun"
-    made = submit_job(cluster, Submission(recipe, seen.fingerprint, _options(means), overwrite=overwrite, begun=begun, ship=ship))
+    made = submit_job(
+        cluster,
+        Submission(
+            recipe,
+            seen.fingerprint,
+            (*_options(means), *(["--report"] if report_page else [])),
+            overwrite=overwrite,
+            begun=begun,
+            ship=ship,
+        ),
+    )
     for note in made.notes:
         listener.note(note)
     listener.note(f"job {made.name} {'runs already' if made.joined else 'submitted'} on {redact(cluster.url)}")
@@ -109,20 +124,35 @@ class _Seen:
     """The folder, where the merge is finished."""
 
 
-def _look_ahead(recipe: Recipe, means: Means, overwrite: bool, listener: Listener) -> _Seen:
+def _look_ahead(recipe: Recipe, means: Means, overwrite: bool, report_page: bool, listener: Listener) -> _Seen:
     """Plan here what the job will plan there, so that a mistake shows at once; and find out whether there is anything to do."""
     seen = _Seen()
     try:
+        if recipe.sweep:
+            sweep, _ = plan_sweep(recipe)
+            means.crew(sweep.reading, points=len(sweep.points), page=sweep_page_memory(sweep, means.engine) if report_page else NO_PAGE)
+            seen = _Seen(sweep.fingerprint)
+            return replace(seen, state=_look_at_points(sweep, overwrite), output=redact(recipe.output))
         merge_plan, _ = plan(recipe)
-        means.crew(merge_plan, points=max(1, len(recipe.points)))
+        means.crew(merge_plan, page=page_memory(merge_plan) if report_page else NO_PAGE)
         seen = _Seen(merge_plan.fingerprint)
-        state = "free" if recipe.sweep else _look(merge_plan, overwrite)
+        state = _look(merge_plan, overwrite)
         if state == "finished" and (series := series_of(recipe)) is not None:
             series.point(series.find(merge_plan.fingerprint), merge_plan.fingerprint)
         return replace(seen, state=state, output=redact(merge_plan.recipe.output))
     except (CredentialsError, StorageError) as error:
         listener.note(f"not everything can be checked from here, so the cluster will: {error}")
         return seen
+
+
+def _look_at_points(sweep: SweepPlan, overwrite: bool) -> Literal["free", "begun", "finished"]:
+    """What is in the outputs of a sweep: it is finished when all of them are, and the folder says so."""
+    with ThreadPoolExecutor(len(sweep.points)) as pool:
+        states = set(pool.map(lambda point: _look(point, overwrite), sweep.points.values()))
+    if states == {"free"}:
+        return "free"
+    written = is_written_down(open_store(sweep.recipe.output, sweep.recipe.storage_config), sweep.fingerprint)
+    return "finished" if states == {"finished"} and written else "begun"
 
 
 def _look(merge_plan: MergePlan, overwrite: bool) -> Literal["free", "begun", "finished"]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paramdelta_dist.api.engines import Device, Engine, compute_device, open_executor
-from paramdelta_dist.api.sizing import plan_workers
+from paramdelta_dist.api.sizing import NO_PAGE, PageMemory, plan_workers
 from paramdelta_dist.planning import MergePlan, WorkerMemory
 
 if TYPE_CHECKING:
@@ -28,11 +28,18 @@ class Means:
     patience: float | None = None
     """Seconds to wait while a cluster gives no worker at all."""
 
-    def crew(self, merge_plan: MergePlan, *, points: int = 1, writes: bool = True, besides: int = 0) -> Crew:
+    def crew(self, merge_plan: MergePlan, *, points: int = 1, writes: bool = True, page: PageMemory = NO_PAGE) -> Crew:
         """The workers for a plan; the options and what is raised are those of `plan_workers`."""
         device = compute_device(self.device, self.engine)
         sizing = plan_workers(
-            merge_plan, engine=self.engine, workers=self.workers, memory=self.memory, points=points, writes=writes, besides=besides
+            merge_plan,
+            engine=self.engine,
+            workers=self.workers,
+            memory=self.memory,
+            points=points,
+            writes=writes,
+            besides=page.besides,
+            measuring=page.measuring,
         )
         return Crew(self, sizing, device)
 

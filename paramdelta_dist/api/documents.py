@@ -16,12 +16,14 @@ from paramdelta_dist.storage import open_store, part_size, redact
 def plan_document(merge_plan: MergePlan, memory: WorkerMemory, report: HomologyReport) -> dict[str, Any]:
     """A plan as plain values for people and programs: shards, traffic, requests, memory."""
     requests = sum(count_requests(shard, tile_size=memory.tile_size) for shard in merge_plan.shards)
-    swept = sum(bytes_to_sweep(shard, tile_size=memory.tile_size) for shard in merge_plan.shards)
+    swept = [bytes_to_sweep(shard, tile_size=memory.tile_size) for shard in merge_plan.shards]
     remote = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config).remote
     writes = sum(-(-shard.size // part_size(shard.size)) if remote else 1 for shard in merge_plan.shards)
+    document = merge_plan.as_document()
     return {
-        **merge_plan.as_document(),
-        "bytes_to_read": merge_plan.bytes_to_read + swept,
+        **document,
+        "shards": [{**shard, "read": shard["read"] + again} for shard, again in zip(document["shards"], swept, strict=True)],
+        "bytes_to_read": merge_plan.bytes_to_read + sum(swept),
         "bytes_of_inputs": merge_plan.bytes_to_read,
         "bytes_to_write": merge_plan.bytes_to_write,
         "requests": {"read": requests, "write": writes},

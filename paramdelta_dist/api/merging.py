@@ -14,9 +14,8 @@ from paramdelta_dist.api.observing import Observer, Unobserved
 from paramdelta_dist.api.pages import make_watcher, publish_page
 from paramdelta_dist.api.planning import into, plan, series_of
 from paramdelta_dist.api.results import MergeResult, Work, outcome
-from paramdelta_dist.api.sizing import page_memory
+from paramdelta_dist.api.sizing import NO_PAGE, page_memory
 from paramdelta_dist.api.sweeping import merge_sweep
-from paramdelta_dist.errors import UsageError
 from paramdelta_dist.execution.output import Claim, claim, committed_meanwhile, require_shards
 from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.planning import MergePlan
@@ -40,18 +39,17 @@ def merge(
 
     `memory` bounds, in bytes, this process (local) or each worker (ray). `patience` is how many seconds to wait while a
     cluster gives no worker at all; the default is a quarter of an hour, in which it can start machines. With `report_page` the
-    deltas are measured on a sample as they are read, and a page about them and the run is written beside the receipts. Raises
+    deltas are measured on a sample as they are read, and a page about them and the run is written beside the receipts; of a
+    sweep it is what the points write that is measured, and the page, beside their folders, compares them. Raises
     ParamDeltaErrors only; whatever is raised, the output is either untouched, unfinished and ready to go on, or complete.
     """
     began, observer = time.monotonic(), observer or Unobserved()
     means = Means(engine, workers, memory, device, patience)
     require_submitters_version()
     if recipe.sweep:
-        if report_page:
-            raise UsageError("--report: a sweep has none of its own; `paramdelta-dist analyze` measures its deltas")
-        return merge_sweep(recipe, means, began=began, overwrite=overwrite, observer=observer)
+        return merge_sweep(recipe, means, began=began, overwrite=overwrite, report_page=report_page, observer=observer)
     merge_plan, _ = plan(recipe)
-    crew = means.crew(merge_plan, besides=page_memory(merge_plan) if report_page else 0)
+    crew = means.crew(merge_plan, page=page_memory(merge_plan) if report_page else NO_PAGE)
     series = series_of(recipe)
     if series is None:
         return _merge_into_folder(merge_plan, crew, began=began, overwrite=overwrite, report_page=report_page, observer=observer)
@@ -72,7 +70,7 @@ def _merge_into_folder(
     work = _make_missing(store, merge_plan, crew, held, report_page=report_page, observer=observer) if held.committed is None else None
     if work is None:
         return MergeResult(redact(output), "nothing to do", merge_plan.fingerprint, {})
-    from paramdelta_dist.execution.publish import publish
+    from paramdelta_dist.execution.publish import publish, side_files
 
     receipts = {**held.receipts, **{receipt.file: receipt for receipt in work.made}}
     again = work.executor.bytes_read_again + held.bytes_read
@@ -81,16 +79,15 @@ def _merge_into_folder(
         **outcome(merge_plan, receipts.values(), made=len(work.made), bytes_read_again=again),
     }
     receipts = require_shards(store, receipts)
-    if report_page:
-        publish_page(store, merge_plan, report)
-    publish(store, merge_plan, receipts, report)
-    return MergeResult(redact(output), "merged", merge_plan.fingerprint, report)
+    page = publish_page(store, merge_plan, report) if report_page else None
+    publish(store, merge_plan, receipts, report, side_files(merge_plan.recipe.storage_config))
+    return MergeResult(redact(output), "merged", merge_plan.fingerprint, report, page=page)
 
 
 def _make_missing(store: Store, merge_plan: MergePlan, crew: Crew, held: Claim, *, report_page: bool, observer: Observer) -> Work | None:
     """Make the shards that `held` lacks; None where another run of the same merge was faster and has committed it."""
     with collector_paused():  # what computes comes last: a mistake shows without waiting for torch
-        from paramdelta_dist.execution.shard import run_shard
+        from paramdelta_dist.execution.shard import ShardUnit, run_shard
         from paramdelta_dist.execution.statistics import Gathered
 
     missing = [shard for shard in merge_plan.shards if shard.file not in held.receipts]
@@ -106,7 +103,8 @@ def _make_missing(store: Store, merge_plan: MergePlan, crew: Crew, held: Claim, 
             details={"shards": len(merge_plan.shards), "bytes_to_read": merge_plan.bytes_to_read, "memory": asdict(crew.sizing)},
             counts=executor.counts,
         )
-        with closing(executor.run(run_shard, job, missing, advance=observer.advanced)) as results:
+        units = [ShardUnit.to_make(shard, job) for shard in missing]
+        with closing(executor.run(run_shard, job, units, advance=observer.advanced)) as results:
             for receipt in results:
                 made.append(receipt)
                 observer.finished(receipt)

@@ -31,6 +31,8 @@ class MergeResult:
     """Bytes, seconds, memory and retries of this run; empty when there was nothing to do."""
     pointer: str | None = None
     """The file that names the latest output, where the recipe's output is a template."""
+    page: str | None = None
+    """The report, where this run wrote one."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,13 @@ from paramdelta_dist.api.collector import collector_paused
 from paramdelta_dist.api.crew import Crew, Means
 from paramdelta_dist.api.looking import look_first
 from paramdelta_dist.api.observing import Observer
+from paramdelta_dist.api.pages import make_sweep_watchers, publish_sweep_page
 from paramdelta_dist.api.planning import plan_sweep
 from paramdelta_dist.api.results import MergeResult, Work, outcome
+from paramdelta_dist.api.sizing import NO_PAGE, sweep_page_memory
 from paramdelta_dist.execution.output import Claim, claim, require_shards
+from paramdelta_dist.execution.points import write_sweep
+from paramdelta_dist.execution.publish import SideFiles, publish, side_files
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.recipe import Recipe
@@ -40,27 +44,33 @@ class _Point:
         return {**self.held.receipts, **{receipt.file: receipt for receipt in self.made}}
 
 
-def merge_sweep(recipe: Recipe, means: Means, *, began: float, overwrite: bool, observer: Observer) -> MergeResult:
+def merge_sweep(recipe: Recipe, means: Means, *, began: float, overwrite: bool, report_page: bool, observer: Observer) -> MergeResult:
     """All points of a sweep; those that are complete are left alone. `began` is when the run did, by the monotonic clock.
 
     Raises what `merge` raises.
     """
     sweep, _ = plan_sweep(recipe)
-    crew = means.crew(sweep.reading, points=len(sweep.points))
+    crew = means.crew(sweep.reading, points=len(sweep.points), page=sweep_page_memory(sweep, means.engine) if report_page else NO_PAGE)
     points = _claim_points(sweep, overwrite=overwrite)
     unfinished = {name: point for name, point in points.items() if point.held.committed is None}
-    work = _make_missing(sweep, crew, unfinished, observer)
+    work = _make_missing(sweep, crew, unfinished, report_page=report_page, observer=observer)
     effort, again = work.effort(time.monotonic() - began), work.executor.bytes_read_again
+    page = None
+    if report_page and unfinished:  # before any of them is committed: a run that is killed here comes by again
+        page = publish_sweep_page(sweep, {name: point.store for name, point in points.items()}, effort)
+    copies = side_files(recipe.storage_config)
     for point in unfinished.values():
-        _publish_point(point, {**effort, "points": len(points)}, again)
-    documents = _write_down(sweep, recipe, points)
+        _publish_point(point, {**effort, "points": len(points)}, again, copies)
+    documents = _write_down(sweep, recipe, points, report=page)
     output = redact(recipe.output)
     if not unfinished:
         return MergeResult(output, "nothing to do", sweep.fingerprint, {"points": documents})
     receipts = [receipt for point in unfinished.values() for receipt in point.receipts.values()]
     again += sum(point.held.bytes_read for point in points.values())
     total = outcome(sweep.reading, receipts, made=len(work.made), bytes_read_again=again)
-    return MergeResult(output, "merged", sweep.fingerprint, {**effort, **total, "points": documents})
+    return MergeResult(
+        output, "merged", sweep.fingerprint, {**effort, **total, "points": documents}, page=f"{output}/{page}" if page else None
+    )
 
 
 def _claim_points(sweep: SweepPlan, *, overwrite: bool) -> dict[str, _Point]:
@@ -74,14 +84,16 @@ def _claim_points(sweep: SweepPlan, *, overwrite: bool) -> dict[str, _Point]:
         return dict(zip(sweep.points, pool.map(claimed, sweep.points.values()), strict=True))
 
 
-def _make_missing(sweep: SweepPlan, crew: Crew, points: Mapping[str, _Point], observer: Observer) -> Work:
+def _make_missing(sweep: SweepPlan, crew: Crew, points: Mapping[str, _Point], *, report_page: bool, observer: Observer) -> Work:
     """Make the shards that `points` lack."""
     with collector_paused():  # what computes comes last: a mistake shows without waiting for torch
         from paramdelta_dist.execution.statistics import Gathered
         from paramdelta_dist.execution.sweeping import SweepJob, run_sweep_shard, sweep_units
 
-    units = sweep_units(sweep, {name: point.held.receipts for name, point in points.items()})
-    jobs = {name: replace(crew.job(point.plan), models=sweep.models) for name, point in points.items()}
+    held = {name: point.held.receipts for name, point in points.items()}
+    units = sweep_units(sweep, held, tile_size=crew.sizing.tile_size)
+    watchers = make_sweep_watchers(sweep) if report_page else {}
+    jobs = {name: replace(crew.job(point.plan), models=sweep.models, watcher=watchers.get(name)) for name, point in points.items()}
     total = Gathered()
     with crew.executor(idle=not units) as executor:
         for name in {name for unit in units for name in unit.shards}:
@@ -104,19 +116,15 @@ def _make_missing(sweep: SweepPlan, crew: Crew, points: Mapping[str, _Point], ob
     return Work(crew, executor, total, made, units=len(units))
 
 
-def _publish_point(point: _Point, effort: Mapping[str, Any], bytes_read_again: int) -> None:
+def _publish_point(point: _Point, effort: Mapping[str, Any], bytes_read_again: int, copies: SideFiles) -> None:
     """Commit one output; `effort` and `bytes_read_again` are those of the whole sweep, which cannot be told apart."""
-    from paramdelta_dist.execution.publish import publish
-
     receipts, again = point.receipts, bytes_read_again + point.held.bytes_read
     report = {**effort, **outcome(point.plan, receipts.values(), made=len(point.made), bytes_read_again=again)}
-    publish(point.store, point.plan, require_shards(point.store, receipts), report)
+    publish(point.store, point.plan, require_shards(point.store, receipts), report, copies)
 
 
-def _write_down(sweep: SweepPlan, recipe: Recipe, points: Mapping[str, _Point]) -> list[dict[str, Any]]:
+def _write_down(sweep: SweepPlan, recipe: Recipe, points: Mapping[str, _Point], *, report: str | None) -> list[dict[str, Any]]:
     """Say in the folder of the points, and to the caller, which there are."""
-    from paramdelta_dist.execution.sweeping import write_sweep
-
     documents = [
         {
             "name": name,
@@ -127,5 +135,5 @@ def _write_down(sweep: SweepPlan, recipe: Recipe, points: Mapping[str, _Point]) 
         }
         for name, point in points.items()
     ]
-    write_sweep(open_store(recipe.output, recipe.storage_config), sweep.fingerprint, documents)
+    write_sweep(open_store(recipe.output, recipe.storage_config), sweep.fingerprint, documents, report=report)
     return documents

@@ -19,6 +19,11 @@ class Unit(Protocol):
         """Bytes that will have been reported when it is done."""
         ...
 
+    @property
+    def effort(self) -> int:
+        """Bytes that are read and written until it is done, those that are read more than once as often: what its time is judged by."""
+        ...
+
 
 J = TypeVar("J")
 U = TypeVar("U", bound=Unit)

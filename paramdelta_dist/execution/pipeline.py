@@ -118,8 +118,9 @@ class TilePipeline:
         METER.add(STAGE_SECONDS, there - began, "read")
         try:
             if output is not None:
-                nonfinite = maker.make(fetched, memoryview(output)[: step.tile.stop - step.tile.start], statistics)
-                return nonfinite, None if self._watch is None else self._watch.look(fetched)
+                made = memoryview(output)[: step.tile.stop - step.tile.start]
+                nonfinite = maker.make(fetched, made, statistics)
+                return nonfinite, None if self._watch is None else self._watch.look(fetched, made)
             sweep = self._sweep(step, statistics)
             return [partial for segment in step.tile.segments for partial in maker.look(fetched, segment, sweep, statistics)]
         finally:

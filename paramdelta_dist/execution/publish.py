@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from functools import cache
 from typing import Any
 
 import yaml
@@ -20,11 +21,19 @@ from paramdelta_dist.execution.output import CARD, REPORT, commit
 from paramdelta_dist.execution.receipts import Receipt
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning.plan import MergePlan
-from paramdelta_dist.storage import Store, open_store, redact
+from paramdelta_dist.storage import StorageConfig, Store, open_store, redact
+
+SideFiles = Callable[[str, str], bytes]
+"""The content of a model's side file, by the model's URL and the file's name."""
 
 
-def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], report: Mapping[str, Any]) -> None:
-    """Make the output a model. Every shard of the plan has its receipt.
+def side_files(storage: StorageConfig) -> SideFiles:
+    """Reads each side file once, however many outputs it is copied to."""
+    return cache(lambda url, name: open_store(url, storage).read(name, limit=MAX_SIDE_FILE))
+
+
+def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], report: Mapping[str, Any], copies: SideFiles) -> None:
+    """Make the output a model. Every shard of the plan has its receipt; `copies` are what is copied beside the weights.
 
     Until config.json, the last but one write, no loader opens the folder; until the commit, a run may start over.
     """
@@ -39,7 +48,7 @@ def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], repo
 
     config = b""
     for url, name in plan.side_files:
-        data = open_store(url, plan.recipe.storage_config).read(name, limit=MAX_SIDE_FILE)
+        data = copies(url, name)
         if name == CONFIG_NAME:
             config = _config(data, plan.recipe.dtype, plan.config_changes)
         else:

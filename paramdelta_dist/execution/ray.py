@@ -181,7 +181,7 @@ class _Crew:
         slot.asking = False
         for warning in told.warnings:
             log.warning("%s", warning)
-        self._schedule.progressed(slot, told.ticket, told.done, told.seconds, now=time.monotonic(), read=told.read)
+        self._schedule.progressed(slot, told.ticket, told.done, told.moved, told.seconds, now=time.monotonic(), read=told.read)
 
     def _withdrawn(self, attempt: Attempt, taken_back: bool) -> None:
         if taken_back:

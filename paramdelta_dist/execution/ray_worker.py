@@ -12,7 +12,7 @@ import ray
 from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import Interrupted, ParamDeltaError
 from paramdelta_dist.execution.executor import Function, Unit
-from paramdelta_dist.execution.metering import METER, READ_BYTES
+from paramdelta_dist.execution.metering import METER, READ_BYTES, WRITTEN_BYTES
 from paramdelta_dist.execution.ray_metrics import Publisher
 from paramdelta_dist.execution.worker_log import WorkerLog
 
@@ -26,6 +26,8 @@ class Progress(NamedTuple):
     """Of the unit that was begun last,"""
     done: int
     """the bytes of it that are done,"""
+    moved: int
+    """those that were read and written for it,"""
     seconds: float
     """in this time,"""
     read: int
@@ -47,7 +49,9 @@ class ShardWorker:
         self._work: tuple[Function[Any], Any] | None = ray.cloudpickle.loads(work) if version == __version__ else None
         self._stop = threading.Event()
         self._begins = threading.Lock()
-        self._ticket, self._began, self._bytes, self._read_before = 0, 0.0, 0, 0
+        self._ticket, self._began, self._bytes = 0, 0.0, 0
+        self._before = METER.totals()
+        """What was counted when the last unit began."""
         self._unwanted: set[int] = set()
         self._metrics, self._log = Publisher(METER), WorkerLog(self._node)
         self._log.install()
@@ -62,7 +66,9 @@ class ShardWorker:
         self._metrics.publish()
         with self._begins:
             seconds = time.monotonic() - self._began
-            return Progress(self._ticket, self._bytes, seconds, self._read(), self._log.warnings())
+            totals = METER.totals()
+            read, written = (round(totals[of, ""] - self._before[of, ""]) for of in (READ_BYTES, WRITTEN_BYTES))
+            return Progress(self._ticket, self._bytes, read + written, seconds, read, self._log.warnings())
 
     @ray.method(concurrency_group="control")
     def withdraw(self, ticket: int) -> bool:
@@ -84,8 +90,7 @@ class ShardWorker:
     def run(self, ticket: int, attempt: int, unit: Unit) -> Any:
         """The result, or the error of ours that prevented it; a bug raises."""
         with self._begins:
-            self._ticket, self._began, self._bytes, self._read_before = ticket, time.monotonic(), 0, 0
-            self._read_before = self._read()
+            self._ticket, self._began, self._bytes, self._before = ticket, time.monotonic(), 0, METER.totals()
         self._log.doing(unit.file, attempt)
 
         def advance(size: int) -> None:
@@ -109,9 +114,6 @@ class ShardWorker:
             self._unwanted.discard(ticket)
             self._metrics.publish()
             self._log.doing()
-
-    def _read(self) -> int:
-        return round(METER.totals()[READ_BYTES, ""]) - self._read_before
 
 
 ShardActor = ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"control": 2})(ShardWorker)  # type: ignore[call-overload]

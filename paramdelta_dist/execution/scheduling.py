@@ -1,10 +1,12 @@
 """Which worker does which unit and when, stragglers included. Pure: no Ray and no clock, so that it can be tested alone.
 
-The rules, where `typical` is the median time per byte of recent units:
+The rules, where a unit is expected to take as long as recent ones of its size did, or as those did that read and wrote as much,
+whichever is longer (the first holds where arithmetic takes the time, the second where storage does):
 
+- Units that take the most effort come first, so that the last ones to be done are short.
 - A worker has one unit in hand and, while the queue is long, one waiting behind it. Once the queue is empty, a waiting unit is
   withdrawn and given to an idle worker that will be done with it earlier.
-- An attempt is late when it will take LATE times the typical time, as its progress tells.
+- An attempt is late when it will take LATE times the expected time, as its progress tells.
 - Late, while others wait in the queue: it is stopped and its unit made anew, if that costs less than going on. Once a unit, and
   not when many attempts are late: then the world is slow, not they. A worker that is slow as a rule is measured by its own pace.
 - Late, with idle workers and an empty queue: one of them makes a copy, on another node if there is one.
@@ -21,11 +23,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from paramdelta_dist.errors import EngineError, Interrupted, ParamDeltaError
 from paramdelta_dist.execution.executor import Unit
@@ -38,9 +40,9 @@ log = logging.getLogger(__name__)
 AHEAD = 2
 """Units a worker is given at most: one being made, one waiting so that the next starts at once."""
 LATE = 2.0
-"""How many times the typical time an attempt takes that is late."""
+"""How many times the expected time an attempt takes that is late."""
 JUDGED_AFTER = 0.5
-"""Part of the typical time after which progress tells how long an attempt will take."""
+"""Part of the expected time after which progress tells how long an attempt will take."""
 JUDGED_FROM = 0.05
 """Part of a unit that must be done for its progress to tell anything."""
 HUNG = 3.0
@@ -73,6 +75,27 @@ class Order(Enum):
     """End its worker, which is then lost."""
 
 
+class Pace(NamedTuple):
+    """What units take, in seconds; 0 while unknown."""
+
+    by_size: float = 0.0
+    """For each byte of their size,"""
+    by_effort: float = 0.0
+    """and of their effort."""
+
+    @classmethod
+    def of(cls, unit: Unit, seconds: float) -> Pace:
+        return cls(seconds / max(unit.size, 1), seconds / unit.effort if unit.effort else 0.0)
+
+    @classmethod
+    def usual(cls, paces: Collection[Pace]) -> Pace:
+        return cls(*(median(each) for each in zip(*paces, strict=True)))
+
+    def expected(self, unit: Unit) -> float:
+        """Seconds."""
+        return max(self.by_size * unit.size, self.by_effort * unit.effort)
+
+
 @dataclass(eq=False)
 class Task:
     """A unit and what became of it."""
@@ -92,10 +115,6 @@ class Task:
     shown: int = 0
     """Bytes that the observer has been told of."""
 
-    @property
-    def weight(self) -> int:
-        return max(self.unit.size, 1)
-
 
 @dataclass(eq=False)
 class Worker:
@@ -108,8 +127,8 @@ class Worker:
     """When its node goes, if it is about to; infinite if nobody said when."""
     attempts: deque[Attempt] = field(default_factory=deque)
     """The first is under way, the others wait."""
-    paces: deque[float] = field(default_factory=lambda: deque(maxlen=3))
-    """Seconds per byte of its last units."""
+    paces: deque[Pace] = field(default_factory=lambda: deque(maxlen=3))
+    """Of its last units."""
 
 
 @dataclass(eq=False)
@@ -125,10 +144,13 @@ class Attempt:
     began: float
     """When it was given to the worker, or came first there."""
     done: int = 0
+    """Bytes of the unit's size,"""
+    moved: int = 0
+    """and of its effort, that are done,"""
     worked: float = 0.0
-    """Seconds in which the worker has done `done` bytes."""
+    """after this many seconds,"""
     read: int = 0
-    """Bytes of inputs it had read then."""
+    """and the bytes of inputs it had read then."""
     reported: float | None = None
     """When it said so."""
     withdrawing: bool = False
@@ -143,14 +165,18 @@ class Attempt:
         """Seconds it has been worked at: as the worker counts them, since what it is given may take time to arrive."""
         return now - self.began if self.reported is None else self.worked + now - self.reported
 
+    def projected(self) -> float:
+        """Seconds it takes in all if it goes on as it did. It has moved something."""
+        return self.worked * self.task.unit.effort / self.moved
+
     def left(self, now: float, expected: float) -> float:
         """Seconds it will take still, as far as can be told, if it was expected to take `expected` in all."""
         age = self.age(now)
         if age > HUNG * expected:
             return float("inf")
-        if self.done < JUDGED_FROM * self.task.weight:
+        if not self.moved or self.moved < JUDGED_FROM * self.task.unit.effort:
             return float("inf") if age > LATE * expected else max(expected - age, 0.0)
-        return max(self.worked * self.task.weight / self.done - age, 0.0)
+        return max(self.projected() - age, 0.0)
 
 
 class Schedule:
@@ -168,12 +194,11 @@ class Schedule:
         self.nodes: set[str] = set()
         """Those on which a unit was made."""
         self._advance = advance
-        self._queue = deque(Task(unit) for unit in units)
+        self._queue = deque(Task(unit) for unit in sorted(units, key=lambda unit: -unit.effort))
         self._later: list[tuple[float, Task]] = []
         self._orders: list[tuple[Order, Attempt]] = []
-        self._paces: deque[float] = deque(maxlen=101)
-        self._typical = 0.0
-        """Seconds per byte; 0 while unknown."""
+        self._paces: deque[Pace] = deque(maxlen=101)
+        self._usual = Pace()
         self._looked = 0.0
         self._tickets = 0
 
@@ -216,11 +241,12 @@ class Schedule:
             log.warning("%s: its %s was lost (%s); it starts again", head, "node" if with_node else "worker", reason)
         self._again(task)
 
-    def progressed(self, worker: Worker, ticket: int, done: int, worked: float, now: float, *, read: int = 0) -> None:
-        """A worker has done `done` bytes of the attempt with this ticket, in `worked` seconds, and read `read` of inputs for it."""
+    def progressed(self, worker: Worker, ticket: int, done: int, moved: int, worked: float, now: float, *, read: int = 0) -> None:
+        """A worker has done `done` bytes of the size and `moved` bytes of the effort of the attempt with this ticket, in `worked`
+        seconds, and read `read` of inputs for it."""
         head = worker.attempts[0] if worker.attempts else None
         if head is not None and head.ticket == ticket:
-            head.done, head.worked, head.reported, head.read = done, worked, now, read
+            head.done, head.moved, head.worked, head.reported, head.read = done, moved, worked, now, read
             self._show(head.task)
 
     def withdrawn(self, attempt: Attempt) -> None:
@@ -237,7 +263,7 @@ class Schedule:
         self.nodes.add(attempt.worker.node)
         self.meter.add(SHARDS, value="made")
         task = attempt.task
-        pace = (now - attempt.began) / task.weight
+        pace = Pace.of(task.unit, now - attempt.began)
         attempt.worker.paces.append(pace)
         self._paces.append(pace)
         task.finished, task.result = True, result
@@ -279,7 +305,7 @@ class Schedule:
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
             self._vacate(now)
-            self._typical = median(self._paces) if len(self._paces) >= KNOWN_UNITS else 0.0
+            self._usual = Pace.usual(self._paces) if len(self._paces) >= KNOWN_UNITS else Pace()
             if self._queue:
                 self._restart(now)
             else:
@@ -329,9 +355,9 @@ class Schedule:
 
     def _left_at_least(self, attempt: Attempt, now: float) -> float:
         """Seconds it will take still, and 0 where nothing is known."""
-        if self._typical:
+        if self._usual != Pace():
             return self._left(attempt, now)
-        return max(attempt.worked * attempt.task.weight / attempt.done - attempt.age(now), 0.0) if attempt.done else 0.0
+        return max(attempt.projected() - attempt.age(now), 0.0) if attempt.moved else 0.0
 
     def _withdraw(self, now: float) -> None:
         waiting = [worker.attempts[-1] for worker in self.workers if len(worker.attempts) > 1 and not worker.attempts[-1].withdrawing]
@@ -346,26 +372,26 @@ class Schedule:
 
     def _gain(self, attempt: Attempt, worker: Worker, now: float) -> float:
         """Seconds by which a waiting attempt would be done earlier by an idle worker."""
-        here = attempt.worker
-        return self._left(here.attempts[0], now) + (self._pace(here) - self._pace(worker)) * attempt.task.weight
+        here, unit = attempt.worker, attempt.task.unit
+        return self._left(here.attempts[0], now) + self._pace(here).expected(unit) - self._pace(worker).expected(unit)
 
     def _late(self, now: float) -> list[tuple[float, Attempt]]:
         """The last attempt of each unit whose attempts all take too long, with the seconds the unit will take still; the longest first."""
         found = []
-        for worker in self.workers if self._typical else ():
+        for worker in self.workers if self._usual != Pace() else ():
             last = worker.attempts[0] if worker.attempts else None
             if last is not None and last.task.attempts[-1] is last and all(self._is_late(each, now) for each in last.task.attempts):
                 found.append((min(self._left(each, now) for each in last.task.attempts), last))
         return sorted(found, key=lambda pair: pair[0], reverse=True)
 
     def _is_late(self, attempt: Attempt, now: float) -> bool:
-        age, typical = attempt.age(now), self._typical * attempt.task.weight
-        judged = attempt.stopped is None and age >= max(LEAST_SECONDS, JUDGED_AFTER * typical)
-        return judged and age + attempt.left(now, typical) >= LATE * typical
+        age, expected = attempt.age(now), self._usual.expected(attempt.task.unit)
+        judged = attempt.stopped is None and age >= max(LEAST_SECONDS, JUDGED_AFTER * expected)
+        return judged and age + attempt.left(now, expected) >= LATE * expected
 
     def _left(self, attempt: Attempt, now: float) -> float:
         """Seconds an attempt is expected to take still."""
-        return attempt.left(now, self._typical * attempt.task.weight)
+        return attempt.left(now, self._usual.expected(attempt.task.unit))
 
     def _restart(self, now: float) -> None:
         late = [attempt for _, attempt in self._late(now)]
@@ -376,21 +402,24 @@ class Schedule:
                 continue
             attempt.task.restarted = True
             self.restarts += 1
-            attempt.worker.paces.append(attempt.worked / attempt.done if attempt.done else HUNG * self._typical)
+            seconds = attempt.projected() if attempt.moved else HUNG * self._usual.expected(attempt.task.unit)
+            attempt.worker.paces.append(Pace.of(attempt.task.unit, seconds))
             self.meter.add(RETRIES, value="late")
             self._stop(attempt, now)
             log.info("%s takes too long; it starts again", attempt)
 
     def _worth_restarting(self, attempt: Attempt, now: float) -> bool:
-        own = max(self._pace(attempt.worker), self._typical) * attempt.task.weight
+        own = max(pace.expected(attempt.task.unit) for pace in (self._pace(attempt.worker), self._usual))
         return attempt.left(now, own) > LATE * own
 
     def _copy(self, now: float) -> None:
         idle = self._idle()
         for left, attempt in self._late(now) if idle else ():
             homes = [each.worker.node for each in attempt.task.attempts]
-            worker = min(idle, key=lambda w: (self._pace(w) > LATE * self._typical, w.node in homes, self._pace(w)))
-            if len(homes) <= COPIES and left > self._pace(worker) * attempt.task.weight:
+            seconds = {worker: self._pace(worker).expected(attempt.task.unit) for worker in idle}
+            slow = LATE * self._usual.expected(attempt.task.unit)
+            worker = min(idle, key=lambda w: (seconds[w] > slow, w.node in homes, seconds[w]))
+            if len(homes) <= COPIES and left > seconds[worker]:
                 idle.remove(worker)
                 self.copies += 1
                 self._start(attempt.task, worker, now)
@@ -410,8 +439,8 @@ class Schedule:
             attempt.stopped = now
             self._orders.append((Order.CANCEL, attempt))
 
-    def _pace(self, worker: Worker) -> float:
-        return median(worker.paces) if worker.paces else self._typical
+    def _pace(self, worker: Worker) -> Pace:
+        return Pace.usual(worker.paces) if worker.paces else self._usual
 
     def _leave(self, attempt: Attempt, now: float) -> None:
         """An attempt is over, or never begins; who waited behind it begins now."""

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from blake3 import blake3
 
@@ -19,14 +20,35 @@ from paramdelta_dist.execution.pipeline import TilePipeline, tile_pipeline, tile
 from paramdelta_dist.execution.reader import Reader
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.tiles import Step, cut_tiles, steps_of
+from paramdelta_dist.planning.tiles import Step, bytes_to_make, cut_tiles, steps_of
 from paramdelta_dist.storage import Store, open_store
 
 
-def run_shard(job: Job, shard: Shard, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
+@dataclass(frozen=True)
+class ShardUnit:
+    """One shard, to be made or to be looked at."""
+
+    shard: Shard
+    effort: int
+    """Bytes read and written."""
+
+    @classmethod
+    def to_make(cls, shard: Shard, job: Job) -> ShardUnit:
+        return cls(shard, bytes_to_make(shard, tile_size=job.tile_size))
+
+    @property
+    def file(self) -> str:
+        return self.shard.file
+
+    @property
+    def size(self) -> int:
+        return self.shard.size
+
+
+def run_shard(job: Job, unit: ShardUnit, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
     """Make one shard and publish it with its receipt, as `stream_shard` does, from bytes that are read for it alone."""
-    with tile_reader(job, shard) as reader:
-        return stream_shard(job, shard, reader, advance=advance, cancelled=cancelled)
+    with tile_reader(job, unit.shard) as reader:
+        return stream_shard(job, unit.shard, reader, advance=advance, cancelled=cancelled)
 
 
 def stream_shard(job: Job, shard: Shard, reader: Reader, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:

@@ -17,28 +17,14 @@ from paramdelta_dist.execution.executor import Executor
 from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.pipeline import tile_pipeline, tile_reader
 from paramdelta_dist.execution.receipts import FOLDER
+from paramdelta_dist.execution.shard import ShardUnit
 from paramdelta_dist.kernels.blocks import Subject
 from paramdelta_dist.methods import Scope, Sweep
-from paramdelta_dist.planning.plan import MergePlan, Shard
-from paramdelta_dist.planning.tiles import Step, cut_tiles
+from paramdelta_dist.planning.plan import MergePlan
+from paramdelta_dist.planning.tiles import Step, bytes_to_look_at, cut_tiles
 from paramdelta_dist.storage import Store, open_store
 
 STATISTICS = f"{FOLDER}/statistics"
-
-
-@dataclass(frozen=True)
-class Look:
-    """One shard, to be looked at in one sweep over the model."""
-
-    shard: Shard
-
-    @property
-    def file(self) -> str:
-        return self.shard.file
-
-    @property
-    def size(self) -> int:
-        return self.shard.size
 
 
 @dataclass(frozen=True)
@@ -124,7 +110,7 @@ def _swept(
         kept = _kept(store, name, job.fingerprint) if name in present else None
         if kept is not None:
             totals[shard.file] = kept[0]
-    missing = [Look(shard) for shard in plan.shards if shard.file not in totals]
+    missing = [ShardUnit(shard, bytes_to_look_at(shard)) for shard in plan.shards if shard.file not in totals]
     started(number, sum(look.size for look in missing))
     bytes_read, requests = before.bytes_read, before.requests
     with closing(executor.run(look_at_shard, LookJob(job, number, keep), missing, advance=advance)) as results:
@@ -144,7 +130,7 @@ class LookJob:
     keep: bool
 
 
-def look_at_shard(job: LookJob, look: Look, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Found:
+def look_at_shard(job: LookJob, look: ShardUnit, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Found:
     """Sweep over the merged tensors of one shard. Raises Interrupted when `cancelled` says so, and what the stores raise."""
     shard, done = look.shard, 0
 

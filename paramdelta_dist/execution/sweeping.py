@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
 
 from paramdelta_dist.errors import ParamDeltaError
-from paramdelta_dist.execution.documents import render_document
 from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.pipeline import tile_reader
 from paramdelta_dist.execution.receipts import Receipt
@@ -17,9 +15,7 @@ from paramdelta_dist.execution.shard import stream_shard
 from paramdelta_dist.execution.sharing import SharedReader, SharedTiles
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.sweep import SweepPlan
-from paramdelta_dist.storage import Store
-
-SWEEP = "sweep.json"
+from paramdelta_dist.planning.tiles import bytes_to_make
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,8 @@ class SweepUnit:
 
     shards: Mapping[str, Shard]
     """By the name of the point. They differ in nothing but their settings."""
+    effort: int
+    """Bytes read, once for all points, and written."""
 
     @property
     def file(self) -> str:
@@ -47,13 +45,14 @@ class SweepUnit:
         return sum(shard.size for shard in self.shards.values())
 
 
-def sweep_units(sweep: SweepPlan, receipts: Mapping[str, Mapping[str, Receipt]]) -> list[SweepUnit]:
+def sweep_units(sweep: SweepPlan, receipts: Mapping[str, Mapping[str, Receipt]], *, tile_size: int) -> list[SweepUnit]:
     """What is to be made for the points named in `receipts`, which has the files of each that are in place already."""
     units = []
     for number, shard in enumerate(sweep.reading.shards):
         missing = {name: sweep.readings[name][number] for name, held in receipts.items() if shard.file not in held}
         if missing:
-            units.append(SweepUnit(missing))
+            effort = bytes_to_make(shard, tile_size=tile_size) + (len(missing) - 1) * shard.size
+            units.append(SweepUnit(missing, effort))
     return units
 
 
@@ -95,12 +94,3 @@ def run_sweep_shard(job: SweepJob, unit: SweepUnit, *, advance: Callable[[int], 
                 failed.bytes_read = reader.bytes_read
             raise failed
         return {point: future.result() for point, future in futures.items()}
-
-
-def write_sweep(store: Store, fingerprint: str, points: Sequence[Mapping[str, Any]]) -> None:
-    """Write down, in the folder that the points are in, what they are; the last write of a sweep."""
-    document = {
-        "fingerprint": fingerprint,
-        "points": [{key: point[key] for key in ("name", "output", "fingerprint", "values")} for point in points],
-    }
-    store.write(SWEEP, render_document(document))

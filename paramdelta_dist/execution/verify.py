@@ -64,6 +64,10 @@ class FileCheck:
     def size(self) -> int:
         return self.identity.size if self.digest is not None else 0
 
+    @property
+    def effort(self) -> int:
+        return self.size
+
 
 @dataclass(frozen=True)
 class FileVerdict:

@@ -1,4 +1,5 @@
-"""Looking at what a merge has read anyway: the one place where someone may, shard by shard, without touching the bytes written."""
+"""Looking at what a merge has read anyway and at what it makes of that: the one place where someone may, shard by shard, and
+without touching the bytes written."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from paramdelta_dist.planning.plan import Shard
 class Watch(Protocol):
     """Looks at the tiles of one shard."""
 
-    def look(self, fetched: FetchedTile) -> Any:
-        """What is to be seen in a tile whose inputs are there; asked by several threads, before its memory is used again."""
+    def look(self, fetched: FetchedTile, made: memoryview) -> Any:
+        """What is to be seen in a tile whose inputs are there, and in the bytes that were made of them; asked by several
+        threads, before its memory is used again."""
         ...
 
     def add(self, seen: Any, size: int) -> None:

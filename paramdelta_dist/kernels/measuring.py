@@ -6,15 +6,16 @@ scratch memory of its own, so that they depend on the chunk's values alone; who 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from paramdelta_dist.kernels.merging import view
+from paramdelta_dist.kernels.compiled import Values
+from paramdelta_dist.kernels.compiled_measuring import EXPONENTS, measure, widen_bfloat16
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -23,6 +24,7 @@ BINS = 64
 LOWEST = -48
 """Bin b counts magnitudes in [2^(LOWEST+b), 2^(LOWEST+b+1)); the first and the last hold what is beyond them, zeros apart."""
 _EXPONENT_OF_ONE = 1023
+_STORED: dict[str, Any] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,16 @@ class Vectors:
     deltas: int
     bases: tuple[int, ...]
     """Models whose own norm is measured."""
+    full: bool = True
+    """Whether dot products are of any two vectors and magnitudes are spread over bins; else every vector is only multiplied with
+    itself, and of deltas nothing is known besides but their sums, the greatest and the zeros."""
 
     @property
     def dots(self) -> list[tuple[int, int]]:
         """The vectors of each dot product, in the order of its sum."""
-        return list(combinations_with_replacement(range(len(self.pairs)), 2))
+        if self.full:
+            return list(combinations_with_replacement(range(len(self.pairs)), 2))
+        return [(vector, vector) for vector in range(len(self.pairs))]
 
     @property
     def couples(self) -> list[tuple[int, int]]:
@@ -90,117 +97,51 @@ class Measured:
         )
 
 
-def values(buffer: memoryview, dtype: str) -> torch.Tensor:
-    """The elements in `buffer`, of the torch dtype of that name."""
-    found = getattr(torch, dtype)
-    assert isinstance(found, torch.dtype)
-    return view(buffer, found)
-
-
-@dataclass(frozen=True)
-class _Scratch:
-    """Memory for chunks of one length. Every array is [n]; those that torch and numpy both use are the same memory."""
-
-    wide: dict[int, torch.Tensor]
-    """Models that something is subtracted from or that are bases, in float64."""
-    differences: list[torch.Tensor]
-    magnitude: torch.Tensor
-    values: NDArray[np.float64]
-    """The magnitude,"""
-    bits: Counts
-    """and its bits."""
-    exponents: Counts
-    signed: list[NDArray[np.float64]]
-    """The deltas among the differences."""
-    sign: NDArray[np.bool_]
-
-    def front(self, n: int) -> _Scratch:
-        """The first n elements of all."""
-        return _Scratch(
-            {model: block[:n] for model, block in self.wide.items()},
-            [block[:n] for block in self.differences],
-            self.magnitude[:n],
-            self.values[:n],
-            self.bits[:n],
-            self.exponents[:n],
-            [block[:n] for block in self.signed],
-            self.sign[:n],
-        )
-
-
 class Measurer:
     """Measures chunks of at most `size` elements. Keeps its scratch between them; one a thread."""
 
     def __init__(self, vectors: Vectors, size: int) -> None:
-        self._vectors, self._size = vectors, size
-        self._dots, self._couples = vectors.dots, vectors.couples
-        subtrahends = sorted({model for _, model in vectors.pairs} | set(vectors.bases))
-        differences = [torch.empty(size, dtype=torch.float64) for _ in vectors.pairs]
-        magnitude = torch.empty(size, dtype=torch.float64)
-        self._scratch = _Scratch(
-            {model: torch.empty(size, dtype=torch.float64) for model in subtrahends},
-            differences,
-            magnitude,
-            magnitude.numpy(),
-            magnitude.numpy().view(np.int64),
-            np.empty(size, np.int64),
-            [difference.numpy() for difference in differences[: vectors.deltas]],
-            np.empty(size, np.bool_),
-        )
-        self._signs_of = np.zeros((2, vectors.deltas, -(-size // 64)), np.uint64)
-        """A bit for each element: whether each delta is above, and whether it is below zero."""
+        self._vectors = vectors
+        used = sorted({model for pair in vectors.pairs for model in pair} | set(vectors.bases))
+        place = {model: row for row, model in enumerate(used)}
+        self._rows = list(place.items())
+        self._models, self._differences = np.empty((len(used), size)), np.empty((len(vectors.pairs), size))
+        self._pairs = _table([(place[minuend], place[subtrahend]) for minuend, subtrahend in vectors.pairs])
+        self._dots, self._couples = _table(vectors.dots), _table(vectors.couples)
+        self._bases = np.array([place[model] for model in vectors.bases], np.int64)
+        self._exponents = np.zeros((vectors.deltas, EXPONENTS), np.int64)
 
-    def measure(self, models: Mapping[int, torch.Tensor], sums: Floats, into: Measured) -> None:
+    def measure(self, models: Mapping[int, Values], sums: Floats, into: Measured) -> None:
         """Measure models[·][n]: the sums replace `sums`, everything else, whose order does not matter, is added to `into`."""
-        vectors, n = self._vectors, next(iter(models.values())).numel()
-        scratch = self._scratch if n == self._size else self._scratch.front(n)
-        for model, block in scratch.wide.items():
-            block.copy_(models[model])
-        for (minuend, subtrahend), difference in zip(vectors.pairs, scratch.differences, strict=True):
-            start = scratch.wide[minuend] if minuend in scratch.wide else difference.copy_(models[minuend])
-            torch.sub(start, scratch.wide[subtrahend], out=difference)
-        found = [torch.dot(scratch.differences[one], scratch.differences[other]).item() for one, other in self._dots]
-        found += [torch.dot(scratch.wide[model], scratch.wide[model]).item() for model in vectors.bases]
-        for delta in range(vectors.deltas):
-            found += [scratch.differences[delta].sum().item(), self._magnitudes(scratch, delta, into)]
-        sums[:] = found
-        if vectors.deltas > 1:
-            self._signs(scratch, into)
-
-    def _magnitudes(self, scratch: _Scratch, delta: int, into: Measured) -> float:
-        """Σ|δ|; the greatest, the zeros and the histogram go into `into`."""
-        torch.abs(scratch.differences[delta], out=scratch.magnitude)
-        into.peaks[delta] = np.maximum(into.peaks[delta], scratch.values.max())
-        np.right_shift(scratch.bits, 52, out=scratch.exponents)
-        found = np.bincount(scratch.exponents, minlength=2 * _EXPONENT_OF_ONE + 2)
-        zeros = len(scratch.values) - np.count_nonzero(scratch.values) if found[0] else 0
+        n = 0
+        for model, row in self._rows:
+            n = _widen(models[model], self._models[row])
+        counts, peaks = self._exponents, into.peaks.view(np.int64)
+        tables = (self._pairs, self._dots, self._bases, self._couples)
+        measure(n, self._models, *tables, self._vectors.full, self._differences, sums, peaks, into.zeros, counts, into.signs)
+        if not self._vectors.full:
+            return
         first, last = _EXPONENT_OF_ONE + LOWEST, _EXPONENT_OF_ONE + LOWEST + BINS - 1
-        histogram = into.histograms[delta]
-        histogram[0] += found[: first + 1].sum() - zeros
-        histogram[1:-1] += found[first + 1 : last]
-        histogram[-1] += found[last:].sum()
-        into.zeros[delta] += zeros
-        return scratch.magnitude.sum().item()
+        into.histograms[:, 0] += counts[:, : first + 1].sum(axis=1)
+        into.histograms[:, 1:-1] += counts[:, first + 1 : last]
+        into.histograms[:, -1] += counts[:, last:].sum(axis=1)
+        counts[:] = 0
 
-    def _signs(self, scratch: _Scratch, into: Measured) -> None:
-        signs = self._signs_of
-        if len(scratch.sign) < self._size:
-            signs[:] = 0
-        for delta, values in enumerate(scratch.signed):
-            for place, compare in enumerate((np.greater, np.less)):
-                packed = np.packbits(compare(values, 0, out=scratch.sign))
-                signs[place, delta].view(np.uint8)[: len(packed)] = packed
-        positive, negative = signs
-        changed = positive | negative
-        for place, (a, b) in enumerate(self._couples):
-            same = _ones(positive[a] & positive[b]) + _ones(negative[a] & negative[b])
-            into.signs[place] += same, _ones(changed[a] & changed[b])
+    def difference(self, delta: int, n: int) -> Floats:
+        """Elements [n] of a delta in the chunk of n that was measured last; overwritten with the next."""
+        return self._differences[delta, :n]
 
 
-_ONES = np.array([byte.bit_count() for byte in range(256)], np.uint8)
+def _widen(values: Values, row: Floats) -> int:
+    """Bring elements [n] to float64 in the first n places of `row`; returns n."""
+    stored = np.frombuffer(values.data, _STORED[values.dtype])
+    out = row[: len(stored)]
+    if values.dtype == "BF16":
+        widen_bfloat16(out, stored if stored.flags.aligned else stored.copy())
+    else:
+        out[:] = stored
+    return len(stored)
 
 
-def _ones(bits: NDArray[np.uint64]) -> int:
-    """How many bits are set."""
-    count = getattr(np, "bitwise_count", None)  # of numpy 2
-    return int((count(bits) if count else _ONES[bits.view(np.uint8)]).sum(dtype=np.int64))
+def _table(pairs: Sequence[tuple[int, int]]) -> Counts:
+    return np.array(pairs, np.int64).reshape(-1, 2)

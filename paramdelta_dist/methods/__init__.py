@@ -59,7 +59,7 @@ def find_method(name: str) -> Method:
     if name in _others():
         return _loaded(name)
     known = [*(method.name for method in METHODS), *_others()]
-    near = get_close_matches(name, known, n=1)
+    near = get_close_matches(name.lower(), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UsageError(f"there is no method {name!r}{hint} (methods: {', '.join(known)})")
 

@@ -98,7 +98,8 @@ output: s3://models/Mistral-7B-fused
     least=2,
     most=2,
     weightless=False,
-    notes="Quantiles are exact; mergekit takes those of a random million of a large tensor's elements.",
+    notes="Quantiles are exact; mergekit takes those of a random million of a large tensor's elements. Its divergences are sums in float32 "
+    "of terms that cancel: where models hardly differ it takes over up to one element in twenty another way.",
     apply=_apply,
     sweeps=_sweeps,
     blocks=Blocks.ROWS,

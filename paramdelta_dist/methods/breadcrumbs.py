@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.cuts import find_cuts, float32_keys
-from paramdelta_dist.methods.dare import NORMALIZE
+from paramdelta_dist.methods.cuts import delta_keys, find_cuts, float32_keys
+from paramdelta_dist.methods.thinned import NORMALIZE, add_agreeing, add_all
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +28,8 @@ def _ranks(subject: Subject) -> list[list[int]]:
     return found
 
 
-def _keys(block: Block, number: int) -> torch.Tensor:
-    return float32_keys(block.delta(block.terms[number], block.scratch[0]))
-
-
 def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
-    return () if all(term["density"] == 1 for term in terms) else find_cuts(_keys, _ranks)
+    return () if all(term["density"] == 1 for term in terms) else find_cuts(delta_keys, _ranks)
 
 
 def _between(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
@@ -51,18 +47,6 @@ def _between(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
     return out.masked_fill_(kept.logical_not_().logical_or_(larger), 0.0)
 
 
-def _linear(block: Block) -> None:
-    from paramdelta_dist.kernels.consensus import add_all
-
-    add_all(block, lambda number, out: _between(block, number, out), block.parameters["lambda"])
-
-
-def _ties(block: Block) -> None:
-    from paramdelta_dist.kernels.consensus import add_agreeing
-
-    add_agreeing(block, lambda number, out: _between(block, number, out), block.parameters["normalize"], block.parameters["lambda"])
-
-
 _RECIPE = """\
 method: {name}
 base: s3://models/Mistral-7B
@@ -75,7 +59,10 @@ parameters:
   gamma: 0.01
 output: s3://models/Mistral-7B-math-code
 """
-_NOTES = "As mergekit does: by whole tensors; the authors' code takes each row by itself."
+_NOTES = (
+    "As mergekit does: by whole tensors; the authors' code takes each row by itself. Of equal magnitudes those with the lower index come "
+    "first; in mergekit any."
+)
 
 BREADCRUMBS = Method(
     name="breadcrumbs",
@@ -88,7 +75,7 @@ BREADCRUMBS = Method(
     parameters=(WEIGHT, DENSITY, GAMMA, LAMBDA),
     example=_RECIPE.format(name="breadcrumbs"),
     notes=_NOTES,
-    apply=_linear,
+    apply=add_all(_between),
     sweeps=_sweeps,
     scratch=2,
     temporary=3,
@@ -109,7 +96,7 @@ BREADCRUMBS_TIES = Method(
     parameters=(WEIGHT, DENSITY, GAMMA, NORMALIZE, LAMBDA),
     example=_RECIPE.format(name="breadcrumbs_ties"),
     notes=_NOTES,
-    apply=_ties,
+    apply=add_agreeing(_between),
     sweeps=_sweeps,
     scratch=6,
     temporary=3,

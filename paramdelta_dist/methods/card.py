@@ -105,12 +105,13 @@ class Parameter:
         if self.kind is str:
             return " or ".join((", ".join(self.choices[:-1]), self.choices[-1])) if len(self.choices) > 1 else self.choices[0]
         noun = "a whole number" if self.kind is int else "a finite number"
-        low = f"{'above' if self.open else 'from'} {self.least:g}" if self.least > -math.inf else ""
-        high = f"{'and at most' if self.open else 'to'} {self.most:g}" if self.most < math.inf else ""
+        least, most = (f"{end}" if isinstance(end, int) else f"{end:g}" for end in (self.least, self.most))
+        low = f"{'above' if self.open else 'from'} {least}" if self.least > -math.inf else ""
+        high = f"{'and at most' if self.open else 'to'} {most}" if self.most < math.inf else ""
         if low and not high and not self.open:
-            low = f"of at least {self.least:g}"
+            low = f"of at least {least}"
         if high and not low:
-            high = f"of at most {self.most:g}"
+            high = f"of at most {most}"
         return " ".join(part for part in (noun, low, high) if part)
 
 
@@ -211,7 +212,9 @@ class Method:
             over = "; or `base:` and two of `models:`, to merge what they add to it" if self.over_base else ""
             return f"two models: `base:` and one of `models:`, or two of `models:`{over}"
         section = "deltas" if self.roles is Roles.DELTAS else "models"
-        count = {(1, None): "one or more", (1, 1): "one", (2, 2): "two"}.get((self.least, self.most), f"{self.least} or more")
+        count = {(1, None): "one or more", (1, 1): "one", (2, 2): "two", (2, None): "two or more"}.get(
+            (self.least, self.most), f"{self.least} or more"
+        )
         base = "`base:` and " if self.roles is Roles.DELTAS else ""
         over = "; with `base:`, what they add to it" if self.over_base and not base else ""
         return f"{base}{count} of `{section}:`{over}"

@@ -30,6 +30,11 @@ def float32_keys(values: torch.Tensor) -> torch.Tensor:
     return magnitude_keys(narrow, out=narrow.view(torch.int32))
 
 
+def delta_keys(block: Block, number: int) -> torch.Tensor:
+    """int32[n] keys of the delta of `block.terms[number]`; uses the first block of scratch."""
+    return float32_keys(block.delta(block.terms[number], block.scratch[0]))
+
+
 def find_cuts(keys: Keys, ranks: Ranks, *, at: int = 0) -> tuple[Sweep, ...]:
     """Three sweeps, the first of which is number `at` of the method's. The last one finds a list of `Cut` for each ranking."""
     return _sweeps(keys, ranks, at, trivial=True)
@@ -92,20 +97,22 @@ def _sweeps(keys: Keys, ranks: Ranks, at: int, *, trivial: bool) -> tuple[Sweep,
             made.append([look(each, found) if found is not None and isinstance(each, Search) else None for each in row])
         return made
 
-    def memory(terms: int, shape: tuple[int, ...]) -> int:
-        return 2 * max(terms, 1) * BINS * 8
-
     return (
-        Sweep(first_digits, _added, start_searches, exact=True, partial_bytes=memory),
-        Sweep(last_digits, _added, end_searches, exact=True, partial_bytes=memory),
+        Sweep(first_digits, add_histograms, start_searches, exact=True, partial_bytes=histogram_bytes),
+        Sweep(last_digits, add_histograms, end_searches, exact=True, partial_bytes=histogram_bytes),
         Sweep(ties, _joined, cut, exact=True),
     )
 
 
-def _added(total: Any, more: Any) -> Any:
+def histogram_bytes(terms: int, shape: tuple[int, ...]) -> int:
+    """Of the partials of a sweep that counts digits, one ranking for each term."""
+    return 2 * max(terms, 1) * BINS * 8
+
+
+def add_histograms(total: Any, more: Any) -> Any:
     """Nested lists of histograms, or of None, added in place."""
     if isinstance(total, list):
-        return [_added(one, two) for one, two in zip(total, more, strict=True)]
+        return [add_histograms(one, two) for one, two in zip(total, more, strict=True)]
     return None if total is None else total.add_(more)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.sums import add_sums
+from paramdelta_dist.methods.thinned import NORMALIZE, SEED, add_agreeing, add_all, stretch
 
 if TYPE_CHECKING:
     import torch
 
     from paramdelta_dist.kernels.blocks import Block, Operand, Subject
 
-SEED = Parameter("seed", "which random numbers are drawn", default=0, kind=int, least=0, most=2**63 - 1)
 DENSITY = Parameter("density", "share of elements that are kept, 1 − p", default=1.0, least=0, most=1, open=True, each=True)
 DROPPED = Parameter("k", "factor that dropped elements stay with; 0 drops them, 1 changes nothing", default=0.0)
 RESCALE = Parameter(
@@ -23,15 +22,6 @@ RESCALE = Parameter(
     kind=str,
     choices=("inverse_p", "l1", "none"),
 )
-NORMALIZE = Parameter(
-    "normalize",
-    "divide by how many deltas agree in sign (count), by their weights (weight), or not at all (none)",
-    default="none",
-    kind=str,
-    choices=("none", "count", "weight"),
-)
-TOO_SMALL = 1e-7
-"""A tensor whose sum of magnitudes is below this is not stretched."""
 
 
 def _keep(block: Block, term: Operand) -> torch.Tensor:
@@ -67,44 +57,20 @@ def _thinned(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
 
 
 def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
-    return (Sweep(_sums, add_sums, _factors, exact=True),) if parameters["rescale"] == "l1" else ()
+    return (stretch(_kept, _factor),) if parameters["rescale"] == "l1" else ()
 
 
-def _sums(block: Block) -> Any:
-    """Of the magnitudes of each delta: all of them, and those kept."""
-    from paramdelta_dist.kernels.reductions import reducer
-
-    sums, reduce = [], reducer(block.acc.device)
-    for term in block.terms:
-        delta = block.delta(term, block.scratch[0])
-        sums.append(tuple(reduce.absolute(delta)))
-        if term.values["density"] < 1:
-            delta.masked_fill_(_keep(block, term).logical_not_(), 0.0)
-        sums.append(tuple(reduce.absolute(delta)))
-    return sums
+def _kept(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
+    """The delta with 0 for what is dropped, and nothing to make up for it."""
+    term = block.terms[number]
+    block.delta(term, out)
+    return out.masked_fill_(_keep(block, term).logical_not_(), 0.0) if term.values["density"] < 1 else out
 
 
-def _factors(total: Any, subject: Subject) -> list[float]:
-    """Of each delta's kept elements, so that with the dropped ones times k its sum of magnitudes is what it was."""
-    from paramdelta_dist.kernels.reductions import Sum
-
-    values, k = [Sum(*each).value for each in total], abs(subject.parameters["k"])
-    return [
-        (everything - k * (everything - kept)) / kept if min(everything, kept) >= TOO_SMALL else 1.0
-        for everything, kept in zip(values[::2], values[1::2], strict=True)
-    ]
-
-
-def _linear(block: Block) -> None:
-    from paramdelta_dist.kernels.consensus import add_all
-
-    add_all(block, lambda number, out: _thinned(block, number, out), block.parameters["lambda"])
-
-
-def _ties(block: Block) -> None:
-    from paramdelta_dist.kernels.consensus import add_agreeing
-
-    add_agreeing(block, lambda number, out: _thinned(block, number, out), block.parameters["normalize"], block.parameters["lambda"])
+def _factor(whole: float, kept: float, subject: Subject) -> float:
+    """Of kept elements, so that with the dropped ones times k the sum of magnitudes is what it was."""
+    k: float = abs(subject.parameters["k"])
+    return (whole - k * (whole - kept)) / kept
 
 
 _RECIPE = """\
@@ -135,7 +101,7 @@ DARE_LINEAR = Method(
     parameters=(WEIGHT, DENSITY, RESCALE, DROPPED, LAMBDA, SEED),
     example=_RECIPE.format(name="dare_linear"),
     notes=_NOTES,
-    apply=_linear,
+    apply=add_all(_thinned),
     sweeps=_sweeps,
     scratch=2,
     temporary=3,
@@ -155,7 +121,7 @@ DARE_TIES = Method(
     parameters=(WEIGHT, DENSITY, RESCALE, DROPPED, NORMALIZE, LAMBDA, SEED),
     example=_RECIPE.format(name="dare_ties"),
     notes=_NOTES,
-    apply=_ties,
+    apply=add_agreeing(_thinned),
     sweeps=_sweeps,
     scratch=6,
     temporary=3,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Blocks, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.dare import DENSITY, NORMALIZE, SEED, TOO_SMALL
-from paramdelta_dist.methods.sums import add_sums
+from paramdelta_dist.methods.dare import DENSITY
+from paramdelta_dist.methods.thinned import NORMALIZE, SEED, add_agreeing, add_all, stretch
 
 if TYPE_CHECKING:
     import torch
 
-    from paramdelta_dist.kernels.blocks import Block, Operand, Subject
+    from paramdelta_dist.kernels.blocks import Block, Operand
 
 EPSILON = Parameter(
     "epsilon", "how far the probability of the largest and the least element of a row is from density", 0.15, least=0, most=0.5, each=True
@@ -39,8 +40,17 @@ def _probabilities(block: Block, term: Operand, delta: torch.Tensor) -> torch.Te
     return found
 
 
-def _thinned(block: Block, number: int, out: torch.Tensor, rescale: str) -> torch.Tensor:
+def _thinned(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
     """The delta without what is dropped, its kept elements times what makes up for that."""
+    return _rescaled(block, number, out, block.parameters["rescale"])
+
+
+def _kept(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
+    """The same with nothing to make up for it."""
+    return _rescaled(block, number, out, "none")
+
+
+def _rescaled(block: Block, number: int, out: torch.Tensor, rescale: str) -> torch.Tensor:
     import torch
 
     from paramdelta_dist.kernels.random import philox, stream_key
@@ -67,38 +77,7 @@ def _beyond(parameters: Values, terms: Sequence[Values]) -> str | None:
 
 
 def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
-    return (Sweep(_sums, add_sums, _factors, exact=True),) if parameters["rescale"] == "l1" else ()
-
-
-def _sums(block: Block) -> Any:
-    """Of the magnitudes of each delta: all of them, and those kept."""
-    from paramdelta_dist.kernels.reductions import reducer
-
-    sums, reduce = [], reducer(block.acc.device)
-    for number, term in enumerate(block.terms):
-        sums.append(tuple(reduce.absolute(block.delta(term, block.scratch[0]))))
-        sums.append(tuple(reduce.absolute(_thinned(block, number, block.scratch[0], "none"))))
-    return sums
-
-
-def _factors(total: Any, subject: Subject) -> list[float]:
-    from paramdelta_dist.kernels.reductions import Sum
-
-    values = [Sum(*each).value for each in total]
-    return [whole / kept if min(whole, kept) >= TOO_SMALL else 1.0 for whole, kept in zip(values[::2], values[1::2], strict=True)]
-
-
-def _linear(block: Block) -> None:
-    from paramdelta_dist.kernels.consensus import add_all
-
-    add_all(block, lambda number, out: _thinned(block, number, out, block.parameters["rescale"]), block.parameters["lambda"])
-
-
-def _ties(block: Block) -> None:
-    from paramdelta_dist.kernels.consensus import add_agreeing
-
-    rescale, normalize, factor = (block.parameters[name] for name in ("rescale", "normalize", "lambda"))
-    add_agreeing(block, lambda number, out: _thinned(block, number, out, rescale), normalize, factor)
+    return (stretch(_kept),) if parameters["rescale"] == "l1" else ()
 
 
 _RECIPE = """\
@@ -122,7 +101,7 @@ DELLA = Method(
     name="della",
     title="DELLA: drop by magnitude, rescale, and add what the majority's sign agrees with",
     family="thinned deltas",
-    formula="element kept with probability q = density − ε + 2ε (r − 1)/(n − 1), r its rank by magnitude in its row of n; then as ties",
+    formula="kept with probability q = density − ε + 2ε (r − 1)/(n − 1), r its rank by rising |δ| in its row of n; then as ties",
     paper="https://arxiv.org/abs/2406.11617",
     scope=Scope.TENSOR,
     roles=Roles.DELTAS,
@@ -131,13 +110,13 @@ DELLA = Method(
         DENSITY,
         EPSILON,
         RESCALE,
-        Parameter(NORMALIZE.name, NORMALIZE.meaning, "weight", kind=str, choices=NORMALIZE.choices),
+        replace(NORMALIZE, default="weight"),
         LAMBDA,
         SEED,
     ),
     example=_RECIPE.format(name="della"),
     notes=_NOTES,
-    apply=_ties,
+    apply=add_agreeing(_thinned),
     sweeps=_sweeps,
     check=_beyond,
     blocks=Blocks.ROWS,
@@ -152,14 +131,14 @@ DELLA_LINEAR = Method(
     name="della_linear",
     title="DELLA: drop by magnitude, rescale, add",
     family="thinned deltas",
-    formula="element kept with probability q = density − ε + 2ε (r − 1)/(n − 1), r its rank in its row of n; Θ = Θ_base + λ Σ wᵢ δ̂ᵢ",
+    formula="kept with probability q = density − ε + 2ε (r − 1)/(n − 1), r its rank by rising |δ| in its row of n; Θ = Θ_base + λ Σ wᵢ δ̂ᵢ",
     paper="https://arxiv.org/abs/2406.11617",
     scope=Scope.TENSOR,
     roles=Roles.DELTAS,
     parameters=(WEIGHT, DENSITY, EPSILON, RESCALE, LAMBDA, SEED),
     example=_RECIPE.format(name="della_linear"),
     notes=_NOTES,
-    apply=_linear,
+    apply=add_all(_thinned),
     sweeps=_sweeps,
     check=_beyond,
     blocks=Blocks.ROWS,

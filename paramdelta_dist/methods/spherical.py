@@ -196,6 +196,11 @@ def _karcher_factors(gram: Gram, subject: Subject) -> Sequence[float]:
 _PAPER = "https://en.wikipedia.org/wiki/Slerp"
 T = Parameter("t", "how far from the first model to the second: 0 is the first, 1 the second")
 
+_STRAIGHT = (
+    "Where one of the two is all zeros, as a bias may be, it has no direction and the way is straight; mergekit takes the angle to be "
+    "a right one, so that at t = 0.5 the other keeps 0.71 of its length, not half."
+)
+
 SLERP = Method(
     name="slerp",
     title="SLERP: between two models along an arc",
@@ -217,6 +222,7 @@ output: s3://models/Mistral-7B-between
     least=2,
     most=2,
     weightless=False,
+    notes=_STRAIGHT,
     apply=_combine,
     sweeps=_combination(lambda gram, subject: _arc(subject.parameters["t"], gram, SLERP_LINEAR)),
     scratch=2,
@@ -245,7 +251,8 @@ output: s3://models/Mistral-7B-between
     most=2,
     over_base=True,
     weightless=False,
-    notes="`nuslerp_row_wise` means columns, as in mergekit, whose names these are; with more than two dimensions, those of the last.",
+    notes="`nuslerp_row_wise` means columns, as in mergekit, whose names these are; with more than two dimensions, those of the last. "
+    + _STRAIGHT,
     apply=_nuslerp,
     sweeps=_nuslerp_sweeps,
     blocks=Blocks.ROWS,

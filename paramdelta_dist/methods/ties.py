@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.cuts import BINS, find_cuts, float32_keys
+from paramdelta_dist.methods.cuts import add_histograms, delta_keys, find_cuts, float32_keys, histogram_bytes
+from paramdelta_dist.methods.thinned import NORMALIZE, add_agreeing, add_all
 
 if TYPE_CHECKING:
     import torch
@@ -21,19 +23,8 @@ TRIM = Parameter(
     kind=str,
     choices=("tensor", "model"),
 )
-NORMALIZE = Parameter(
-    "normalize",
-    "divide by how many deltas agree in sign (count), by their weights (weight), or not at all (none)",
-    default="count",
-    kind=str,
-    choices=("count", "weight", "none"),
-)
 _ABOVE_ALL = 1 << 31
 """A key larger than that of any magnitude."""
-
-
-def _keys(block: Block, number: int) -> torch.Tensor:
-    return float32_keys(block.delta(block.terms[number], block.scratch[0]))
 
 
 def _ranks(subject: Subject) -> list[list[int]]:
@@ -43,7 +34,7 @@ def _ranks(subject: Subject) -> list[list[int]]:
 def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
     if all(term["density"] == 1 for term in terms):
         return ()
-    return _OVER_MODEL if parameters["trim"] == "model" else find_cuts(_keys, _ranks)
+    return _OVER_MODEL if parameters["trim"] == "model" else find_cuts(delta_keys, _ranks)
 
 
 def _first_digits(block: Block) -> list[torch.Tensor]:
@@ -51,7 +42,7 @@ def _first_digits(block: Block) -> list[torch.Tensor]:
 
     from paramdelta_dist.kernels.selection import Search
 
-    return [Search.of(torch.float32, 1).histogram(_keys(block, number)) for number in range(len(block.terms))]
+    return [Search.of(torch.float32, 1).histogram(delta_keys(block, number)) for number in range(len(block.terms))]
 
 
 def _begin(total: Any, subject: Subject) -> list[Any]:
@@ -73,7 +64,8 @@ def _last_digits(block: Block) -> list[Any]:
 
     (searches,) = block.statistics
     return [
-        Search(*search).histogram(_keys(block, number)) if isinstance(search, tuple) else None for number, search in enumerate(searches)
+        Search(*search).histogram(delta_keys(block, number)) if isinstance(search, tuple) else None
+        for number, search in enumerate(searches)
     ]
 
 
@@ -85,17 +77,9 @@ def _end(total: Any, subject: Subject) -> list[int]:
     return [s if histogram is None else Search(*s).narrowed(histogram).prefix for s, histogram in zip(searches, total, strict=True)]
 
 
-def _added(total: Any, more: Any) -> Any:
-    return [None if one is None else one.add_(two) for one, two in zip(total, more, strict=True)]
-
-
-def _memory(terms: int, shape: tuple[int, ...]) -> int:
-    return 2 * max(terms, 1) * BINS * 8
-
-
 _OVER_MODEL = (
-    Sweep(_first_digits, _added, _begin, scope=Scope.MODEL, exact=True, partial_bytes=_memory),
-    Sweep(_last_digits, _added, _end, scope=Scope.MODEL, exact=True, partial_bytes=_memory),
+    Sweep(_first_digits, add_histograms, _begin, scope=Scope.MODEL, exact=True, partial_bytes=histogram_bytes),
+    Sweep(_last_digits, add_histograms, _end, scope=Scope.MODEL, exact=True, partial_bytes=histogram_bytes),
 )
 
 
@@ -114,18 +98,6 @@ def _trimmed(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
     return out.masked_fill_(cut.mask(keys, block.first, kept).logical_not_(), 0.0)
 
 
-def _ties(block: Block) -> None:
-    from paramdelta_dist.kernels.consensus import add_agreeing
-
-    add_agreeing(block, lambda number, out: _trimmed(block, number, out), block.parameters["normalize"], block.parameters["lambda"])
-
-
-def _magnitude(block: Block) -> None:
-    from paramdelta_dist.kernels.consensus import add_all
-
-    add_all(block, lambda number, out: _trimmed(block, number, out), block.parameters["lambda"])
-
-
 _KEPT = (
     "⌊density · n⌋ of a tensor's n elements are kept, exactly: of equal magnitudes those with the lower index. Over a whole model all "
     "that equal the least kept one are kept. "
@@ -139,7 +111,7 @@ TIES = Method(
     paper="https://arxiv.org/abs/2306.01708",
     scope=Scope.MODEL,
     roles=Roles.DELTAS,
-    parameters=(WEIGHT, DENSITY, TRIM, NORMALIZE, LAMBDA),
+    parameters=(WEIGHT, DENSITY, TRIM, replace(NORMALIZE, default="count", choices=("count", "weight", "none")), LAMBDA),
     example="""\
 method: ties
 parameters: {density: 0.2, lambda: 1.0}
@@ -149,9 +121,9 @@ deltas:
   - {post: s3://models/Mistral-7B-code, weight: 0.7, density: 0.3}
 output: s3://models/Mistral-7B-math-code
 """,
-    notes=_KEPT + "The paper keeps 0.2 of the whole model (trim: model) and divides by count; mergekit keeps by tensor and divides by "
-    "weight. Where the sum of a position is 0 its sign counts as +.",
-    apply=_ties,
+    notes=_KEPT + "The paper keeps 0.2 of the whole model (trim: model) and divides by count; mergekit keeps by tensor, one element "
+    "at least and of equal magnitudes any, and divides by weight. Where the sum of a position is 0 its sign counts as +.",
+    apply=add_agreeing(_trimmed),
     sweeps=_sweeps,
     scratch=6,
     temporary=3,
@@ -179,7 +151,7 @@ deltas:
 output: s3://models/Mistral-7B-math-light
 """,
     notes=_KEPT.rstrip(),
-    apply=_magnitude,
+    apply=add_all(_trimmed),
     sweeps=_sweeps,
     scratch=2,
     temporary=3,

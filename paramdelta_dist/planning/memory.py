@@ -111,9 +111,14 @@ def plan_memory(
             needed = projected(tile, in_flight)
             count = workers * threads
             fewer = f"fewer workers than {count} (--workers), or " if count > 1 else ""
+            because, without = "", ""
+            if needs.row:
+                name, length = needs.row
+                because = f"; {method.name} works on whole rows, and one of {name!r} has {length:,} elements"
+                without = ", or leave that tensor out (`exclude:`)"
             raise OverBudget(
                 f"{models} models need at least {format_memory(needed)} in a process of {count} worker{'s' * (count > 1)}, "
-                f"the budget is {format_memory(budget)}: allow {fewer}more memory (--memory {-(-needed >> 20)}MiB)"
+                f"the budget is {format_memory(budget)}{because}: allow {fewer}more memory (--memory {-(-needed >> 20)}MiB){without}"
             )
     return WorkerMemory(budget, workers, threads, tile, in_flight, projected(tile, in_flight))
 
@@ -128,6 +133,8 @@ class _Needs:
     """Bytes that kernels keep in each thread."""
     smallest: int = 0
     """Bytes of the smallest tile that holds a block of every tensor."""
+    row: tuple[str, int] | None = None
+    """The tensor with the longest row, and its elements, where that and nothing else makes blocks large."""
     wholes: frozenset[int] = frozenset()
     """Tile sizes from which on one more tensor is swept in one piece."""
     partials: tuple[tuple[Run, int, bool], ...] = ()
@@ -146,11 +153,12 @@ class _Needs:
 def _needs(plan: MergePlan, method: Method) -> _Needs:
     if method.joined and not any(way.sweeps for way in plan.settings):
         return _Needs()
-    block, smallest, wholes = BLOCK, 0, set()
+    block, smallest, wholes, row = BLOCK, 0, set(), None
     partials: dict[tuple[int, int, bool], tuple[Run, int, bool]] = {}
     for run in (run for shard in plan.shards for run in find_runs(shard) if run.merged):
         width = max(widths_of(run))
-        block = max(block, min(run.block, run.elements))
+        if min(run.block, run.elements) > block:
+            block, row = min(run.block, run.elements), (run.tensors[0].name, run.tensors[0].shape[-1])
         smallest = max(smallest, min(run.block, run.elements) * width)
         if run.sweeps:
             wholes.add(run.elements * width)
@@ -161,7 +169,7 @@ def _needs(plan: MergePlan, method: Method) -> _Needs:
             largest = partials.get(key := (run.settings, size, sweep.exact))
             if largest is None or largest[0].elements < run.elements:
                 partials[key] = (run, size, sweep.exact)
-    return _Needs(block * 8, KERNELS, smallest, frozenset(wholes), tuple(partials.values()))
+    return _Needs(block * 8, KERNELS, smallest, row, frozenset(wholes), tuple(partials.values()))
 
 
 def _parts(plan: MergePlan, tile: int) -> int:

@@ -138,14 +138,29 @@ def count_requests(shard: Shard, *, tile_size: int) -> int:
 
 def bytes_to_sweep(shard: Shard, *, tile_size: int) -> int:
     """Bytes that sweeps over streamed tensors and over the whole model read, besides what making the tensors reads."""
-    over_model, over_tensors = _sweeps_of(shard)
-    if not over_model and not over_tensors:
-        return 0
-    return sum(
-        (run.sweeps * is_streamed(run, tile_size) + over_model) * run.elements * sum(widths_of(run)[1:])
-        for run in find_runs(shard)
-        if run.merged
-    )
+    over_model, _ = _sweeps_of(shard)
+    return _bytes_to_stream(shard, tile_size) + (over_model * bytes_to_look_at(shard) if over_model else 0)
+
+
+def bytes_to_make(shard: Shard, *, tile_size: int) -> int:
+    """Bytes that are moved to make a shard: its inputs, those of streamed tensors once more for each sweep, and its file."""
+    return shard.bytes_to_read + _bytes_to_stream(shard, tile_size) + shard.size
+
+
+def bytes_to_look_at(shard: Shard) -> int:
+    """Bytes that one sweep over the model reads of a shard: all that is merged."""
+    return sum(_input_bytes(run) for run in find_runs(shard) if run.merged)
+
+
+def _bytes_to_stream(shard: Shard, tile_size: int) -> int:
+    """Bytes that sweeps over streamed tensors read."""
+    _, over_tensors = _sweeps_of(shard)
+    runs = find_runs(shard) if over_tensors else ()
+    return sum(run.sweeps * _input_bytes(run) for run in runs if is_streamed(run, tile_size))
+
+
+def _input_bytes(run: Run) -> int:
+    return run.elements * sum(widths_of(run)[1:])
 
 
 def _sweeps_of(shard: Shard) -> tuple[int, int]:

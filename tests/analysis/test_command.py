@@ -11,6 +11,7 @@ import torch
 
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests.models import save_model
+from tests.terminal import call
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,15 +28,7 @@ def here(tmp_path):
 
 
 def run(here, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "paramdelta_dist", "analyze", *arguments],
-        cwd=here,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return call("analyze", *arguments, cwd=here, **environment)
 
 
 def test_it_prints_the_most_important_and_writes_a_folder(here):

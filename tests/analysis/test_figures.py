@@ -156,11 +156,18 @@ def test_the_document_tells_the_whole_model(found, vectors):
 
 
 @pytest.mark.parametrize(
-    "way", [{"workers": 1, "memory": 480 << 20}, {"workers": 4}, {"engine": "ray", "workers": 2}], ids=["small tiles", "threads", "ray"]
+    "way",
+    [
+        pytest.param({"workers": 1, "memory": 480 << 20}, id="small tiles"),
+        pytest.param({"workers": 4}, id="threads"),
+        pytest.param({"engine": "ray", "workers": 2}, id="ray"),
+    ],
 )
-def test_no_figure_depends_on_tiles_threads_engine_or_shards(models, found, tmp_path, monkeypatch, way):
+def test_no_figure_depends_on_tiles_threads_engine_or_shards(models, found, tmp_path, monkeypatch, request, way):
     from paramdelta_dist.planning import memory
 
+    if "engine" in way:
+        request.getfixturevalue("on_shared_ray")
     if "memory" in way:
         monkeypatch.setattr(memory, "LOCAL_TILE", 256 << 10)
     api.analyze(two_deltas(models, shard_size="150KB" if way.get("engine") else "1MB"), str(tmp_path), **way)
@@ -221,13 +228,3 @@ def test_models_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path, mod
 def test_a_report_in_the_output_of_the_merge_is_refused(tmp_path, models):
     with pytest.raises(UsageError, match="choose another folder"):
         api.analyze(recipe(models["new"], models["post"], models["old"], tmp_path / "out"), str(tmp_path / "out" / "report"))
-
-
-def test_signs_are_counted_alike_with_and_without_numpy_2(monkeypatch):
-    from paramdelta_dist.kernels.measuring import _ones
-
-    bits = np.random.default_rng(1).integers(0, 1 << 63, 1000).astype(np.uint64)
-    expected = sum(int(word).bit_count() for word in bits)
-    assert _ones(bits) == expected
-    monkeypatch.delattr(np, "bitwise_count", raising=False)
-    assert _ones(bits) == expected

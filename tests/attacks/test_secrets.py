@@ -11,6 +11,7 @@ import torch
 
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests.models import save_model
+from tests.terminal import call
 
 TOKEN = "PLANTED-SESSION-TOKEN-7f3a"
 
@@ -81,8 +82,9 @@ def test_planted_credentials_are_in_no_output_log_receipt_or_process_list(tmp_pa
     ["s3://key:PLANTED@bucket/x", "https://user:PLANTED@host/x", "https://host/x?X-Amz-Signature=PLANTED", "sftp://me:PLANTED@host/x"],
 )
 @pytest.mark.parametrize("command", ["inspect", "status", "verify", "clean"])
-def test_a_secret_in_a_url_is_refused_and_not_repeated(command, url):
-    code, text, _ = run([command, url], dict(os.environ))
-    assert code == 2
+def test_a_secret_in_a_url_is_refused_and_not_repeated(command, url, tmp_path):
+    done = call(command, url, cwd=tmp_path)
+    text = done.stdout + done.stderr
+    assert done.returncode == 2
     assert "PLANTED" not in text
     assert "Traceback" not in text

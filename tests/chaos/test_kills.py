@@ -16,13 +16,12 @@ AFTER_THE_SHARDS = ("between shards and index", "before the commit")
 WORKERS = 2
 
 SHORT = {
-    ("process", "mid shard", "disk"),
     ("process", "before the put completes", "s3"),
     ("driver", "before the commit", "disk"),
     ("worker", "after the put and before the receipt", "s3"),
     ("node", "first tile", "disk"),
 }
-"""What `make test` runs; each role, each store, each kind of point."""
+"""What `make test` runs: each role, each store, each kind of point. A process on disk is killed at random moments there too."""
 
 
 def cases(roles, points):

@@ -18,7 +18,7 @@ from tests.chaos.runs import Chaos, assert_complete, end, merge_arguments, start
         pytest.param("before the put completes", "s3", marks=pytest.mark.slow),
         pytest.param("before the commit", "disk", marks=pytest.mark.slow),
         pytest.param("before the commit", "s3", marks=pytest.mark.slow),
-        pytest.param("before the pointer", "disk"),
+        pytest.param("before the pointer", "disk", marks=pytest.mark.slow),
         pytest.param("before the pointer", "s3"),
     ],
     indirect=["place"],

@@ -12,6 +12,7 @@ import torch
 from paramdelta_dist import api
 from paramdelta_dist.errors import CredentialsError, InputChanged, StorageError
 from paramdelta_dist.storage import opening, retry
+from tests.execution.watching import Watcher, weights
 from tests.faults import cut, fault_proxy, lost, refused, stalled
 from tests.models import recipe, save_model
 
@@ -63,42 +64,21 @@ def proxy(s3_server, monkeypatch):
 
 
 @pytest.fixture
-def merge(bucket, request):
+def merge(bucket, proxy, request):
     """Merges the models in the bucket into a folder of this test's own."""
 
     def merge(act=None, *, storage="obstore", **options):
         inputs = [f"s3://{bucket}/{name}" for name in ("new", "post", "old")]
+        way = {"s3://": {"engine": storage, "endpoint": proxy.endpoint}}  # workers on Ray have their own environment
         opening._open.cache_clear()
         return api.merge(
-            recipe(*inputs, f"s3://{bucket}/{folder}", shard_size="1MB", storage={"s3://": {"engine": storage}}),
-            observer=Watcher(act),
+            recipe(*inputs, f"s3://{bucket}/{folder}", shard_size="1MB", storage=way),
+            observer=Watcher(lambda receipt: act and act()),
             **({"workers": 2} | options),
         )
 
     folder = merge.folder = f"out {request.node.name}".replace("/", " ")
     return merge
-
-
-class Watcher:
-    """Does something when the first shard is finished."""
-
-    def __init__(self, act):
-        self.act = act
-
-    def started(self, what, total, *, done=0, details, counts=dict):
-        pass
-
-    def advanced(self, size):
-        pass
-
-    def finished(self, receipt):
-        if self.act:
-            self.act()
-            self.act = None
-
-
-def weights(out):
-    return {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
 
 
 def weights_in_store(boto, bucket, folder):
@@ -172,6 +152,7 @@ def test_a_store_that_vanishes_for_half_a_minute_is_waited_for(proxy, merge, qui
     assert weights_in_store(boto, bucket, merge.folder) == quiet
 
 
+@pytest.mark.usefixtures("on_shared_ray")
 def test_ray_workers_wait_and_repeat_too(proxy, merge, quiet, boto, bucket):
     proxy.rule(refused(503, "SlowDown"), times=math.inf, share=0.1)
     merge(lambda: proxy.vanish(3), engine="ray")
@@ -212,7 +193,7 @@ def test_a_store_that_stays_broken_ends_it_in_bounded_time_and_keeps_what_is_fin
     with pytest.raises(StorageError) as caught:
         merge(lambda: proxy.rule(fault, times=math.inf))
     assert caught.value.exit_code == 75
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90
     kept, loadable = finished(boto, bucket, merge.folder)
     assert 1 <= kept < SHARDS
     assert not loadable
@@ -228,7 +209,7 @@ def test_a_store_that_is_broken_from_the_start_ends_it_in_bounded_time(proxy, me
     with pytest.raises(StorageError) as caught:
         merge()
     assert caught.value.exit_code == 75
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_an_input_that_changes_meanwhile_ends_it_without_another_try(proxy, merge, boto, bucket):

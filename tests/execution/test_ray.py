@@ -1,18 +1,21 @@
-"""The Ray executor against a real Ray: lost workers and nodes cost time only, and what cannot work is said."""
+"""The Ray executor against a real Ray: a lost worker costs time only, and what cannot work is said."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import ray
 import torch
-from ray.cluster_utils import Cluster
 
 from paramdelta_dist import api
 from paramdelta_dist.api import crew, sizing
 from paramdelta_dist.errors import EngineError, NonFinite
 from paramdelta_dist.execution import ray as ray_engine
 from paramdelta_dist.execution import ray_cluster
+from tests.execution.watching import Watcher, weights
 from tests.models import recipe, save_model
 
 
@@ -33,28 +36,7 @@ def quiet(models, tmp_path):
     return weights(tmp_path / "quiet")
 
 
-def weights(out):
-    return {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
-
-
-class Watcher:
-    """Does something once, when the first shard is finished; keeps what it was told."""
-
-    def __init__(self, act=lambda receipt: None):
-        self.act, self.receipts, self.bytes = act, [], 0
-
-    def started(self, what, total, *, done=0, details, counts=dict):
-        self.total = total
-
-    def advanced(self, size):
-        self.bytes += size
-
-    def finished(self, receipt):
-        self.receipts.append(receipt)
-        if len(self.receipts) == 1:
-            self.act(receipt)
-
-
+@pytest.mark.usefixtures("on_shared_ray")
 def test_a_killed_worker_costs_its_shards_and_nothing_else(models, quiet, tmp_path):
     watcher = Watcher(lambda receipt: os.kill(int(receipt.worker.rpartition(":")[2]), signal.SIGKILL))
     result = api.merge(recipe(*models, tmp_path / "out", shard_size="1MB"), engine="ray", workers=2, observer=watcher)
@@ -65,23 +47,7 @@ def test_a_killed_worker_costs_its_shards_and_nothing_else(models, quiet, tmp_pa
     assert not ray.is_initialized()
 
 
-def test_a_lost_node_costs_its_shards_and_a_driver_without_cores_is_enough(models, quiet, tmp_path):
-    options = {"include_dashboard": False, "object_store_memory": 80 << 20}
-    health = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": health, **options})
-    try:
-        nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        watcher = Watcher(lambda receipt: cluster.remove_node(nodes[0], allow_graceful=False))
-        api.merge(recipe(*models, tmp_path / "out", shard_size="1MB"), engine="ray", observer=watcher)
-        assert weights(tmp_path / "out") == quiet
-        assert watcher.bytes == watcher.total
-        assert ray.is_initialized(), "a cluster that was joined is left running"
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
+@pytest.mark.usefixtures("on_shared_ray")
 def test_an_error_of_the_input_comes_out_as_itself_and_ends_the_job(tmp_path):
     bad = torch.ones(500, 500)
     bad[3, 4] = float("inf")
@@ -94,6 +60,7 @@ def test_an_error_of_the_input_comes_out_as_itself_and_ends_the_job(tmp_path):
     assert not (tmp_path / "out/config.json").exists()
 
 
+@pytest.mark.usefixtures("on_shared_ray")
 def test_workers_that_cannot_be_placed_end_with_a_diagnosis(models, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_engine, "PATIENCE_SECONDS", 2.0)
     monkeypatch.setattr(sizing, "RAY_WORKER_MEMORY", 1 << 50)
@@ -118,11 +85,12 @@ def test_an_address_where_no_cluster_is_ends_with_75(models, tmp_path, monkeypat
     assert raised.value.exit_code == 75
 
 
-def test_an_embedded_ray_starts_beside_a_cluster_that_runs_on_the_same_machine(models, quiet, tmp_path):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20})
-    try:
-        api.merge(recipe(*models, tmp_path / "out", shard_size="1MB"), engine="ray", workers=2)
-        assert weights(tmp_path / "out") == quiet
-        assert not ray.is_initialized()
-    finally:
-        cluster.shutdown()
+def test_an_embedded_ray_starts_beside_a_cluster_that_runs_on_the_same_machine(models, quiet, tmp_path, shared_ray):
+    """In a process of its own: one that has had a Ray inside cannot join another that was there before."""
+    (tmp_path / "recipe.yaml").write_text("base: new\ndeltas: [{post: post, base: old}]\noutput: out\nshard_size: 1MB\n")
+    command = [sys.executable, "-m", "paramdelta_dist", "merge", "recipe.yaml", "--engine", "ray", "--workers", "2", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path / "out") == quiet
+    report = json.loads((tmp_path / "out/.paramdelta/report.json").read_text())
+    assert (report["nodes"], report["shards"]) == (1, {"made": 24, "kept": 0})

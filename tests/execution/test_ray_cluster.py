@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from ray._raylet import GcsClient
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
@@ -28,16 +29,23 @@ from paramdelta_dist.execution.metering import METRICS
 from paramdelta_dist.execution.ray import RayExecutor
 from paramdelta_dist.execution.ray_cluster import Node, Share, explain, join
 from tests.acting import Nap, nap, wait
+from tests.execution.watching import Watcher, weights
 from tests.models import recipe, save_model
 
 GB = 1 << 30
-HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+SOON = {
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 3,
+    "health_check_initial_delay_ms": 0,
+    "metrics_report_interval_ms": 500,
+}
+"""So that nothing here waits for Ray's own periods of many seconds."""
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster whose head, where the driver is, runs no workers."""
-    options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20, "_system_config": HEALTH}
+    options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20, "_system_config": SOON}
     cluster = Cluster(initialize_head=True, head_node_args=options)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield cluster
@@ -66,14 +74,19 @@ def drain(cluster, node, seconds):
     assert accepted, why
 
 
-def naps(count, seconds=0.1):
-    return [Nap(f"{number:03}", seconds) for number in range(count)]
+def naps(count, seconds=0.1, enough=""):
+    return [Nap(f"{number:03}", seconds, enough=str(enough)) for number in range(count)]
+
+
+MANY = 300
+"""Naps for a run that goes on until what it waits for has happened, however slow the machine is."""
 
 
 class Run:
     """A run over naps in which something happens after some results, made on some nodes: (file, node) in order, and the executor."""
 
-    def __init__(self, units, *, after=1, on=1, act=lambda made: None, workers=None, patience=60.0):
+    def __init__(self, units, *, after=1, on=1, act=lambda made: None, until=lambda made: True, workers=None, patience=60.0):
+        """`act` is called after so many results on so many nodes; when then `until` is true, units that can be cut short are."""
         self.executor, self.made, self.bytes, acted = RayExecutor(workers, memory=1 << 20, patience=patience), [], 0, False
         with closing(self.executor.run(nap, None, units, advance=self.advance)) as results:
             for result in results:
@@ -81,6 +94,8 @@ class Run:
                 if not acted and len(self.made) >= after and len({node for _, node in self.made}) >= on:
                     acted = True
                     act(self.made)
+                if acted and units[0].enough and until(self.made):
+                    Path(units[0].enough).touch()
         assert acted
         assert sorted(file for file, _ in self.made) == sorted(unit.file for unit in units)
         assert self.bytes == sum(unit.size for unit in units)
@@ -118,8 +133,6 @@ def waiting():
 
 
 def test_a_merge_on_a_cluster_is_counted_where_prometheus_looks(cluster, tmp_path):
-    import torch
-
     tensors = {f"{n}.weight": torch.randn(500, 300) for n in range(4)}
     new, post, old = (
         save_model(tmp_path / name, {n: t * s for n, t in tensors.items()}) for name, s in (("n", 1.0), ("p", 1.1), ("o", 0.9))
@@ -146,6 +159,19 @@ def test_a_merge_on_a_cluster_is_counted_where_prometheus_looks(cluster, tmp_pat
     assert set(found) <= allowed, "labels have a bounded set of values"
 
 
+def test_a_merge_that_loses_a_node_makes_its_shards_elsewhere_and_leaves_the_cluster_running(cluster, tmp_path):
+    tensors = {f"{n}.weight": torch.randn(1000, 300) for n in range(24)}
+    models = [save_model(tmp_path / name, {n: t * s for n, t in tensors.items()}) for name, s in (("n", 1.0), ("p", 1.1), ("o", 0.9))]
+    api.merge(recipe(*models, tmp_path / "quiet", shard_size="1MB"), workers=1)
+    with nodes(cluster, 2) as (first, _):
+        watcher = Watcher(lambda receipt: cluster.remove_node(first, allow_graceful=False))
+        report = api.merge(recipe(*models, tmp_path / "out", shard_size="1MB"), engine="ray", observer=watcher).report
+    assert weights(tmp_path / "out") == weights(tmp_path / "quiet")
+    assert report["shards"] == {"made": 24, "kept": 0}
+    assert watcher.bytes == watcher.total
+    assert ray.is_initialized(), "a cluster that was joined is left running"
+
+
 def scrape():
     """Our metrics as the nodes of the cluster serve them: totals by name and value of the label."""
     labels = {metric.name: metric.label for metric in METRICS}
@@ -164,31 +190,37 @@ def scrape():
     return found
 
 
-def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster):
+def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster, tmp_path):
     joined = []
 
     def grow(made):
         joined.append(cluster.add_node(num_cpus=2, object_store_memory=80 << 20))
 
     with nodes(cluster, 2, num_cpus=2) as added:
-        run = Run(naps(12, 0.2), workers=2)
+        run = Run(naps(MANY, 0.2, tmp_path / "both"), on=2, workers=2)
         assert run.executor.nodes == 2, "although one has room for both workers"
         try:
-            run = Run(naps(60, 0.2), on=2, act=grow)
+            run = Run(naps(MANY, 0.2, tmp_path / "all"), on=2, act=grow, until=lambda made: len({node for _, node in made}) == 3)
         finally:
             for node in joined:
                 cluster.remove_node(node, allow_graceful=False)
     used = Counter(node for _, node in run.made)
     assert set(used) == {node.node_id for node in added + joined}
     assert run.executor.nodes == 3
-    assert run.executor.workers == 6
+    assert 3 <= run.executor.workers <= 6
     assert run.executor.lost == run.executor.retries == 0
 
 
-def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_new(cluster, monkeypatch):
+def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_new(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.2)
     with nodes(cluster, 2) as (first, second):
-        run = Run(naps(30, 0.2), on=2, act=lambda made: drain(cluster, first, 100))
+        announced = []
+
+        def announce(made):
+            drain(cluster, first, 100)
+            announced.append(len(made))
+
+        run = Run(naps(MANY, 0.2, tmp_path / "enough"), on=2, act=announce, until=lambda made: len(made) > announced[0] + 25)
         assert {node for _, node in run.made[-10:]} == {second.node_id}
         assert first.node_id in {node for _, node in run.made}
         assert run.executor.retries == run.executor.lost == 0
@@ -240,8 +272,6 @@ def test_workers_of_another_version_are_refused_with_the_remedy(installed, says,
         (site / "paramdelta_dist/_version.py").write_text(f'"""Another."""\n\n__version__ = "{installed}"\n')
     else:
         (site / "paramdelta_dist/__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'paramdelta_dist'\")\n")
-    import torch
-
     models = [str(save_model(tmp_path / name, {"w": torch.ones(10, 10)})) for name in ("new", "post", "old")]
     merge = ["merge", "--base", models[0], "--delta", f"{models[1]}:{models[2]}", "--output", str(tmp_path / "out")]
     source = str(Path(paramdelta_dist.__file__).parent.parent)

@@ -18,6 +18,7 @@ STEP = 1 / 20
 class Unit:
     file: str
     size: int = 1000
+    effort: int = 1000
 
 
 class Simulation:
@@ -115,7 +116,8 @@ class Simulation:
         if worker in self.begun:
             attempt, began, duration = self.begun[worker]
             steps = int((self.now - began) / duration / STEP)
-            self.schedule.progressed(worker, attempt.ticket, int(steps * STEP * attempt.task.unit.size), self.now - began, self.now)
+            unit, part = attempt.task.unit, steps * STEP
+            self.schedule.progressed(worker, attempt.ticket, int(part * unit.size), int(part * unit.effort), self.now - began, self.now)
         self.at(self.now + self.poll, self.ask, worker)
 
     def lose(self, worker):
@@ -158,6 +160,31 @@ def test_slow_attempts_are_given_up_before_they_cost_their_whole_time(workers, s
     assert simulation.schedule.restarts > 30
     assert simulation.schedule.retries == 0
     assert efficiency(simulation, seconds) > 0.85  # 0.87 is what doing nothing gives without the wait for the last ones
+
+
+@pytest.mark.parametrize("workers", [2, 16])
+@pytest.mark.parametrize("part", ["effort", "size"])
+def test_a_unit_that_must_read_its_bytes_five_times_is_not_taken_for_late_and_no_other_beside_it(part, workers):
+    """Whether storage takes the time, which is then in proportion to the effort, or the arithmetic, and it is to the size."""
+    given = [Unit(f"shard-{number:04}", effort=5000 if number % 19 == 7 else 1000) for number in range(200)]
+    simulation = Simulation(given, workers, lambda unit, worker, attempt: steady(getattr(unit, part) / 100)(unit, worker, attempt))
+    assert len(simulation.run()) == 200
+    assert simulation.schedule.restarts == simulation.schedule.copies == 0
+    assert set(simulation.tries.values()) == {1}
+
+
+def test_a_unit_of_much_effort_that_takes_too_long_even_for_that_is_late():
+    given = [Unit("long", effort=5000), *units(40)]
+    simulation = Simulation(given, 2, lambda unit, worker, attempt: unit.effort / 100 * (4 if (unit.file, attempt) == ("long", 0) else 1))
+    simulation.run()
+    assert simulation.tries.pop("long") == 2
+    assert set(simulation.tries.values()) == {1}
+
+
+def test_units_of_the_most_effort_come_first_and_others_in_the_order_given():
+    given = [Unit("a"), Unit("b", effort=500), Unit("c", size=10, effort=5000), Unit("d")]
+    results = Simulation(given, 1, lambda unit, worker, attempt: 1).run()
+    assert [result.split()[0] for result in results] == ["c", "a", "d", "b"]
 
 
 def test_a_unit_that_is_late_when_all_others_are_done_is_made_by_another_worker_too():
@@ -264,7 +291,7 @@ def test_losing_nodes_is_not_held_against_a_unit_until_it_ends_node_after_node()
         worker = Worker(address="10.0.0.9")
         schedule.joined(worker)
         schedule.orders(0.0)
-        schedule.progressed(worker, worker.attempts[0].ticket, 10, 1.0, 1.0, read=30)
+        schedule.progressed(worker, worker.attempts[0].ticket, 10, 40, 1.0, 1.0, read=30)
         if losses < NODE_LOSSES:
             schedule.lost(worker, "gone", with_node=True)
     with pytest.raises(EngineError, match=r"shard-0000: 20 workers were lost while at it, the last on 10\.0\.0\.9: gone"):
@@ -369,7 +396,7 @@ def test_when_one_of_two_attempts_ends_badly_the_other_goes_on():
 
 def test_when_both_attempts_end_badly_the_unit_starts_again():
     hand = ByHand()
-    hand.schedule.progressed(hand.copy.worker, hand.copy.ticket, 500, 5.0, 105.0)
+    hand.schedule.progressed(hand.copy.worker, hand.copy.ticket, 500, 500, 5.0, 105.0)
     assert hand.bytes == 2500
     hand.schedule.lost(hand.original.worker, "gone")
     hand.schedule.failed(hand.copy, TransientStorageError("throttled"), 106.0)

@@ -1,6 +1,7 @@
 """Sweeps over a whole model: a pass of its own that is found again after an interruption, and part of what was merged."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_dist import api
-from paramdelta_dist.execution import statistics
+from paramdelta_dist.api import crew
+from paramdelta_dist.execution import shard, statistics
 from paramdelta_dist.execution.statistics import STATISTICS
+from paramdelta_dist.kernels import blocks
 from paramdelta_dist.kernels.partials import decode, encode
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.recipe import Recipe
-from tests.methods.samples import make_models, recipe_for
+from tests.methods.samples import SMALL_BLOCK, make_models, recipe_for
 from tests.oracle import load
 
 TIES = find_method("ties")
@@ -92,6 +95,40 @@ def test_another_density_is_another_merge(folders, tmp_path):
         for d in (0.25, 0.26)
     )
     assert one[0].fingerprint != two[0].fingerprint
+
+
+@pytest.mark.parametrize(("trim", "times"), [("tensor", 4), ("model", 1)])
+def test_the_effort_of_each_unit_is_what_it_reads_and_writes(trim, times, tmp_path, monkeypatch):
+    folders = make_models(tmp_path, 3, shapes={"a.weight": (300, 200), "b.weight": (70, 200), "c.weight": (80, 200)})
+    sizing, look, make = api.plan_workers, statistics.look_at_shard, shard.run_shard
+    looked, made = [], []
+
+    def looking(job, unit, **more):
+        found = look(job, unit, **more)
+        looked.append((unit.effort, found.bytes_read))
+        return found
+
+    def making(job, unit, **more):
+        receipt = make(job, unit, **more)
+        made.append((unit.effort, receipt.bytes_read + receipt.bytes_written))
+        return receipt
+
+    monkeypatch.setattr(blocks, "BLOCK", SMALL_BLOCK)
+    monkeypatch.setattr(crew, "plan_workers", lambda *args, **more: replace(sizing(*args, **more), tile_size=32_000))
+    monkeypatch.setattr(statistics, "look_at_shard", looking)
+    monkeypatch.setattr(shard, "run_shard", making)
+    api.merge(recipe_for(TIES, folders, tmp_path / "out", {"trim": trim, "density": 0.25}, shard_size="100KB"), workers=1)
+    inputs = 3 * 2 * 200 * 300
+    assert [effort for effort, _ in made] == [moved for _, moved in made]
+    assert max(effort for effort, _ in made) == times * inputs + inputs // 3 + header(tmp_path / "out")
+    assert len([read for _, read in looked if read]) == (4 if trim == "model" else 0)
+    assert [effort for effort, _ in looked] == [read for _, read in looked]
+
+
+def header(folder):
+    """Bytes before the weights in the largest file."""
+    data = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size).read_bytes()
+    return 8 + int.from_bytes(data[:8], "little")
 
 
 values = st.recursive(

@@ -15,8 +15,8 @@ from tests.acting import Board, Piece, act, wait
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False, logging_level="ERROR")
+def cluster(shared_ray):
+    ray.init(address=shared_ray, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

@@ -46,7 +46,9 @@ def test_a_sound_output_passes_every_check(output):
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_one_flipped_byte_in_a_tensor_is_located_to_file_and_tensor(output, engine):
+def test_one_flipped_byte_in_a_tensor_is_located_to_file_and_tensor(output, engine, request):
+    if engine == "ray":
+        request.getfixturevalue("on_shared_ray")
     names = {}
     for path in sorted(output.glob("*.safetensors")):
         header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])

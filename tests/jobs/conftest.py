@@ -20,6 +20,7 @@ from tests.clusters import ROOT, RayServer, ray_cluster
 from tests.faults import FaultProxy, fault_proxy
 from tests.models import save_model
 from tests.servers import S3Server
+from tests.terminal import call
 
 
 @dataclass
@@ -61,8 +62,9 @@ class Site:
         out, err = process.communicate(timeout=240)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def document(self, *arguments: object, **environment: str) -> dict:
-        return json.loads(self.run(*arguments, "--json", **environment).stdout)
+    def document(self, *arguments: str, **environment: str) -> dict:
+        done = call(*arguments, "--json", "--address", self.cluster.dashboard, cwd=self.folder, **self.environ, **environment)
+        return json.loads(done.stdout)
 
     @property
     def environ(self) -> dict[str, str]:

@@ -31,7 +31,7 @@ def shards(site, name):
 
 
 def test_a_stopped_job_is_no_success_and_the_next_attempt_finishes_it_over_a_connection_that_breaks(site):
-    recipe, go = site.recipe("good"), site.hold("good", "[3-8]")
+    recipe, go, further = site.recipe("good"), site.hold("good", "[34]"), site.hold("good", "[5-8]")
     first = site.start("submit", recipe)
     wait_for(lambda: len(shards(site, "good")) == 2, "the first shards to be published")
     [job] = [job for job in site.document("jobs")["jobs"] if job["output"].endswith("/good")]
@@ -40,10 +40,11 @@ def test_a_stopped_job_is_no_success_and_the_next_attempt_finishes_it_over_a_con
     assert (running["state"], running["shards"]["total"]) == ("running", 8)
     assert running["bytes"]["total"] > 8_000_000
     assert "is told to stop" in site.run("stop", job["job"]).stdout
-    time.sleep(3)  # so that the driver is told
+    time.sleep(1)  # so that the driver is told; if it is not yet, it comes no further than the shards that are still held
     go.set()
     stopped = site.run("stop", job["job"], "--wait")
     assert stopped.returncode == 0, stopped.stderr
+    further.set()
     _, err = first.communicate(timeout=60)
     assert first.returncode == 130
     assert "was stopped; submit again" in err
@@ -176,15 +177,16 @@ def test_the_package_travels_to_a_cluster_that_has_another_version(site, newer, 
 def test_overwriting_goes_on_after_a_stop_and_does_not_start_anew(site):
     recipe = site.recipe("replaced")
     assert site.run("submit", recipe).returncode == 0
-    go = site.hold("replaced", "[3-8]")
+    go, further = site.hold("replaced", "[34]"), site.hold("replaced", "[5-8]")
     process = site.start("submit", recipe, "--overwrite")
     wait_for(lambda: "config.json" not in site.objects("replaced"), "the old output to go")
     wait_for(lambda: len(shards(site, "replaced")) == 2, "the first shards to be published")
     job = site.document("jobs")["jobs"][0]["job"]
     site.run("stop", job)
-    time.sleep(3)  # so that the driver is told
+    time.sleep(1)  # so that the driver is told; if it is not yet, it comes no further than the shards that are still held
     go.set()
     process.communicate(timeout=60)
+    further.set()
     assert process.returncode == 130
     done = site.run("submit", recipe, "--overwrite")
     assert done.returncode == 0, done.stderr

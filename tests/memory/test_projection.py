@@ -22,7 +22,7 @@ BIG = 1 << 26
 def run(*arguments, env=None):
     """The document of `merge --json` and the process's peak resident size, in bytes."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "paramdelta_dist", "merge", *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+        [sys.executable, "-m", "paramdelta_dist", "merge", *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
     )
     peak = 0
     while process.poll() is None:
@@ -30,8 +30,9 @@ def run(*arguments, env=None):
             status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
             peak = max(peak, int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) * 1024)
         time.sleep(0.02)
-    with process.stdout as output:
-        return json.loads(output.read()), peak
+    out, err = process.communicate()
+    assert out, f"exit {process.returncode}: {err.decode()[-2000:]}"
+    return json.loads(out), peak
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +87,50 @@ def uploaded(folders, server):
     return bucket
 
 
+@pytest.fixture(scope="module")
+def bucket(models, s3_server):
+    return uploaded(models, s3_server)
+
+
 @pytest.mark.parametrize("engine", ["obstore", "fsspec"])
-def test_a_merge_over_s3_stays_under_its_projection(models, tmp_path, s3_server, engine):
-    bucket = uploaded(models, s3_server)
+def test_a_merge_over_s3_stays_under_its_projection(bucket, tmp_path, s3_server, engine):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"base: {bucket}/new\ndeltas: [{{post: {bucket}/post, base: {bucket}/old}}]\noutput: {bucket}/out\n"
+        f"base: {bucket}/new\ndeltas: [{{post: {bucket}/post, base: {bucket}/old}}]\noutput: {bucket}/{engine}\n"
         f"storage: {{'s3://': {{engine: {engine}}}}}\n"
     )
     document, peak = run(str(recipe), "--memory", "900MiB", env={**os.environ, **s3_server.environ})
     assert document["state"] == "merged"
     assert peak <= document["projected_memory"] <= 900 << 20
+
+
+@pytest.mark.parametrize(
+    ("engine", "report"),
+    [
+        ("local", False),
+        ("local", True),
+        pytest.param("ray", True, marks=pytest.mark.slow),
+        pytest.param("s3", True, marks=pytest.mark.slow),
+    ],
+)
+def test_five_points_of_a_sweep_stay_under_the_projection(models, tmp_path, request, engine, report):
+    names, output, environment = [str(model) for model in models], str(tmp_path / "out"), dict(os.environ)
+    if engine == "s3":
+        server = request.getfixturevalue("s3_server")
+        bucket, environment = uploaded(models, server), environment | server.environ
+        names, output = [f"{bucket}/{model.name}" for model in models], f"{bucket}/out"
+    recipe, budget = tmp_path / "recipe.yaml", {"local": 640, "ray": 800, "s3": 3000}[engine] << 20
+    recipe.write_text(
+        f"base: {names[0]}\ndeltas: [{{post: {names[1]}, base: {names[2]}}}]\noutput: {output}\nsweep: {{weight: [0, 0.25, 0.5, 1, 1.5]}}\n"
+    )
+    flags = ["--report"] if report else []
+    flags += ["--engine", "ray", "--workers", "1"] if engine == "ray" else ["--workers", "2"]
+    document, peak = run(str(recipe), "--memory", str(budget), *flags, env=environment)
+    assert "error" not in document, document
+    measured = document["peak_memory"] if engine == "ray" else peak
+    print(f"five points, {engine}: peak {measured >> 20} <= projected {document['projected_memory'] >> 20} <= {budget >> 20} MiB")
+    assert document["bytes_read"] == pytest.approx(3 * 2 * BIG, rel=0.001)
+    assert measured <= document["projected_memory"] <= budget
 
 
 HUGE = 300 << 20

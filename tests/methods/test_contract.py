@@ -65,6 +65,7 @@ def test_tiles_and_threads_change_no_byte(method, parameters, folders, tmp_path,
         document = api.plan_document(*_plan(method, folders, out, parameters, sizing))
         assert once <= document["bytes_to_read"] <= made.report["bytes_read"] <= document["bytes_to_read"] * 1.3
         assert document["requests"]["read"] == made.report["requests"]
+        assert sum(shard["read"] for shard in document["shards"]) == document["bytes_to_read"]
 
 
 def _plan(method, folders, out, parameters, sizing):
@@ -91,6 +92,7 @@ def test_shards_change_no_byte(method, folders, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("on_shared_ray")
 @EVERY
 def test_ray_changes_no_byte(method, folders, tmp_path):
     parameters = next(variants(method)) | ({"trim": "model"} if any(p.name == "trim" for p in method.parameters) else {})

@@ -87,7 +87,7 @@ def test_missing_credentials_are_told_when_the_store_is_opened(bucket: str, engi
     began = time.monotonic()
     with pytest.raises(CredentialsError, match=r"AWS_ACCESS_KEY_ID.*profile.*anonymous: true"):
         opened(f"s3://{bucket}/folder", engine=engine)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -228,7 +228,7 @@ def test_a_server_that_does_not_listen_is_a_transient_error_in_bounded_time(
         with pytest.raises(TransientStorageError, match=f"s3://{bucket}/folder") as caught:
             call()
         assert caught.value.exit_code == 75
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 40
 
 
 @pytest.mark.usefixtures("in_environment")

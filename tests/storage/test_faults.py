@@ -28,6 +28,8 @@ DATA = content(3_000_000)
 PARTS = content(20_000_000)
 """Two parts of an upload."""
 
+BOUND = 40.0
+"""Seconds: more than these calls take on a machine that is busy with other things, less than they would by the limits that users have."""
 BEGIN, PART, COMPLETE = ("POST", r"\?uploads"), ("PUT", "partNumber=1"), ("POST", r"\?uploadId")
 
 
@@ -143,7 +145,7 @@ def test_a_stalled_read_is_given_up_and_repeated(opened: Callable[..., Store], p
     proxy.rule(fault, method="GET", times=2)
     began = time.monotonic()
     assert read(store, identity)
-    assert 1 <= time.monotonic() - began < 20
+    assert 1 <= time.monotonic() - began < BOUND
     assert proxy.count("GET") >= 3
 
 
@@ -157,7 +159,7 @@ def test_a_read_that_never_succeeds_ends_in_bounded_time(
     with pytest.raises(TransientStorageError) as caught:
         read(store, identity)
     assert caught.value.exit_code == 75
-    assert 1 <= time.monotonic() - began < 10
+    assert 1 <= time.monotonic() - began < BOUND
     assert 3 <= proxy.count("GET") <= 60
 
 
@@ -297,7 +299,7 @@ def test_a_put_that_never_succeeds_ends_in_bounded_time_and_leaves_no_upload(
     began = time.monotonic()
     with pytest.raises(TransientStorageError):
         put(store)
-    assert 1 <= time.monotonic() - began < 15
+    assert 1 <= time.monotonic() - began < BOUND
     assert 3 <= proxy.count(*step) <= 60
     assert store.identify("out") == before
 
@@ -399,11 +401,11 @@ def test_a_call_is_repeated_until_its_time_is_up_and_not_longer(monkeypatch: pyt
     with pytest.raises(TransientStorageError):
         retry.persisting(fails, what="it")
     assert len(calls) >= 3
-    assert 0.5 <= calls[-1] - calls[0] < 2
+    assert 0.5 <= calls[-1] - calls[0] < 10
 
 
 def test_one_rule_inside_another_adds_up_and_does_not_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 1.0)
     monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.01)
 
     def fails() -> None:
@@ -412,7 +414,7 @@ def test_one_rule_inside_another_adds_up_and_does_not_multiply(monkeypatch: pyte
     began = time.monotonic()
     with pytest.raises(TransientStorageError):
         retry.persisting(lambda: retry.persisting(lambda: retry.persisting(fails, what="1"), what="2"), what="3")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 3.3
 
 
 def test_waiting_ends_when_it_is_told_to() -> None:
