@@ -50,7 +50,14 @@ class Rule:
         place = locate(name)
         if self.components and place.component not in self.components:
             return False
-        return not self.layers or (place.layer is not None and any(_within(place.layer, span) for span in self.layers))
+        return not self.layers or (place.layer is not None and self._span(place.layer) is not None)
+
+    def _span(self, layer: int) -> tuple[int, int | None] | None:
+        """The first of its ranges that a layer is in."""
+        for first, last in self.layers:
+            if first <= layer and (last is None or layer <= last):
+                return first, last
+        return None
 
     def value_for(self, name: str, layers: int) -> Any:
         """Its value for a tensor that it matches, of a model with this many layers.
@@ -63,7 +70,7 @@ class Rule:
         layer = locate(name).layer
         if layer is None:
             return self.value[0]
-        first, last = next((span for span in self.layers if _within(layer, span)), (0, None))
+        first, last = self._span(layer) or (0, None)
         steps = (layers - 1 if last is None else last) - first
         position = (min((layer - first) / steps, 1.0) if steps > 0 else 1.0) * (len(self.value) - 1)
         before = min(int(position), len(self.value) - 2)
@@ -160,10 +167,6 @@ def _span(given: Any) -> tuple[int, int | None]:
     if last is not None and last < first:
         raise ValueError(f"layers: {given!r} ends before it begins")
     return first, last
-
-
-def _within(layer: int, span: tuple[int, int | None]) -> bool:
-    return span[0] <= layer and (span[1] is None or layer <= span[1])
 
 
 class Chooser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
@@ -67,23 +68,26 @@ class TileMaker:
                 self._copy(fetched, segment, piece)
                 continue
             settings = self._settings[segment.run.settings]
-            sources = [_values(fetched, segment, model) for model in range(len(self._job.models))]
             if find_method(settings.method).weights is not None:
-                count, first = self._sum(segment, piece, settings, sources)
+                count, first = self._sum(segment, piece, settings, self._sources(fetched, segment))
             else:
                 whole = segment.run.sweeps == 0 or (segment.first, segment.last) == (0, segment.run.elements)
                 count, first = self._with_torch().apply(
-                    segment, Values(piece, segment.run.dtype), settings, sources, None if whole else statistics
+                    segment, Values(piece, segment.run.dtype), settings, partial(self._sources, fetched), None if whole else statistics
                 )
             if count and not self._job.allow_nonfinite:
-                raise NonFinite(self._nonfinite_message(segment, first, sources))
+                wrong = Segment(segment.run, segment.first + first, segment.first + first + 1)
+                raise NonFinite(self._nonfinite_message(wrong, 0, self._sources(fetched, wrong)))
             nonfinite += count
         return nonfinite
 
     def look(self, fetched: FetchedTile, segment: Segment, sweep: Sweep, statistics: tuple[Any, ...]) -> list[Any]:
         """The partials of a segment's blocks, in order; a single one where they may be added up as they come."""
-        sources = [_values(fetched, segment, model) for model in range(len(self._job.models))]
-        return self._with_torch().look(segment, sources, self._settings[segment.run.settings], sweep, statistics)
+        return self._with_torch().look(segment, partial(self._sources, fetched), self._settings[segment.run.settings], sweep, statistics)
+
+    def _sources(self, fetched: FetchedTile, part: Segment) -> list[Values | None]:
+        """What each model has of a part of a tile that lies within one read, as every block does."""
+        return [_values(fetched, part, model) for model in range(len(self._job.models))]
 
     def _with_torch(self) -> TorchMaker:
         if self._torch is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -18,6 +18,9 @@ from paramdelta_dist.methods import Sweep, find_method
 from paramdelta_dist.planning.settings import Settings
 from paramdelta_dist.planning.tiles import Segment
 
+Sources = Callable[[Segment], Sequence[Values | None]]
+"""What each model has of a block."""
+
 
 class TorchMaker:
     """Makes and looks at segments of tiles. Keeps its scratch between them; for one thread at a time."""
@@ -28,9 +31,7 @@ class TorchMaker:
         self._runners: dict[str, BlockRunner] = {}
         self._mergers: dict[tuple[float, ...], DeviceMerger] = {}
 
-    def look(
-        self, segment: Segment, sources: Sequence[Values | None], settings: Settings, sweep: Sweep, statistics: tuple[Any, ...]
-    ) -> list[Any]:
+    def look(self, segment: Segment, sources: Sources, settings: Settings, sweep: Sweep, statistics: tuple[Any, ...]) -> list[Any]:
         """The partials of a segment's blocks, in order; a single one where they may be added up as they come."""
         found: list[Any] = []
         for partial in self._partials(segment, sources, settings, sweep, statistics):
@@ -41,7 +42,7 @@ class TorchMaker:
         return found
 
     def apply(
-        self, segment: Segment, out: Values, settings: Settings, sources: Sequence[Values | None], statistics: tuple[Any, ...] | None
+        self, segment: Segment, out: Values, settings: Settings, sources: Sources, statistics: tuple[Any, ...] | None
     ) -> tuple[int, int]:
         """Fill `out` block by block; without `statistics` the sweeps over the tensor, all of which is here, come first.
 
@@ -71,9 +72,7 @@ class TorchMaker:
         pairs = [(tensor_of(post), tensor_of(old)) for post, old in deltas]
         return self._mergers[weights].merge(tensor_of(out), tensor_of(base), pairs)
 
-    def _partials(
-        self, segment: Segment, sources: Sequence[Values | None], settings: Settings, sweep: Sweep, statistics: tuple[Any, ...]
-    ) -> Iterator[Any]:
+    def _partials(self, segment: Segment, sources: Sources, settings: Settings, sweep: Sweep, statistics: tuple[Any, ...]) -> Iterator[Any]:
         """Of one block after the other."""
         one_thread()  # tiles of one shard are made in any thread, and torch counts threads for each of them
         subject, dtype = subject_of(segment.run, settings, statistics), _torch_dtype(segment.run.dtype)
@@ -92,16 +91,12 @@ def tensor_of(values: Values) -> torch.Tensor:
     return view(values.data, _torch_dtype(values.dtype))
 
 
-def _blocks(
-    segment: Segment, settings: Settings, sources: Sequence[Values | None]
-) -> Iterator[tuple[Segment, torch.Tensor | None, Inputs]]:
+def _blocks(segment: Segment, settings: Settings, sources: Sources) -> Iterator[tuple[Segment, torch.Tensor | None, Inputs]]:
     """The blocks of a segment, each with its base and its (post, base) pairs, as stored."""
-    base, terms = inputs_of(segment, settings, sources)
-    whole = None if base is None else tensor_of(base)
-    pairs = [(tensor_of(post), None if old is None else tensor_of(old)) for post, old in terms]
-    for block in segment.blocks():
-        part = slice(block.first - segment.first, block.last - segment.first)
-        yield block, None if whole is None else whole[part], [(post[part], None if old is None else old[part]) for post, old in pairs]
+    for block in segment.blocks():  # each for itself: a segment may lie across several reads
+        base, terms = inputs_of(block, settings, sources(block))
+        pairs = [(tensor_of(post), None if old is None else tensor_of(old)) for post, old in terms]
+        yield block, None if base is None else tensor_of(base), pairs
 
 
 def _torch_dtype(name: str) -> torch.dtype:

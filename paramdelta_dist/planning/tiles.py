@@ -228,7 +228,8 @@ def source_range(segment: Segment, model: int) -> Read | None:
 def tile_reads(tile: Tile, model: int) -> list[Read]:
     """The requests that fetch what a tile needs of one model, neighbours joined; sorted by file and place. Every block of a
     segment, counted from the segment's start, lies in one of them."""
-    return coalesce([read for segment in tile.segments for read in _segment_reads(segment, model)])
+    reads = [read for segment in tile.segments for read in _segment_reads(segment, model)]
+    return coalesce(reads) if len(reads) > 1 else reads
 
 
 def _segment_reads(segment: Segment, model: int) -> list[Read]:
