@@ -39,7 +39,7 @@ ROOMS = {
     "aiohttp": ("storage/", "jobs/ray_jobs.py"),
     "requests": ("jobs/ray_jobs.py",),
     "google": ("storage/",),
-    "numba": ("kernels/compiled",),
+    "numba": ("kernels/compil",),
     "torch": ("kernels/", "methods/", "execution/torch_making.py", "execution/machine.py", "demo.py"),
     "pyarrow": ("analysis/tables.py",),
     "triton": ("kernels/fused.py",),

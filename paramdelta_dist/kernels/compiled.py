@@ -8,13 +8,15 @@ apart as integers: a uint16 holds a bfloat16 here and an int16 a float16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
+
+from paramdelta_dist.kernels.compiling import compiled
 
 BLOCK = 512
 """Elements that are summed at a time: few, so that a processor, which fetches ahead within a page, keeps up every input."""
@@ -39,11 +41,13 @@ def add_deltas(out: Values, base: Values, deltas: Sequence[tuple[Values, Values]
 
     Computed in float32 where inputs and output have 16 bits, in float64 where one of them is wider, and rounded once at the
     end. Returns how many elements are not finite in `out`'s dtype and the position of the first (0 if there is none). All
-    are written either way, every NaN as the positive quiet one without payload.
+    are written either way, every NaN as the positive quiet one without payload. Raises ValueError where lengths differ.
     """
     inputs = [base, *(values for pair in deltas for values in pair)]
     compute = np.float64 if any(_STORED[values.dtype]().itemsize > 2 for values in (out, *inputs)) else np.float32
     target, source = _array(out), _array(base)
+    if any(len(values.data) // _STORED[values.dtype]().itemsize != len(target) for values in inputs):
+        raise ValueError(f"{len(target)} elements are to be made of inputs that have more or fewer")  # they come as mere addresses
     if len({values.dtype for values in inputs[1:]}) <= 1:
         finite = _sum(target, source, [(_array(post), _array(old)) for post, old in deltas], weights, compute)
     else:
@@ -87,14 +91,6 @@ def _sum(out: Any, base: Any, deltas: Sequence[tuple[Any, Any]], weights: Sequen
     return bool(_sum_blocks(out, np.empty(0, base.dtype), np.uint64(base.ctypes.data), like, places, magnitudes, units, block))
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compiled, to run without Python's lock; kept on disk where there is a place for that."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return numba.njit(nogil=True)(function)
-
-
 @intrinsic
 def _pointer(context, address):
     def code(context, builder, signature, arguments):
@@ -103,7 +99,7 @@ def _pointer(context, address):
     return types.voidptr(address), code
 
 
-@_compiled
+@compiled()
 def _sum_blocks(out, base_like, base, like, places, magnitudes, units, acc):
     """out[n] = base[n] − Σ magnitude · (minuend[n] − subtrahend[n]), the latter two at places[k, 2], with elements like those of `like`.
 
@@ -143,7 +139,7 @@ def _subtract(acc, minuend, subtrahend, magnitude, unit):
             acc[i] = acc[i] - (y - x) * magnitude
 
 
-@_compiled
+@compiled()
 def _tally(out):
     """How many elements are not finite, and the first of them."""
     count = first = 0

@@ -6,11 +6,10 @@ which is always the same on machines of one kind, since it depends on how many e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
+
+from paramdelta_dist.kernels.compiling import compiled
 
 BLOCK = 1024
 """Elements of every vector that are looked at while they are in a core's first cache."""
@@ -22,22 +21,17 @@ _MAGNITUDE = np.int64((1 << 63) - 1)
 _FRACTION = np.int64(52)
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compiled, to run without Python's lock; kept on disk where there is a place for that."""
-    try:
-        return numba.njit(nogil=True, cache=True, fastmath={"reassoc"})(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return numba.njit(nogil=True, fastmath={"reassoc"})(function)
+_FREE = {"fastmath": {"reassoc"}}
 
 
-@_compiled
+@compiled(**_FREE)
 def widen_bfloat16(out, stored):
     """stored[n], as uint16, to float64 out[n]."""
     for i in range(len(out)):
         out[i] = np.uint32(np.uint32(stored[i]) << np.uint32(16)).view(np.float32)
 
 
-@_compiled
+@compiled(**_FREE)
 def measure(n, models, pairs, dots, bases, couples, full, differences, sums, peaks, zeros, exponents, signs):
     """The first n elements of models[·, n], pair by pair: differences[vectors, n] and `sums` (see `Vectors.sums`) are replaced;
     peaks[deltas] (as bits), zeros[deltas], exponents[deltas, EXPONENTS] (of what is not zero) and signs[couples, 2] are added to."""
@@ -85,7 +79,7 @@ def measure(n, models, pairs, dots, bases, couples, full, differences, sums, pea
             signs[place, 1] += both
 
 
-@numba.njit(fastmath={"reassoc"})
+@numba.njit(**_FREE)
 def _dot(one, other):
     total = 0.0
     for i in range(len(one)):
@@ -93,7 +87,7 @@ def _dot(one, other):
     return total
 
 
-@_compiled
+@compiled(**_FREE)
 def add_rows(sketch, elements, first, signs, turns, factors):
     """Add elements[n], which begin at `first` of the first of several rows, each as long as the sketch, to it: row r with
     the sign of each place, times factors[r], and turned by turns[r]."""

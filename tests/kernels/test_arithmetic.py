@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta_dist.kernels import compiled, merging
+from paramdelta_dist.kernels import compiled, compiling, merging
 from paramdelta_dist.kernels.elementwise import overflow_limit
 from paramdelta_dist.kernels.merging import Merger, values_of, view
 from paramdelta_dist.planning import memory
@@ -229,4 +229,10 @@ def test_inputs_are_left_as_they_are():
 def test_kernels_are_compiled_where_nothing_can_be_kept():
     scope = {}
     exec("def twice(number): return 2 * number", scope)  # of no file, so there is no place for it
-    assert compiled._compiled(scope["twice"])(21) == 42
+    assert compiling.compiled()(scope["twice"])(21) == 42
+
+
+def test_inputs_of_another_length_are_refused():
+    base = numbers(1, 100, torch.bfloat16)
+    with pytest.raises(ValueError, match="100 elements"):
+        compiled.add_deltas(values_of(torch.empty_like(base)), values_of(base), [(values_of(base), values_of(base[:99]))], [1.0])
