@@ -305,7 +305,7 @@ class Recipe(_Section):
         """The merges of a sweep by the names of their folders, in the order of the combinations; none where nothing is swept."""
         if not self.sweep:
             return {}
-        document = self.model_dump(by_alias=True, exclude_unset=True, exclude={"sweep"})
+        document = self.model_dump(by_alias=True, exclude_unset=True, exclude={"sweep"}, warnings=False)  # a weight may be rules
         return {
             name: Recipe.model_validate(_at(document, values) | {"output": f"{self.output}/{name}"})
             for name, values in self.swept_values.items()

@@ -90,7 +90,8 @@ def _over(cluster: Cluster, job: Job, reader: LogReader, tail: str) -> dict[str,
     ending = ending_of(job, tail)
     document = {**describe(job), "cluster": cluster.url, "exit_code": ending.exit_code}
     if reader.document and "state" in reader.document:
-        return {**document, "result": reader.document}
+        finished = {"exit_code": 0} if job.state == "stopped" else {}  # the stop came when there was nothing left to stop
+        return {**document, **finished, "result": reader.document}
     document |= reader.progress.as_document()
     if ending.exit_code:
         told = (reader.document or {}).get("error", {})

@@ -15,6 +15,7 @@ from paramdelta_dist.jobs.job import Job, JobExists, Unreachable
 from paramdelta_dist.jobs.naming import JobName, parse_job_id, stem_of
 from paramdelta_dist.jobs.reading import LogReader
 from paramdelta_dist.jobs.submitting import Submission, submit
+from paramdelta_dist.jobs.watching import look
 from paramdelta_dist.recipe import Recipe, parse_recipe
 
 BOTH = {"RAY_API_SERVER_ADDRESS": "http://api:1", "RAY_ADDRESS": "http://ray:2"}
@@ -255,6 +256,20 @@ def test_a_job_ends_its_submitter_as_its_driver_ended(state, code, failure, log,
     ending = ending_of(Job("pdd-0123456789ab-1", state, {}, exit_code=code, failure=failure), log)
     assert ending.exit_code == expected
     assert words in ending.words
+
+
+def test_a_merge_that_was_finished_when_its_job_was_stopped_is_a_success():
+    class Cluster:
+        url = "http://fake"
+
+        def job(self, job_id):
+            return Job(job_id, "stopped", {})
+
+        def log(self, job_id):
+            return json.dumps(RESULT, indent=2) + "\n"
+
+    found = look(Cluster(), "pdd-0123456789ab-1")
+    assert (found["exit_code"], found["result"]) == (0, RESULT)
 
 
 class Register:
