@@ -25,8 +25,8 @@ from paramdelta_dist.errors import Interrupted, ParamDeltaError
 from paramdelta_dist.execution.buffers import BufferPool
 from paramdelta_dist.execution.machine import peak_memory
 from paramdelta_dist.execution.reader import FetchedTile, Fetching, TileReader, buffer_size
-from paramdelta_dist.kernels.compiled import Values
 from paramdelta_dist.kernels.measuring import Floats, Measured, Measurer, Vectors
+from paramdelta_dist.kernels.values import Values
 from paramdelta_dist.planning.chunks import CHUNK, ChunkedTile, Piece, cut_chunks
 from paramdelta_dist.planning.memory import LOCAL_READERS, REQUESTS_IN_FLIGHT
 from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan

@@ -12,7 +12,7 @@ from paramdelta_dist.errors import CheckpointError, NonFinite
 from paramdelta_dist.execution.reader import FetchedTile
 from paramdelta_dist.execution.watching import Watcher
 from paramdelta_dist.kernels.blocks import Subject
-from paramdelta_dist.kernels.compiled import Values, add_deltas, is_finite
+from paramdelta_dist.kernels.values import Values
 from paramdelta_dist.methods import Sweep, find_method
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.runs import Run
@@ -20,7 +20,7 @@ from paramdelta_dist.planning.settings import Settings
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.storage import StorageConfig, redact
 
-if TYPE_CHECKING:  # torch takes longer to import than many a merge takes
+if TYPE_CHECKING:
     from paramdelta_dist.execution.torch_making import TorchMaker
 
 
@@ -104,9 +104,15 @@ class TileMaker:
         base, terms = inputs_of(segment, settings, sources)
         assert base is not None
         out, deltas = Values(piece, segment.run.dtype), [(post, old) for post, old in terms if old is not None]
-        return (add_deltas if self._job.device == "cpu" else self._with_torch().sum)(out, base, deltas, weights)
+        if self._job.device != "cpu":
+            return self._with_torch().sum(out, base, deltas, weights)
+        from paramdelta_dist.kernels.compiled import add_deltas  # here: numba and torch are a lot of memory, and few need both
+
+        return add_deltas(out, base, deltas, weights)
 
     def _nonfinite_message(self, segment: Segment, place: int, sources: Sequence[Values | None]) -> str:
+        from paramdelta_dist.kernels.compiled import is_finite
+
         urls = [
             redact(url)
             for url, values in zip(self._job.models, sources, strict=True)
@@ -134,6 +140,8 @@ class TileMaker:
                     if source.dtype == segment.run.dtype:
                         target[:] = data
                     else:
+                        from paramdelta_dist.kernels.compiled import add_deltas
+
                         add_deltas(Values(target, segment.run.dtype), Values(data, source.dtype), [], [])
                 elif data != target:
                     differing = next(place for place, (one, other) in enumerate(zip(data, target, strict=True)) if one != other)

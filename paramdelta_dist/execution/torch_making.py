@@ -11,9 +11,9 @@ import torch
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.execution.making import inputs_of, subject_of
 from paramdelta_dist.kernels.blockwise import BlockRunner, Inputs
-from paramdelta_dist.kernels.compiled import Values
 from paramdelta_dist.kernels.device import DeviceMerger
 from paramdelta_dist.kernels.merging import one_thread, view
+from paramdelta_dist.kernels.values import Values
 from paramdelta_dist.methods import Sweep, find_method
 from paramdelta_dist.planning.settings import Settings
 from paramdelta_dist.planning.tiles import Segment

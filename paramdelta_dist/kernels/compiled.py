@@ -9,7 +9,7 @@ apart as integers: a uint16 holds a bfloat16 here and an int16 a float16.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
@@ -17,20 +17,12 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
 from paramdelta_dist.kernels.compiling import compiled
+from paramdelta_dist.kernels.values import Values
 
 BLOCK = 512
 """Elements that are summed at a time: few, so that a processor, which fetches ahead within a page, keeps up every input."""
 PIECE = 1 << 16
 """Elements that are brought to one dtype at a time, where the inputs of deltas have several."""
-
-
-class Values(NamedTuple):
-    """Elements of a run as they are stored."""
-
-    data: memoryview
-    """Bytes, little-endian: a whole number of items."""
-    dtype: str
-    """BF16, F16, F32 or F64."""
 
 
 _STORED: dict[str, Any] = {"BF16": np.uint16, "F16": np.int16, "F32": np.float32, "F64": np.float64}

@@ -17,7 +17,6 @@ from types import ModuleType
 import torch
 
 from paramdelta_dist.errors import EngineError
-from paramdelta_dist.kernels.compiled import add_deltas
 from paramdelta_dist.kernels.merging import DEVICE_BLOCK, DEVICE_PADDING, Merger, values_of
 from paramdelta_dist.sizes import format_memory
 
@@ -100,6 +99,8 @@ class DeviceMerger:
 
         Triton needs a C compiler and Python's headers, and no test has seen every GPU, driver and version of it.
         """
+        from paramdelta_dist.kernels.compiled import add_deltas
+
         generator = torch.Generator().manual_seed(0)
         tensors = []
         for _ in range(1 + 2 * len(self.weights)):

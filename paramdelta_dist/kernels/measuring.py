@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_dist.kernels.compiled import Values
 from paramdelta_dist.kernels.compiled_measuring import EXPONENTS, measure, widen_bfloat16
+from paramdelta_dist.kernels.values import Values
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]

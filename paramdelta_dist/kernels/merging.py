@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 
 from paramdelta_dist.kernels.blocks import BLOCK
-from paramdelta_dist.kernels.compiled import Values
 from paramdelta_dist.kernels.elementwise import SCRATCH, add_delta
+from paramdelta_dist.kernels.values import Values
 
 DEVICE_BLOCK = 1 << 22
 """Elements of a block on a GPU: copies long enough to hide what starting one costs."""
