@@ -17,7 +17,7 @@ from benchmarks.harness import Figures
 LAYERS = 16
 MIB = 1 << 20
 START = "import torch"
-"""What ours and mergekit's begin with, alone."""
+"""What mergekit's begins with, alone."""
 SIMPLE_FLOOR = (1, 4 * MIB, "plain")
 """Threads, block size and way of writing that come to mind first."""
 FLOORS = [*itertools.product((1, 2), (MIB // 4, MIB, 4 * MIB, 8 * MIB), ("plain", "preallocated", "direct"))]
