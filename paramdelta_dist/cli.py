@@ -17,6 +17,7 @@ import typer
 
 from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import Interrupted, ParamDeltaError, UsageError
+from paramdelta_dist.execution.machine import keep_freed_memory
 
 if TYPE_CHECKING:
     from paramdelta_dist.recipe import Recipe
@@ -430,6 +431,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a sign that the terminal has not is no reason to fail
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy starts a thread for each core, which nothing here uses
+    keep_freed_memory()
     gc.set_threshold(100_000, 50, 100)  # a plan is a million objects without a cycle, and searching them takes a second each time
     try:
         app()
