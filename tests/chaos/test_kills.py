@@ -112,9 +112,10 @@ def assert_one_worker_was_lost(chaos, report):
     assert chaos.struck
     assert report["shards"] == {"made": SHARDS, "kept": 0}
     assert report["bytes_read"] == SHARDS * SHARD_READS
-    assert SHARDS + 1 <= len(chaos.started) <= SHARDS + 2, "one was being made, and a busy machine may have one copied for being late"
     assert report["retries"] <= report["workers_lost"] <= 1
-    assert report["retries"] + report["copies"] + report["restarts"] >= 1, "it was begun again when the loss was noticed, or as a late one"
+    again = report["retries"] + report["copies"] + report["restarts"]
+    assert again >= 1, "it was begun again when the loss was noticed, or as a late one"
+    assert SHARDS + 1 <= len(chaos.started) <= SHARDS + again, "one was being made, and nothing is begun that is not told"
 
 
 @pytest.fixture(scope="module")
