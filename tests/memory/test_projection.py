@@ -51,6 +51,16 @@ def test_a_local_merge_stays_under_its_projection_with_a_tensor_larger_than_its_
     assert peak <= document["projected_memory"] <= 512 << 20
 
 
+def test_a_report_on_what_torch_makes_stays_under_the_projection_even_while_its_kernels_are_compiled(tmp_path):
+    new, post = (save_model(tmp_path / name, {f"{n}": torch.randn(1 << 21).bfloat16() for n in range(16)}) for name in ("new", "post"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"method: ties\nparameters: {{density: 0.2}}\nbase: {new}\ndeltas: [{{post: {post}}}]\noutput: {tmp_path / 'out'}\n")
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "compiled")}  # where nothing is yet
+    document, peak = run(str(recipe), "--workers", "1", "--memory", "768MiB", "--report", env=env)
+    assert "error" not in document, document
+    assert peak <= document["projected_memory"] <= 768 << 20
+
+
 @pytest.mark.parametrize(("memory", "readings"), [("512MiB", 4), ("2GiB", 1)])
 def test_a_method_that_looks_at_whole_tensors_streams_them_or_has_them_whole_as_the_budget_allows(models, tmp_path, memory, readings):
     new, post, _ = models
