@@ -243,20 +243,34 @@ class FsspecStore:
         if not self._staged:
             self._fs.makedirs(posixpath.dirname(path), exist_ok=True)
 
-    def write(self, name: str, data: bytes, *, exclusive: bool = False) -> Identity:
+    def write(self, name: str, data: bytes, *, exclusive: bool = False, replacing: Identity | None = None) -> Identity:
         def send() -> Identity:
+            if replacing is not None:
+                self._require(name, replacing)
             if not exclusive and not self._staged:
                 return self.put(name, [data], size=len(data))
             with self._translated(name), nullcontext() if self._staged else self._creating:
                 path = self._path(name)
                 self._make_parent(path)
-                self._fs.pipe_file(path, data, mode="create" if exclusive else "overwrite")
+                condition = {"IfMatch": replacing.tag} if replacing is not None and "s3" in self._fs.protocol else {}
+                self._fs.pipe_file(path, data, mode="create" if exclusive else "overwrite", **condition)
                 return self._identify(name)
 
         try:
             return persisting(send, what=f"writing {self.url}/{name}")
-        except InputChanged as error:  # the condition of a write is that nothing is there
-            raise AlreadyExists(f"{self.url}/{name} exists already") from error
+        except InputChanged as error:
+            if replacing is not None:
+                raise
+            raise AlreadyExists(f"{self.url}/{name} exists already") from error  # the condition was that nothing is there
+
+    def _require(self, name: str, expected: Identity) -> None:
+        with self._translated(name):
+            try:
+                if self._identify(name) == expected:
+                    return
+            except FileNotFoundError:
+                pass
+        raise InputChanged(f"{self.url}/{name} is no longer what was to be replaced")
 
     def delete(self, name: str) -> None:
         def remove() -> None:

@@ -19,7 +19,7 @@ from paramdelta_dist.errors import (
     NotFound,
     StorageError,
 )
-from paramdelta_dist.storage.blocks import BlockWriter
+from paramdelta_dist.storage.blocks import LARGE, BlockWriter
 from paramdelta_dist.storage.store import Buffer, Identity, check_range
 
 PART_SUFFIX = ".part"
@@ -49,8 +49,8 @@ def _identity(status: os.stat_result) -> Identity:
     return Identity(size=status.st_size, tag=str(status.st_mtime_ns))
 
 
-def _create(target: Path, part: Path) -> None:
-    """Make `part` appear as `target` unless that name is taken."""
+def _create(target: Path, part: Path) -> Identity | None:
+    """Make `part` appear as `target` unless that name is taken. Returns the identity where it is not the part's."""
     try:
         os.link(part, target)
     except OSError as error:
@@ -58,6 +58,34 @@ def _create(target: Path, part: Path) -> None:
             raise
         with open(target, "xb") as file:  # a mount without hard links: taken at once, though not whole at once
             file.write(part.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+            return _identity(os.fstat(file.fileno()))
+    return None
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder and those above it that are missing, each flushed into the one above."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _flush_folder(folder.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where its file system knows such a thing."""
+    try:
+        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:  # a folder that may be written to and not be read
+        return
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(file)
 
 
 def _refuse(error: OSError) -> None:
@@ -128,14 +156,15 @@ class LocalStore:
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
         return self._publish(name, chunks, size=size, exclusive=False)
 
-    def write(self, name: str, data: bytes, *, exclusive: bool = False) -> Identity:
-        return self._publish(name, [data], size=len(data), exclusive=exclusive)
+    def write(self, name: str, data: bytes, *, exclusive: bool = False, replacing: Identity | None = None) -> Identity:
+        return self._publish(name, [data], size=len(data), exclusive=exclusive, replacing=replacing)
 
-    def _publish(self, name: str, chunks: Iterable[Buffer], *, size: int, exclusive: bool) -> Identity:
+    def _publish(self, name: str, chunks: Iterable[Buffer], *, size: int, exclusive: bool, replacing: Identity | None = None) -> Identity:
+        """Write a part, flush it, give it its name, and flush the folder: what has a name survives a power cut."""
         target = self._root / name
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
         with _translated(self.url, name):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
             file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             try:
@@ -143,14 +172,24 @@ class LocalStore:
             finally:
                 os.close(file)
             with _translated(self.url, name):
+                identity = _identity(os.stat(part))  # of what is written here, whoever replaces it in the next moment
                 if exclusive:
-                    _create(target, part)
+                    identity = _create(target, part) or identity
                 else:
+                    if replacing is not None:
+                        self._require(target, replacing)
                     os.replace(part, target)
-                return _identity(os.stat(target))
+                _flush_folder(target.parent)
+                return identity
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(part)
+
+    def _require(self, target: Path, expected: Identity) -> None:
+        with suppress(FileNotFoundError):
+            if _identity(os.stat(target)) == expected:
+                return
+        raise InputChanged(f"{target} is no longer what was to be replaced")
 
     def _fill(self, name: str, file: int, chunks: Iterable[Buffer], size: int) -> None:
         if size:
@@ -168,6 +207,8 @@ class LocalStore:
                 written += len(chunk)
             with _translated(self.url, name):
                 writer.finish()
+                if size < LARGE:  # larger ones are on the disk by now
+                    os.fsync(file)
         if written != size:
             raise IntegrityError(f"{self.url}/{name}: {size} bytes announced, {written} produced; nothing was published")
 

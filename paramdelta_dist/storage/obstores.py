@@ -195,13 +195,24 @@ class ObstoreStore:
             raise IntegrityError(f"{self.url}/{name}: {size} bytes sent, the store holds {identity.size}")
         return identity
 
-    def write(self, name: str, data: bytes, *, exclusive: bool = False) -> Identity:
+    def write(self, name: str, data: bytes, *, exclusive: bool = False, replacing: Identity | None = None) -> Identity:
         def send() -> Identity:
             with self._translated(name):
-                obstore.put(self._store, name, data, mode="create" if exclusive else "overwrite", use_multipart=False)
+                mode: Any = self._version(name, replacing) if replacing else "create" if exclusive else "overwrite"
+                obstore.put(self._store, name, data, mode=mode, use_multipart=False)
             return self.identify(name)
 
         return persisting(send, what=f"writing {self.url}/{name}")
+
+    def _version(self, name: str, expected: Identity) -> dict[str, str]:
+        """What obstore wants to know of the object that a write replaces. Raises InputChanged where it is another one."""
+        try:
+            meta: Any = obstore.head(self._store, name)
+        except FileNotFoundError:
+            meta = None
+        if meta is None or _identity(meta) != expected:
+            raise InputChanged(f"{self.url}/{name} is no longer what was to be replaced")
+        return {key: meta[key] for key in ("e_tag", "version") if meta[key]}
 
     def delete(self, name: str) -> None:
         def remove() -> None:

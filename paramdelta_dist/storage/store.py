@@ -67,10 +67,13 @@ class Store(Protocol):
         """
         ...
 
-    def write(self, name: str, data: bytes, *, exclusive: bool = False) -> Identity:
-        """Write a small object whole or not at all; `exclusive` raises AlreadyExists where the name is taken.
+    def write(self, name: str, data: bytes, *, exclusive: bool = False, replacing: Identity | None = None) -> Identity:
+        """Write a small object whole or not at all; `exclusive` raises AlreadyExists where the name is taken, `replacing`
+        InputChanged where what is there has another identity, or nothing is there.
 
-        Where the reply to a write was lost, it may be taken by this very write: callers look what is there.
+        Object stores decide both in one step with the write; on disks, and through fsspec other than on S3, there is a moment
+        between looking at what is replaced and replacing it. Where the reply to a write was lost, the name may be taken by this
+        very write: callers look what is there.
         """
         ...
 

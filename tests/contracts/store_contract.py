@@ -242,6 +242,18 @@ class StoreContract:
         assert store.read("other", limit=10) == b"fourth"
         assert store.identify("other") == identity
 
+    def test_a_write_that_replaces_one_version_replaces_no_other(self, store: Store) -> None:
+        first = store.write("object", b"first")
+        second = store.write("object", b"second!", replacing=first)
+        assert second == store.identify("object")
+        with pytest.raises(InputChanged):
+            store.write("object", b"third", replacing=first)
+        assert store.read("object", limit=10) == b"second!"
+        store.delete("object")
+        with pytest.raises(InputChanged):
+            store.write("object", b"fourth", replacing=second)
+        assert store.list() == {}
+
     @pytest.mark.parametrize("name", ["lock", "deep/er/lock"])
     def test_exactly_one_of_many_exclusive_writers_wins(self, store: Store, name: str) -> None:
         start = threading.Barrier(8)
