@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from paramdelta_dist.errors import Interrupted, ParamDeltaError, UsageError
 from paramdelta_dist.execution.machine import keep_freed_memory
 
 if TYPE_CHECKING:
+    from paramdelta_dist.api.consent import Confirm
     from paramdelta_dist.recipe import Recipe
 
 app = typer.Typer(
@@ -57,6 +58,10 @@ WorkersOption = Annotated[
 MemoryOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most memory of this process, or of each Ray worker: 2GiB. Default: half of the machine.")
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the merge that is in the output folder; of anything else, after asking or with --yes.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="With --overwrite: delete also weights, index and config that we have not made.")]
 PatienceOption = Annotated[
     str | None, typer.Option(metavar="TIME", help="How long to wait while a cluster gives no worker at all: 5min. Default: 15min.")
 ]
@@ -96,7 +101,8 @@ def merge(
     workers: WorkersOption = None,
     memory: MemoryOption = None,
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
+    overwrite: OverwriteOption = False,
+    yes: YesOption = False,
     patience: PatienceOption = None,
     report: ReportOption = False,
     as_json: JsonOption = False,
@@ -113,6 +119,7 @@ def merge(
                 memory=_bytes(memory, "--memory"),
                 device=device.value,
                 overwrite=overwrite,
+                confirm=_consent(yes),
                 patience=_seconds(patience, "--patience"),
                 report_page=report,
                 observer=observer,
@@ -225,7 +232,8 @@ def submit(
     workers: WorkersOption = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of each worker: 2GiB.")] = None,
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is in the output folder.")] = False,
+    overwrite: OverwriteOption = False,
+    yes: YesOption = False,
     patience: PatienceOption = None,
     report: ReportOption = False,
     as_json: JsonOption = False,
@@ -245,6 +253,8 @@ def submit(
                 memory=_bytes(memory, "--memory"),
                 device=device.value,
                 overwrite=overwrite,
+                yes=yes,
+                confirm=_consent(yes),
                 patience=_seconds(patience, "--patience"),
                 report_page=report,
                 listener=view,
@@ -492,6 +502,23 @@ def _recipe(source: str | None, base: str | None, deltas: list[str] | None, outp
     from paramdelta_dist.recipe import recipe_from_flags
 
     return recipe_from_flags(base=base, deltas=deltas, output=output or "memory://unused-by-check")
+
+
+def _consent(yes: bool) -> Confirm | None:
+    """Who says whether files that are not ours may go: --yes, whoever sits at the terminal, or nobody."""
+    if yes:
+        return lambda _: True
+    return _ask if sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() else None
+
+
+def _ask(foreign: Mapping[str, Sequence[str]]) -> bool:
+    from paramdelta_dist.api.consent import listing
+
+    print(f"--overwrite deletes what no merge of ours has made:\n{_printable(listing(foreign), keep=chr(10))}", file=sys.stderr)
+    try:
+        return typer.confirm("Delete these files?", err=True)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
 
 
 def _bytes(text: str | None, flag: str) -> int | None:

@@ -10,6 +10,7 @@ ParamDeltaError                1   never raised itself
 │   ├── HomologyError          3   the models are not homologous; carries the whole report
 │   ├── InputChanged           3   an input is no longer the one that was planned
 │   ├── OutputOccupied         3   the output folder holds something else
+│   │   └── OutputTaken        3   another run took it while this one ran
 │   └── NonFinite              3   NaN or infinity in a result
 ├── CredentialsError           4   not allowed, or no credentials found
 ├── IntegrityError             5   bytes are not what a receipt or a length says
@@ -65,6 +66,10 @@ class InputChanged(InputError):
 
 
 class OutputOccupied(InputError):
+    pass
+
+
+class OutputTaken(OutputOccupied):
     pass
 
 

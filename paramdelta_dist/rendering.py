@@ -389,6 +389,9 @@ def status_lines(document: dict[str, Any]) -> None:
         "damaged": "a merge that was finished, whose files are no longer those; merge --overwrite makes it again",
     }
     facts = {"output": document["output"], "state": f"{document['state']}: {states[document['state']]}"}
+    if "unreadable" in document:
+        names = ", ".join(document["unreadable"])
+        facts["unreadable"] = f"{names}, as after a power cut; the same merge, run again, keeps what is finished and writes it anew"
     if "shards" in document:
         shards, size = document["shards"], document["bytes"]
         facts["shards"] = f"{shards['done']} of {shards['total']} done"

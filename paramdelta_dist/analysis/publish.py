@@ -14,9 +14,26 @@ from paramdelta_dist.analysis.points_page import render_points_page
 from paramdelta_dist.analysis.statistics import WHOLE, Statistics
 from paramdelta_dist.analysis.tables import point_tables, render, tables
 from paramdelta_dist.analysis.watching import Lane
+from paramdelta_dist.errors import OutputOccupied
 from paramdelta_dist.storage import Store
 
 PAGE = "report.html"
+
+
+MAX_PAGE = 256 << 20
+_NAMES = (PAGE, "tensors.parquet", "tensor-pairs.parquet", "groups.parquet", "group-pairs.parquet", "pairs.parquet")
+_SIGNED = b"<footer>Made by paramdelta-dist "
+
+
+def require_own(store: Store) -> None:
+    """Raise OutputOccupied where a page or tables would be written over files that are no page and tables of ours: before the
+    work, not after it."""
+    present = store.list() or {}
+    taken = [name for name in _NAMES if name in present]
+    if taken and not (PAGE in present and _SIGNED in store.read(PAGE, limit=MAX_PAGE)):
+        raise OutputOccupied(
+            f"{store.url}: {', '.join(taken)} would be written over, and is not ours; move it away, or choose another folder"
+        )
 
 
 def publish(

@@ -47,7 +47,13 @@ def analyze(
     folder = normalize(output or "analysis")
     if not is_template(recipe.output) and inside(folder, recipe.output):
         raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
+    for url in (*recipe.models, recipe.tokenizer_url):
+        if inside(folder, url):
+            raise UsageError(f"--output {redact(folder)} is in the input {redact(url)}; choose another folder")
     store = open_store(folder, recipe.storage_config)
+    with collector_paused():
+        from paramdelta_dist.analysis.publish import require_own
+    require_own(store)
     merge_plan, _ = plan(_comparable(recipe))
     crew = Means(engine, workers, memory).crew(merge_plan, writes=False, page=page_memory(merge_plan))
     sizing = crew.sizing

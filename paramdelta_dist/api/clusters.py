@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from paramdelta_dist.api.consent import Confirm, replacements
 from paramdelta_dist.api.crew import Means
 from paramdelta_dist.api.engines import Device
 from paramdelta_dist.api.planning import plan, plan_sweep, series_of
@@ -36,6 +38,8 @@ def submit(
     memory: int | None = None,
     device: Device = "auto",
     overwrite: bool = False,
+    yes: bool = False,
+    confirm: Confirm | None = None,
     patience: float | None = None,
     report_page: bool = False,
     listener: Listener | None = None,
@@ -45,7 +49,8 @@ def submit(
     The same merge into the same output is the same job: one that runs is joined, one that failed or was stopped is followed
     by its next attempt, and what is done already is not submitted. With `check` the plan is made here first, unless the
     inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `patience` and `report_page` as in `merge`, `ship`
-    as in `parcel.pack`.
+    as in `parcel.pack`. What `overwrite` would delete that is not ours is asked of `confirm` here, where the plan can be made here,
+    and allowed to the job then; `yes` allows it unasked.
 
     Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
     `exit_code` when it is over, and the merge's `result` or the `error`. Raises what a wrong recipe or plan raises,
@@ -53,7 +58,7 @@ def submit(
     """
     listener, means = listener or Silent(), Means("ray", workers, memory, device, patience)
     check_ship(ship)
-    seen = _look_ahead(recipe, means, overwrite, report_page, listener) if check else _Seen()
+    seen = _look_ahead(recipe, means, overwrite, (lambda _: True) if yes else confirm, report_page, listener) if check else _Seen()
     if seen.state == "finished":
         return {"state": "nothing to do", "job": None, "exit_code": 0, "output": seen.output, "fingerprint": seen.fingerprint}
     cluster = connect(address)
@@ -68,6 +73,7 @@ def submit(
             seen.fingerprint,
             (*_options(means), *(["--report"] if report_page else [])),
             overwrite=overwrite,
+            yes=yes or seen.agreed,
             begun=begun,
             ship=ship,
         ),
@@ -122,20 +128,23 @@ class _Seen:
     """Of the output."""
     output: str | None = None
     """The folder, where the merge is finished."""
+    agreed: bool = False
+    """Whether what overwriting would delete that is not ours may go."""
 
 
-def _look_ahead(recipe: Recipe, means: Means, overwrite: bool, report_page: bool, listener: Listener) -> _Seen:
+def _look_ahead(recipe: Recipe, means: Means, overwrite: bool, confirm: Confirm | None, report_page: bool, listener: Listener) -> _Seen:
     """Plan here what the job will plan there, so that a mistake shows at once; and find out whether there is anything to do."""
     seen = _Seen()
     try:
         if recipe.sweep:
             sweep, _ = plan_sweep(recipe)
             means.crew(sweep.reading, points=len(sweep.points), page=sweep_page_memory(sweep, means.engine) if report_page else NO_PAGE)
-            seen = _Seen(sweep.fingerprint)
+            seen = _Seen(sweep.fingerprint, agreed=overwrite and _agreed(list(sweep.points.values()), confirm))
             return replace(seen, state=_look_at_points(sweep, overwrite), output=redact(recipe.output))
         merge_plan, _ = plan(recipe)
         means.crew(merge_plan, page=page_memory(merge_plan) if report_page else NO_PAGE)
         seen = _Seen(merge_plan.fingerprint)
+        seen = replace(seen, agreed=overwrite and _agreed([merge_plan], confirm))
         state = _look(merge_plan, overwrite)
         if state == "finished" and (series := series_of(recipe)) is not None:
             series.point(series.find(merge_plan.fingerprint), merge_plan.fingerprint)
@@ -143,6 +152,11 @@ def _look_ahead(recipe: Recipe, means: Means, overwrite: bool, report_page: bool
     except (CredentialsError, StorageError) as error:
         listener.note(f"not everything can be checked from here, so the cluster will: {error}")
         return seen
+
+
+def _agreed(plans: Sequence[MergePlan], confirm: Confirm | None) -> bool:
+    """Whether overwriting deletes something that is not ours; then the caller has agreed. Raises OutputOccupied otherwise."""
+    return any(replacement.foreign for replacement in replacements(plans, confirm))
 
 
 def _look_at_points(sweep: SweepPlan, overwrite: bool) -> Literal["free", "begun", "finished"]:

@@ -13,6 +13,7 @@ from paramdelta_dist.planning import MergePlan, WorkerMemory
 
 if TYPE_CHECKING:
     from paramdelta_dist.execution.executor import Executor
+    from paramdelta_dist.execution.holding import Hold
     from paramdelta_dist.execution.making import Job
 
 
@@ -53,8 +54,8 @@ class Crew:
     device: str
     """Where tiles are computed: `cpu` or `cuda`."""
 
-    def job(self, merge_plan: MergePlan) -> Job:
-        """What all shards of a merge have in common."""
+    def job(self, merge_plan: MergePlan, hold: Hold | None = None) -> Job:
+        """What all shards of a merge have in common; `hold` where they are written."""
         from paramdelta_dist.execution.making import Job
 
         recipe = merge_plan.recipe
@@ -63,6 +64,7 @@ class Crew:
             output=recipe.output,
             storage=recipe.storage_config,
             fingerprint=merge_plan.fingerprint,
+            hold=hold,
             allow_nonfinite=recipe.allow_nonfinite,
             tile_size=self.sizing.tile_size,
             tiles_in_flight=self.sizing.tiles_in_flight,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paramdelta_dist.api.collector import collector_paused
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
+from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import Store, open_store, redact
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ def make_sweep_watchers(sweep: SweepPlan) -> Mapping[str, OutputWatcher]:
     from paramdelta_dist.analysis.points import output_watchers
 
     return output_watchers(sweep)
+
+
+def require_own_page(recipe: Recipe) -> None:
+    """Raise OutputOccupied where the page of a sweep would be written over somebody else's."""
+    with collector_paused():
+        from paramdelta_dist.analysis.publish import require_own
+
+    require_own(open_store(f"{recipe.output}/{SWEEP_REPORT}", recipe.storage_config))
 
 
 def publish_sweep_page(sweep: SweepPlan, stores: Mapping[str, Store], report: Mapping[str, Any]) -> str | None:

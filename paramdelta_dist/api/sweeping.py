@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.api.collector import collector_paused
+from paramdelta_dist.api.consent import Confirm, replacements
 from paramdelta_dist.api.crew import Crew, Means
 from paramdelta_dist.api.looking import look_first
 from paramdelta_dist.api.observing import Observer
-from paramdelta_dist.api.pages import make_sweep_watchers, publish_sweep_page
+from paramdelta_dist.api.pages import make_sweep_watchers, publish_sweep_page, require_own_page
 from paramdelta_dist.api.planning import plan_sweep
 from paramdelta_dist.api.results import MergeResult, Work, outcome
 from paramdelta_dist.api.sizing import NO_PAGE, sweep_page_memory
 from paramdelta_dist.execution.output import Claim, claim, require_shards
-from paramdelta_dist.execution.points import write_sweep
+from paramdelta_dist.execution.points import require_own_sweep, write_sweep
 from paramdelta_dist.execution.publish import SideFiles, publish, side_files
+from paramdelta_dist.execution.replacing import Replacement
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.recipe import Recipe
@@ -44,14 +46,19 @@ class _Point:
         return {**self.held.receipts, **{receipt.file: receipt for receipt in self.made}}
 
 
-def merge_sweep(recipe: Recipe, means: Means, *, began: float, overwrite: bool, report_page: bool, observer: Observer) -> MergeResult:
+def merge_sweep(
+    recipe: Recipe, means: Means, *, began: float, overwrite: bool, confirm: Confirm | None, report_page: bool, observer: Observer
+) -> MergeResult:
     """All points of a sweep; those that are complete are left alone. `began` is when the run did, by the monotonic clock.
 
     Raises what `merge` raises.
     """
     sweep, _ = plan_sweep(recipe)
     crew = means.crew(sweep.reading, points=len(sweep.points), page=sweep_page_memory(sweep, means.engine) if report_page else NO_PAGE)
-    points = _claim_points(sweep, overwrite=overwrite)
+    require_own_sweep(open_store(recipe.output, recipe.storage_config))
+    if report_page:
+        require_own_page(recipe)
+    points = _claim_points(sweep, replacements(list(sweep.points.values()), confirm) if overwrite else None)
     unfinished = {name: point for name, point in points.items() if point.held.committed is None}
     work = _make_missing(sweep, crew, unfinished, report_page=report_page, observer=observer)
     effort, again = work.effort(time.monotonic() - began), work.executor.bytes_read_again
@@ -73,15 +80,16 @@ def merge_sweep(recipe: Recipe, means: Means, *, began: float, overwrite: bool, 
     )
 
 
-def _claim_points(sweep: SweepPlan, *, overwrite: bool) -> dict[str, _Point]:
+def _claim_points(sweep: SweepPlan, replaced: Sequence[Replacement] | None) -> dict[str, _Point]:
     """Every point with its folder, claimed; side by side, because each is a matter of waiting for storage."""
 
-    def claimed(merge_plan: MergePlan) -> _Point:
+    def claimed(merge_plan: MergePlan, replacement: Replacement | None) -> _Point:
         store = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config)
-        return _Point(merge_plan, store, claim(store, merge_plan, overwrite=overwrite))
+        return _Point(merge_plan, store, claim(store, merge_plan, replacement))
 
     with ThreadPoolExecutor(len(sweep.points)) as pool:
-        return dict(zip(sweep.points, pool.map(claimed, sweep.points.values()), strict=True))
+        claims = pool.map(claimed, sweep.points.values(), replaced or [None] * len(sweep.points))
+        return dict(zip(sweep.points, claims, strict=True))
 
 
 def _make_missing(sweep: SweepPlan, crew: Crew, points: Mapping[str, _Point], *, report_page: bool, observer: Observer) -> Work:
@@ -93,7 +101,10 @@ def _make_missing(sweep: SweepPlan, crew: Crew, points: Mapping[str, _Point], *,
     held = {name: point.held.receipts for name, point in points.items()}
     units = sweep_units(sweep, held, tile_size=crew.sizing.tile_size)
     watchers = make_sweep_watchers(sweep) if report_page else {}
-    jobs = {name: replace(crew.job(point.plan), models=sweep.models, watcher=watchers.get(name)) for name, point in points.items()}
+    jobs = {
+        name: replace(crew.job(point.plan, point.held.hold), models=sweep.models, watcher=watchers.get(name))
+        for name, point in points.items()
+    }
     total = Gathered()
     with crew.executor(idle=not units) as executor:
         for name in {name for unit in units for name in unit.shards}:
@@ -120,7 +131,8 @@ def _publish_point(point: _Point, effort: Mapping[str, Any], bytes_read_again: i
     """Commit one output; `effort` and `bytes_read_again` are those of the whole sweep, which cannot be told apart."""
     receipts, again = point.receipts, bytes_read_again + point.held.bytes_read
     report = {**effort, **outcome(point.plan, receipts.values(), made=len(point.made), bytes_read_again=again)}
-    publish(point.store, point.plan, require_shards(point.store, receipts), report, copies)
+    hold = point.held.hold
+    publish(point.store, hold, point.plan, require_shards(point.store, hold, receipts), report, copies)
 
 
 def _write_down(sweep: SweepPlan, recipe: Recipe, points: Mapping[str, _Point], *, report: str | None) -> list[dict[str, Any]]:

@@ -32,11 +32,24 @@ def parse_document(data: bytes) -> dict[str, Any] | None:
     return document
 
 
+def is_of_somebody_else(data: bytes, first: str) -> bool:
+    """Whether a file under the name of one of our documents, whose first key is `first`, was never one: neither one that was
+    altered nor what a power cut leaves of one, nothing, zeros or its beginning."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        begun = data.rstrip(b"\0")
+        return bool(begun.strip()) and not begun.startswith(f'{{\n"{first}": '.encode())
+    return not (isinstance(document, dict) and SEAL in document)
+
+
 def read_document(store: Store, name: str) -> dict[str, Any]:
     """The content of a document of an output. Raises NotFound, and IntegrityError when it is not as it was written."""
     document = parse_document(store.read(name, limit=MAX_DOCUMENT))
     if document is None:
-        raise IntegrityError(f"{store.url}/{name} is not as it was written; merge --overwrite starts anew")
+        raise IntegrityError(
+            f"{store.url}/{name} is not as it was written, as after a power cut; run the same merge again: it keeps what is finished"
+        )
     return document
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.errors import CheckpointError, NonFinite
+from paramdelta_dist.execution.holding import Hold
 from paramdelta_dist.execution.reader import FetchedTile
 from paramdelta_dist.execution.watching import Watcher
 from paramdelta_dist.kernels.blocks import Subject
@@ -32,6 +33,8 @@ class Job:
     output: str
     storage: StorageConfig
     fingerprint: str
+    hold: Hold | None
+    """The right to write to the output; None where nothing is written."""
     allow_nonfinite: bool
     tile_size: int
     tiles_in_flight: int

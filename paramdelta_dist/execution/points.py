@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paramdelta_dist.errors import IntegrityError, NotFound
-from paramdelta_dist.execution.documents import read_document, render_document
+from paramdelta_dist.errors import IntegrityError, NotFound, OutputOccupied
+from paramdelta_dist.execution.documents import MAX_DOCUMENT, is_of_somebody_else, read_document, render_document
 from paramdelta_dist.storage import Store
 
 SWEEP = "sweep.json"
@@ -21,6 +21,18 @@ def write_sweep(store: Store, fingerprint: str, points: Sequence[Mapping[str, An
     }
     report = report or (_written_down(store, fingerprint) or {}).get("report")
     store.write(SWEEP, render_document(document | ({"report": report} if report else {})))
+
+
+def require_own_sweep(store: Store) -> None:
+    """Raise OutputOccupied where the file that says which points there are is somebody else's: before the work, not after it."""
+    try:
+        data = store.read(SWEEP, limit=MAX_DOCUMENT)
+    except NotFound:
+        return
+    if is_of_somebody_else(data, "fingerprint"):
+        raise OutputOccupied(
+            f"{store.url}/{SWEEP} is no sweep of ours, though it has the name of one; move it away, or choose another output"
+        )
 
 
 def is_written_down(store: Store, fingerprint: str) -> bool:

@@ -17,8 +17,10 @@ from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.index import INDEX_NAME, render_index
 from paramdelta_dist.checkpoint.sidefiles import MAX_SIDE_FILE
 from paramdelta_dist.execution.documents import render_document
-from paramdelta_dist.execution.output import CARD, REPORT, commit
+from paramdelta_dist.execution.holding import Hold, write_held
+from paramdelta_dist.execution.output import commit
 from paramdelta_dist.execution.receipts import Receipt
+from paramdelta_dist.execution.replacing import CARD, REPORT
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.storage import StorageConfig, Store, open_store, redact
@@ -32,8 +34,11 @@ def side_files(storage: StorageConfig) -> SideFiles:
     return cache(lambda url, name: open_store(url, storage).read(name, limit=MAX_SIDE_FILE))
 
 
-def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], report: Mapping[str, Any], copies: SideFiles) -> None:
+def publish(
+    store: Store, hold: Hold, plan: MergePlan, receipts: Mapping[str, Receipt], report: Mapping[str, Any], copies: SideFiles
+) -> None:
     """Make the output a model. Every shard of the plan has its receipt; `copies` are what is copied beside the weights.
+    Raises OutputTaken as soon as another run has taken the output, and leaves nothing of this one in it then.
 
     Until config.json, the last but one write, no loader opens the folder; until the commit, a run may start over.
     """
@@ -42,7 +47,7 @@ def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], repo
     }
 
     def write(name: str, data: bytes, source: str | None = None) -> None:
-        identity = store.write(name, data)
+        identity = write_held(store, hold, name, data)
         origin = {"from": source} if source else {}
         files[name] = {"size": identity.size, "tag": identity.tag, "digest": blake3(data).hexdigest(), **origin}
 
@@ -57,7 +62,7 @@ def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], repo
         weight_map = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         write(INDEX_NAME, render_index(weight_map, total_size=plan.total_size, total_parameters=plan.total_parameters))
     write(CARD, _card(plan).encode(errors="backslashreplace"))
-    store.write(REPORT, render_document(report))
+    write_held(store, hold, REPORT, render_document(report))
     write(CONFIG_NAME, config, redact(plan.recipe.base))
     document = {
         "fingerprint": plan.fingerprint,
@@ -66,7 +71,7 @@ def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], repo
         "recipe": plan.recipe.as_document(),
         "files": files,
     }
-    commit(store, document)
+    commit(store, hold, document)
 
 
 def _config(data: bytes, dtype: str | None, changes: Mapping[str, Any]) -> bytes:

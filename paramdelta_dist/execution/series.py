@@ -18,8 +18,9 @@ from typing import Any
 from blake3 import blake3
 
 from paramdelta_dist.errors import IntegrityError, NotFound, OutputOccupied
-from paramdelta_dist.execution.documents import MAX_DOCUMENT, parse_document, render_document
-from paramdelta_dist.execution.output import COMMIT, PLAN
+from paramdelta_dist.execution.documents import MAX_DOCUMENT, is_of_somebody_else, parse_document, render_document
+from paramdelta_dist.execution.holding import COMMIT, PLAN
+from paramdelta_dist.execution.output import holds
 from paramdelta_dist.execution.receipts import FOLDER
 from paramdelta_dist.storage import StorageConfig, Store, open_store, redact
 from paramdelta_dist.template import expand, folder_of, series_name
@@ -76,7 +77,7 @@ class Series:
         data = open_store(url, self.storage).read(COMMIT, limit=MAX_DOCUMENT)
         commit = parse_document(data)
         if commit is None:
-            raise IntegrityError(f"{redact(url)}/{COMMIT} is not as it was written; merge --overwrite starts anew")
+            raise IntegrityError(f"{redact(url)}/{COMMIT} is not as it was written; run the same merge again")
         pointer = {
             "output": redact(url),
             "fingerprint": commit["fingerprint"],
@@ -107,19 +108,16 @@ class Series:
 
     def _holds(self, day: date, fingerprint: str) -> bool:
         """Whether the output of that day is this merge's. It may have been deleted since, as old outputs are."""
-        try:
-            plan = parse_document(open_store(self.output(day, fingerprint), self.storage).read(PLAN, limit=MAX_DOCUMENT))
-        except NotFound:
-            return False
-        return plan is not None and plan.get("fingerprint") == fingerprint
+        return holds(open_store(self.output(day, fingerprint), self.storage), fingerprint)
 
     def _pointed(self) -> Mapping[str, Any] | None:
-        """What the pointer says; None where there is none."""
+        """What the pointer says; None where there is none, or what a power cut has left of one."""
         try:
-            pointer = _pointer(self._store, self.pointer)
+            data = self._store.read(self.pointer, limit=MAX_NOTE)
         except NotFound:
             return None
-        if pointer is None:
+        pointer = _parsed_pointer(data)
+        if pointer is None and is_of_somebody_else(data, "output"):
             raise OutputOccupied(
                 f"{self.pointer_url} is no pointer to an output, though it has the name of one; move it away, or choose another output"
             )
@@ -152,7 +150,11 @@ def _may_be_pointer(name: str) -> bool:
 
 def _pointer(store: Store, name: str) -> Mapping[str, Any] | None:
     """A pointer; None for a file that is something else. Raises NotFound."""
-    pointer = parse_document(store.read(name, limit=MAX_NOTE))
+    return _parsed_pointer(store.read(name, limit=MAX_NOTE))
+
+
+def _parsed_pointer(data: bytes) -> Mapping[str, Any] | None:
+    pointer = parse_document(data)
     return pointer if pointer is not None and pointer.keys() == POINTER_KEYS else None
 
 

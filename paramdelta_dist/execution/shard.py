@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from paramdelta_dist.errors import Interrupted, ParamDeltaError
+from paramdelta_dist.errors import Interrupted, NotFound, ParamDeltaError, StorageError
 from paramdelta_dist.execution.digests import StreamDigests
+from paramdelta_dist.execution.holding import Hold, require_hold, settle, write_held
 from paramdelta_dist.execution.machine import peak_memory
 from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.metering import METER, WRITTEN_BYTES, Stopwatch
-from paramdelta_dist.execution.output import require_claim
 from paramdelta_dist.execution.pipeline import TilePipeline, tile_pipeline, tile_reader
 from paramdelta_dist.execution.reader import Reader
 from paramdelta_dist.execution.receipts import Receipt, receipt_name
@@ -59,18 +59,23 @@ def stream_shard(job: Job, shard: Shard, reader: Reader, *, advance: Callable[[i
     bytes that were read in vain as `bytes_read`; nothing of the shard has become visible.
     """
     began = time.monotonic()
-    output = open_store(job.output, job.storage)
+    output, hold = open_store(job.output, job.storage), job.hold
+    assert hold is not None
+    require_hold(output, hold)
     filled = [tensor for tensor in shard.tensors if tensor.nbytes]
     digests = StreamDigests([(tensor.start, tensor.start + tensor.nbytes) for tensor in filled])
     writing = Stopwatch("write")
     watch = None if job.watcher is None else job.watcher.begin(shard)
     with tile_pipeline(job, shard, reader, watch) as pipeline:
         try:
-            chunks = _chunks(job, shard, pipeline, digests, writing, output, advance, cancelled)
+            chunks = _chunks(job, shard, pipeline, digests, writing, output, hold, advance, cancelled)
             identity = output.put(shard.file, chunks, size=shard.size)
             writing.stop()
+            settle(output, hold, shard.file, identity)
         except ParamDeltaError as error:
             error.bytes_read = pipeline.reader.bytes_read
+            if isinstance(error, (NotFound, StorageError)):  # so fails a put whose part or upload was removed by who took the output
+                require_hold(output, hold)
             raise
     receipt = Receipt(
         file=shard.file,
@@ -89,8 +94,8 @@ def stream_shard(job: Job, shard: Shard, reader: Reader, *, advance: Callable[[i
         worker=f"{socket.gethostname()}:{os.getpid()}",
     )
     if watch is not None:
-        output.write(*watch.note())
-    output.write(receipt_name(shard.file), receipt.to_json())
+        write_held(output, hold, *watch.note())
+    write_held(output, hold, receipt_name(shard.file), receipt.to_json())
     return receipt
 
 
@@ -101,6 +106,7 @@ def _chunks(
     digests: StreamDigests,
     writing: Stopwatch,
     output: Store,
+    hold: Hold,
     advance: Callable[[int], None],
     cancelled: Callable[[], bool],
 ) -> Iterator[memoryview | bytes]:
@@ -127,5 +133,5 @@ def _chunks(
     if cancelled():  # another attempt may have been faster
         raise Interrupted("stopped")
     # in a thread of the reader's: obstore runs this generator where no other request can be made
-    pipeline.reader.pool.submit(require_claim, output, job.fingerprint).result()
+    pipeline.reader.pool.submit(require_hold, output, hold).result()
     writing.start()  # what is under way is still to arrive

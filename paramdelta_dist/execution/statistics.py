@@ -14,6 +14,7 @@ from typing import Any
 from paramdelta_dist.errors import IntegrityError, Interrupted, NotFound, ParamDeltaError, UsageError
 from paramdelta_dist.execution.documents import read_document, render_document
 from paramdelta_dist.execution.executor import Executor
+from paramdelta_dist.execution.holding import write_held
 from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.pipeline import tile_pipeline, tile_reader
 from paramdelta_dist.execution.receipts import FOLDER
@@ -83,7 +84,7 @@ def gather(
             result = sweep.finish(total, subject)
             found = replace(found, statistics=(*found.statistics[:-1], result))
             if keep:
-                _keep(store, f"{STATISTICS}/{number}.json", job.fingerprint, result)
+                _keep(store, job, f"{STATISTICS}/{number}.json", result)
                 _forget(store, f"{STATISTICS}/{number}/")
         else:
             found = replace(found, statistics=(*found.statistics, kept[0]))
@@ -151,7 +152,7 @@ def look_at_shard(job: LookJob, look: ShardUnit, *, advance: Callable[[int], Non
             error.bytes_read = pipeline.reader.bytes_read
             raise
     if job.keep:
-        _keep(open_store(job.merge.output, job.merge.storage), part_name(job.number, shard.file), job.merge.fingerprint, total)
+        _keep(open_store(job.merge.output, job.merge.storage), job.merge, part_name(job.number, shard.file), total)
     advance(shard.size - done)
     return Found(shard.file, total, pipeline.reader.bytes_read, pipeline.reader.requests)
 
@@ -170,10 +171,11 @@ def _folded(sweep: Sweep, totals: Sequence[Any]) -> Any:
     return total
 
 
-def _keep(store: Store, name: str, fingerprint: str, value: Any) -> None:
+def _keep(store: Store, job: Job, name: str, value: Any) -> None:
     from paramdelta_dist.kernels.partials import encode  # here: most merges have no use for torch
 
-    store.write(name, render_document({"fingerprint": fingerprint, "value": encode(value)}))
+    assert job.hold is not None
+    write_held(store, job.hold, name, render_document({"fingerprint": job.fingerprint, "value": encode(value)}))
 
 
 def _kept(store: Store, name: str, fingerprint: str) -> tuple[Any] | None:

@@ -16,12 +16,13 @@ from paramdelta_dist.checkpoint.header import ALIGNMENT
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX
 from paramdelta_dist.errors import CheckpointError, InputError, Interrupted, NotFound
 from paramdelta_dist.execution.digests import StreamDigests
-from paramdelta_dist.execution.documents import MAX_DOCUMENT, parse_document, read_document
+from paramdelta_dist.execution.documents import read_document
+from paramdelta_dist.execution.holding import COMMIT, PLAN, find_document, mark_of
 from paramdelta_dist.execution.making import Job
-from paramdelta_dist.execution.output import COMMIT, PLAN, REPORT
 from paramdelta_dist.execution.pieces import read_pieces
 from paramdelta_dist.execution.pipeline import MadeTile, tile_pipeline, tile_reader
 from paramdelta_dist.execution.receipts import MAX_RECEIPT, Receipt, parse_receipt, receipt_name
+from paramdelta_dist.execution.replacing import REPORT
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import cut_tiles, steps_of
 from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
@@ -100,8 +101,12 @@ def check_structure(store: Store, storage: StorageConfig, url: str, commit: Mapp
             problems.append(f"{name}: missing")
         elif present[name].size != entry["size"]:
             problems.append(f"{name}: {present[name].size} bytes, committed were {entry['size']}")
-    sealed = {name: name in present and parse_document(store.read(name, limit=MAX_DOCUMENT)) is not None for name in (PLAN, REPORT)}
-    problems += [f"{name}: missing or not as it was written" for name, sound in sealed.items() if not sound]
+    found = {name: find_document(store, name) for name in (PLAN, REPORT)}
+    unreadable = [name for name, document in found.items() if document is None]
+    problems += [f"{name}: missing or not as it was written; the same merge, run again, writes it anew" for name in unreadable]
+    plan = found[PLAN]
+    if plan is not None and (plan.get("fingerprint"), mark_of(plan)) != (commit["fingerprint"], mark_of(commit)):
+        problems.append(f"{COMMIT}: another run has taken the output since: its {PLAN} is not the one that was committed")
     strangers = [name for name in present if name.endswith((".safetensors", ".safetensors.index.json")) and name not in commit["files"]]
     problems += [f"{name}: not part of the commit" for name in strangers]
     for file, entry in _shards(commit).items():

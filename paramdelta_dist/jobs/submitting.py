@@ -29,6 +29,8 @@ class Submission:
     options: tuple[str, ...] = ()
     """For the merge on the cluster."""
     overwrite: bool = False
+    yes: bool = False
+    """Whether overwriting may delete what no merge of ours has made."""
     begun: bool = False
     """Whether the output holds the beginning of this very merge."""
     ship: str = "image"
@@ -59,7 +61,7 @@ def submit(cluster: Cluster, submission: Submission) -> Submitted:
     if overwrite and submission.begun and last is not None and last[1].metadata.get(OVERWRITE) == "true":
         overwrite = False
         notes.append(f"goes on from {last[0]}, which has replaced the output's old content already")
-    options = [*submission.options, *(["--overwrite"] if overwrite else [])]
+    options = [*submission.options, *(["--overwrite", *(["--yes"] if submission.yes else [])] if overwrite else [])]
     with tempfile.TemporaryDirectory(prefix="paramdelta-") as folder:
         parcel.pack(Path(folder), submission.text, submission.ship)
         try:

@@ -3,6 +3,7 @@
 from paramdelta_dist.storage.blocks import WRITE_MEMORY
 from paramdelta_dist.storage.leftovers import Leftover, find_leftovers, remove_leftover
 from paramdelta_dist.storage.opening import open_store
+from paramdelta_dist.storage.sameness import shared_files
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, Store
 from paramdelta_dist.storage.uploads import PARTS_IN_FLIGHT, part_size
@@ -25,4 +26,5 @@ __all__ = [
     "redact",
     "remove_leftover",
     "scheme_of",
+    "shared_files",
 ]

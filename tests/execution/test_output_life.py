@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.errors import IntegrityError, OutputOccupied, StorageError
+from paramdelta_dist.errors import IntegrityError, OutputOccupied, OutputTaken, StorageError
 from paramdelta_dist.execution import making
 from paramdelta_dist.execution import shard as shards
 from paramdelta_dist.storage.local import LocalStore
@@ -26,7 +26,7 @@ def models(tmp_path):
 
 
 def make(models, out, **options):
-    engine = {key: options.pop(key) for key in ("overwrite", "workers") if key in options}
+    engine = {key: options.pop(key) for key in ("overwrite", "confirm", "workers") if key in options}
     return api.merge(recipe(*models, out, shard_size="25KB", **options), **engine)
 
 
@@ -127,10 +127,13 @@ def test_a_folder_with_something_else_is_refused_and_overwrite_leaves_strangers_
     with pytest.raises(OutputOccupied, match=r"notes\.md"):
         make(models, out)
     assert sorted(path.name for path in out.iterdir()) == ["model-00007-of-00009.safetensors", "notes.md", "tokenizer.json"]
-    make(models, out, overwrite=True)
+    with pytest.raises(OutputOccupied, match=r"model-00007-of-00009\.safetensors\nNothing was deleted.*--yes"):
+        make(models, out, overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == ["model-00007-of-00009.safetensors", "notes.md", "tokenizer.json"]
+    make(models, out, overwrite=True, confirm=lambda foreign: True)
     assert (out / "notes.md").read_text() == "mine"
+    assert (out / "tokenizer.json").read_text() == "{}", "no file of the new output has this name"
     assert not (out / "model-00007-of-00009.safetensors").exists()
-    assert not (out / "tokenizer.json").exists()
     assert api.status(str(out))["state"] == "complete"
 
 
@@ -215,7 +218,7 @@ def test_a_merge_whose_output_was_taken_over_publishes_nothing_more(models, tmp_
 
     make(models, tmp_path / "quiet", weight=0.25)
     monkeypatch.setattr(making.TileMaker, "make", overtake)
-    with pytest.raises(OutputOccupied, match="taken over by another merge"):
+    with pytest.raises(OutputTaken, match="taken over by another merge"):
         make(models, tmp_path / "out", workers=1)
     assert overtaken[1].state == "merged"
     assert weights(tmp_path / "out") == weights(tmp_path / "quiet")

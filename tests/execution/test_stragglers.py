@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from paramdelta_dist.execution import scheduling
+from paramdelta_dist.execution.holding import RUN, new_mark, write_plan
 from paramdelta_dist.execution.output import require_shards
 from paramdelta_dist.execution.ray import RayExecutor
 from paramdelta_dist.storage import StorageConfig, open_store
@@ -63,8 +64,9 @@ def test_a_late_unit_gets_a_copy_and_the_loser_cannot_spoil_the_result(acts, tol
     assert run.executor.retries == 0
     assert run.receipts["011.safetensors"].worker == told_by
     store = open_store(board.folder, StorageConfig())
+    hold = write_plan(store, {RUN: new_mark()}, None)
     before = store.list()
-    held = require_shards(store, run.receipts)
+    held = require_shards(store, hold, run.receipts)
     time.sleep(0.7)
     after = store.list()
     assert {file: receipt.identity for file, receipt in held.items()} == {file: after[file] for file in held}
