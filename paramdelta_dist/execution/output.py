@@ -278,7 +278,7 @@ def _changed(store: Store, files: Mapping[str, Any]) -> list[str]:
                 digest.update(piece)
         except (InputChanged, NotFound):
             return False
-        return digest.hexdigest() == entry["digest"]
+        return bool(digest.hexdigest() == entry["digest"])
 
     return [name for name in files if not same(name)]
 
