@@ -1,9 +1,11 @@
-"""Two runs into one output at the same time: of one recipe both are right, of two recipes one is."""
+"""Two runs into one output at the same time: of one recipe both are right, of two recipes one is, and the other says so."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import time
 
 import pytest
@@ -74,3 +76,94 @@ def test_of_two_recipes_into_one_output_the_second_is_refused(place, late, quiet
     assert "belongs to another merge (another recipe)" in said["message"]
     assert "choose another output, or --overwrite" in said["message"]
     assert_complete(place, quiet if ends[0].code == 0 else other)
+
+
+FILLING = ("first tile", "mid shard", "before the put completes", "after the claim is asked for a shard")
+PUBLISHING = (
+    "after the put and before the receipt",
+    "after a receipt",
+    "before a side file",
+    "after a side file",
+    "between shards and index",
+    "after the index",
+    "before the card",
+    "before the report",
+    "after the report",
+    "before config.json",
+    "after config.json",
+    "before the commit",
+    "after the commit",
+)
+TAKING_OVER = (
+    "before the plan",
+    "after the plan",
+    "before the first delete",
+    "after the first delete",
+    "amid the deletes",
+    "before the plan without its list",
+    "after the plan without its list",
+)
+SHORT = {("disk", "before config.json"), ("s3", "before the put completes"), ("s3", "before the commit"), ("disk", "after the plan")}
+
+
+def stops(points):
+    return [
+        pytest.param(where, point, id=f"{where}-{point}".replace(" ", "_"), marks=() if (where, point) in SHORT else pytest.mark.slow)
+        for where in ("disk", "s3")
+        for point in points
+    ]
+
+
+def stopped_at(point, folder, recipe, place, *options):
+    """A run that is stopped at a point, and its ending so that no stopped process is left behind."""
+    chaos = Chaos(folder, point, "stopped")
+    process = start(*merge_arguments(recipe, "local"), *options, place=place, chaos=chaos)
+    try:
+        wait_for(lambda: chaos.struck or process.poll() is not None)
+        assert process.poll() is None, end(process)
+    except BaseException:
+        process.kill()
+        raise
+    return process
+
+
+def go_on(process):
+    os.kill(process.pid, signal.SIGCONT)
+    return end(process)
+
+
+def assert_verified(place, model):
+    assert_complete(place, model)
+    verified = end(start("verify", place.output, "--deep", "--json", place=place))
+    assert verified.code == 0, verified
+
+
+@pytest.mark.parametrize(("place", "point"), stops(FILLING + PUBLISHING), indirect=["place"])
+def test_a_run_that_was_stopped_while_another_took_its_output_says_so_and_spoils_nothing(place, point, other, tmp_path):
+    recipes = [write_recipe(tmp_path / f"{weight}.yaml", place, weight=weight) for weight in (1.0, 0.5)]
+    loser = stopped_at(point, tmp_path / "chaos", recipes[0], place)
+    try:
+        winner = end(start(*merge_arguments(recipes[1], "local"), "--overwrite", place=place))
+    finally:
+        lost = go_on(loser)
+    assert winner.code == 0, winner
+    assert lost.code == 3, lost
+    assert json.loads(lost.output)["error"]["kind"] == "OutputTaken", lost
+    assert place.leftovers() == []
+    assert_verified(place, other)
+
+
+@pytest.mark.parametrize(("place", "point"), stops(TAKING_OVER), indirect=["place"])
+def test_a_run_that_was_stopped_as_it_takes_an_output_has_it_in_the_end(place, point, other, tmp_path):
+    recipes = [write_recipe(tmp_path / f"{weight}.yaml", place, weight=weight) for weight in (1.0, 0.5)]
+    chaos = Chaos(tmp_path / "first", pace=0.1)
+    first = start(*merge_arguments(recipes[0], "local"), place=place, chaos=chaos)
+    wait_for(lambda: sum(name.startswith(".paramdelta/receipts/") for name in place.names()) > 2 or first.poll() is not None)
+    second = stopped_at(point, tmp_path / "chaos", recipes[1], place, "--overwrite")
+    try:
+        lost = end(first)
+    finally:
+        won = go_on(second)
+    assert won.code == 0, won
+    assert lost.code == (0 if point == "before the plan" else 3), lost
+    assert_verified(place, other)

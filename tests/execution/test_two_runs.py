@@ -190,9 +190,8 @@ def test_a_run_that_comes_in_while_another_takes_over_mixes_nothing(ground, at, 
 @pytest.mark.parametrize("at", moments({5, 30}, 60))
 def test_a_merge_that_is_begun_anew_by_the_same_recipe_is_lost_to_the_one_that_began_it(ground, at):
     meeting = Meeting(ground.url, at, lambda: ground.run(1.0, overwrite=True))
-    with meeting.patched():
-        with suppress(OutputTaken):
-            assert ground.run(1.0).state in ("merged", "nothing to do")
+    with meeting.patched(), suppress(OutputTaken):
+        assert ground.run(1.0).state in ("merged", "nothing to do")
     ground.assert_is(1.0)
 
 

@@ -1,15 +1,15 @@
-"""Death at a named point. Python loads this file by itself where its folder is on the path; the package knows nothing of it.
+"""Death, or a stop, at a named point. Python loads this file by itself where its folder is on the path; the package knows nothing of it.
 
 A process under test, and the workers of a Ray that it starts, inherit in the environment
 
 CHAOS_DIR     a folder for what happened: `started` has a line for every put that began, `struck` exists after the kill
 CHAOS_POINT   where to kill: a key of POINTS
 CHAOS_ROLE    whom: process or driver (the process that was started first), worker (a Ray actor's process),
-              node (a worker's raylet and the worker with it)
+              node (a worker's raylet and the worker with it), or stopped: this process, by SIGSTOP, so that it can go on
 CHAOS_PACE    seconds to wait after each tile, so that there is time to be killed in
 CHAOS_TILE    bytes of a tile, CHAOS_PART of a part of an upload: small models then have several of them
 
-The kill is SIGKILL, once in all, whichever process comes to the point first.
+The kill is SIGKILL or SIGSTOP, once in all, whichever process comes to the point first.
 """
 
 import importlib.abc
@@ -30,8 +30,36 @@ POINTS = {
     "between shards and index": 1,
     "before the commit": 1,
     "before the pointer": 1,
+    "after the claim is asked for a shard": 2,
+    "after a receipt": 2,
+    "before a side file": 1,
+    "after a side file": 1,
+    "after the index": 1,
+    "before the card": 1,
+    "before the report": 1,
+    "after the report": 1,
+    "before config.json": 1,
+    "after config.json": 1,
+    "after the commit": 1,
+    "before the plan": 1,
+    "after the plan": 1,
+    "before the first delete": 1,
+    "after the first delete": 1,
+    "amid the deletes": 5,
+    "before the plan without its list": 2,
+    "after the plan without its list": 2,
 }
 """How many times a process comes to each point until it is struck there: beyond the first, something is finished and can be kept."""
+WRITES = {
+    "generation_config.json": ("before a side file", "after a side file"),
+    "model.safetensors.index.json": ("", "after the index"),
+    "README.md": ("before the card", ""),
+    ".paramdelta/report.json": ("before the report", "after the report"),
+    "config.json": ("before config.json", "after config.json"),
+    ".paramdelta/commit.json": ("", "after the commit"),
+    ".paramdelta/plan.json": ("before the plan|before the plan without its list", "after the plan|after the plan without its list"),
+}
+"""Points before and after the write of a file."""
 PARTS_ARRIVE_SECONDS = 0.3
 """What parts that are under way get before the death that leaves them in an upload nobody completes."""
 HELD_SECONDS = 120
@@ -56,6 +84,9 @@ def arrive(point):
 
 
 def kill():
+    if role == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return
     if role == "node":
         os.kill(os.getppid(), signal.SIGKILL)
     os.kill(first_process if role == "driver" else os.getpid(), signal.SIGKILL)
@@ -83,7 +114,7 @@ def watched(chunks, size):
 def watch_store(name):
     def patch(module):
         store = getattr(module, name)
-        put, write = store.put, store.write
+        put, write, delete, identify = store.put, store.write, store.delete, store.identify
 
         def watched_put(self, name, chunks, *, size):
             with (folder / "started").open("a") as log:
@@ -99,9 +130,28 @@ def watch_store(name):
                 arrive("before the commit")
             if name == "latest.json":
                 arrive("before the pointer")
-            return write(self, name, data, **options)
+            for point in WRITES.get(name, ("", ""))[0].split("|"):
+                arrive(point)
+            written = write(self, name, data, **options)
+            if name.startswith(".paramdelta/receipts/"):
+                arrive("after a receipt")
+            for point in WRITES.get(name, ("", ""))[1].split("|"):
+                arrive(point)
+            return written
 
-        store.put, store.write = watched_put, watched_write
+        def watched_delete(self, name):
+            arrive("before the first delete")
+            arrive("amid the deletes")
+            delete(self, name)
+            arrive("after the first delete")
+
+        def watched_identify(self, name):
+            found = identify(self, name)
+            if name == ".paramdelta/plan.json" and threading.current_thread() is not threading.main_thread():
+                arrive("after the claim is asked for a shard")
+            return found
+
+        store.put, store.write, store.delete, store.identify = watched_put, watched_write, watched_delete, watched_identify
 
     return patch
 
