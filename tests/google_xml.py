@@ -184,7 +184,7 @@ class _Xml(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         self.server_of.requests.append((self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
         try:
-            if path.startswith("/computeMetadata/") or path in ("/token", "/sts"):
+            if path.startswith("/computeMetadata/") or path in ("/token", "/sts") or path.endswith("/oauth2/v2.0/token"):
                 self._token(path)
             else:
                 bucket, _, name = path.lstrip("/").partition("/")
@@ -208,6 +208,8 @@ class _Xml(BaseHTTPRequestHandler):
             reply = self.server_of.give_token() if known else {"email": "default", "scopes": [], "aliases": ["default"]}
         else:
             form = dict(parse_qsl(self.body.decode()))
+            if path.endswith("/oauth2/v2.0/token"):  # that of Microsoft, who knows nobody here
+                raise Refusal(401, "invalid_client")
             if path == "/token" and not self.server_of._signed(form.get("assertion", "")):
                 raise Refusal(400, "invalid_grant")
             if path == "/sts" and form.get("subject_token") != "a token of the other side":

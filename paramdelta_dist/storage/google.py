@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote
@@ -44,19 +45,12 @@ def credential_provider() -> Callable[[], dict[str, str | datetime | None]] | No
     path = os.environ.get(_FILE, "") or _file_of_gcloud()
     if not path or _kind(path) in _KNOWN_TO_OBSTORE:
         return None
-    from google.auth import load_credentials_from_file
-    from google.auth.exceptions import GoogleAuthError
-
-    try:
-        credentials, _ = load_credentials_from_file(path, scopes=_SCOPES)  # type: ignore[no-untyped-call]
-    except (GoogleAuthError, ValueError) as error:
-        raise CredentialsError(f"{path}: {error}") from error
+    credentials = _from_file(path)
 
     def provide() -> dict[str, str | datetime | None]:
-        from google.auth.transport.requests import Request
-
         if not credentials.valid or not credentials.expiry or _seconds_left(credentials) < _EARLY_SECONDS:
-            credentials.refresh(Request())
+            with _translated(path):
+                credentials.refresh(_request())
         return {"token": credentials.token, "expires_at": credentials.expiry and credentials.expiry.replace(tzinfo=timezone.utc)}
 
     return provide
@@ -73,13 +67,66 @@ def _file_of_gcloud() -> str:
 
 
 def _kind(path: str) -> str:
+    return str(_content(path)["type"])
+
+
+def _content(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            return str(json.load(file)["type"])
+            content = json.load(file)
     except OSError as error:
         raise CredentialsError(f"{_FILE}={path}: {error.strerror}") from error
+    except ValueError as error:
+        raise CredentialsError(f"{path} is no file of Google credentials: it should be JSON") from error
+    if not isinstance(content, dict) or "type" not in content:
+        raise CredentialsError(f"{path} is no file of Google credentials: it should say its `type`")
+    return content
+
+
+def _from_file(path: str) -> Any:
+    """By its type, and not by what tells the types apart in google-auth, which asks another service for the project on the way."""
+    from google.auth import aws, identity_pool, impersonated_credentials, pluggable
+    from google.oauth2 import credentials, service_account
+
+    content = _content(path)
+    source = content.get("credential_source") or {}
+    outside: Any = identity_pool.Credentials
+    impersonated: Any = impersonated_credentials.Credentials
+    if "executable" in source:
+        outside = pluggable.Credentials
+    elif str(source.get("environment_id", "")).startswith("aws"):
+        outside = aws.Credentials
+    readers = {
+        "service_account": lambda: service_account.Credentials.from_service_account_info(content, scopes=_SCOPES),  # type: ignore[no-untyped-call]
+        "authorized_user": lambda: credentials.Credentials.from_authorized_user_info(content),  # type: ignore[no-untyped-call]
+        "external_account": lambda: outside.from_info(content, scopes=_SCOPES),
+        "impersonated_service_account": lambda: impersonated.from_impersonated_service_account_info(content, _SCOPES),
+    }
+    if content["type"] not in readers:
+        raise CredentialsError(f"{path}: credentials of type {content['type']!r} are not known; known are {', '.join(readers)}")
+    try:
+        with _translated(path):
+            return readers[content["type"]]()
     except (ValueError, KeyError, TypeError) as error:
-        raise CredentialsError(f"{path} is no file of Google credentials: it should be JSON with a `type`") from error
+        raise CredentialsError(f"{path} is no file of Google credentials: {error}") from error
+
+
+@contextmanager
+def _translated(where: str) -> Iterator[None]:
+    from google.auth.exceptions import GoogleAuthError, TransportError
+
+    try:
+        yield
+    except TransportError as error:
+        raise TransientStorageError(f"{where}: {error}") from error
+    except GoogleAuthError as error:
+        raise CredentialsError(f"{where}: {error}") from error
+
+
+def _request() -> Any:
+    from google.auth.transport.requests import Request
+
+    return Request()
 
 
 def open_uploads(bucket: str, prefix: str, settings: StoreSettings) -> Iterator[tuple[str, datetime, str]]:
@@ -105,24 +152,19 @@ def abort_upload(bucket: str, key: str, upload: str, settings: StoreSettings) ->
 
 def _asked(method: str, settings: StoreSettings, bucket: str, key: str = "", **query: str) -> bytes:
     """One request of the XML API, tried again as all others are."""
-    from google.auth.exceptions import GoogleAuthError, TransportError
-
     where = f"gs://{bucket}/{key or query.get('prefix', '')}"
     url = f"{endpoint(settings) or _GOOGLE}/{quote(bucket, safe='')}" + (f"/{quote(key, safe='')}" if key else "")
 
     def ask() -> bytes:
         try:
-            reply = _session(settings).request(
-                method,
-                url,
-                params=query,
-                timeout=retry.STALL_SECONDS,
-                headers={"Content-Length": "0", "Content-Type": "application/octet-stream"},
-            )
-        except TransportError as error:
-            raise TransientStorageError(f"{where}: {error}") from error
-        except GoogleAuthError as error:
-            raise CredentialsError(f"{where}: {error}") from error
+            with _translated(where):
+                reply = _session(settings).request(
+                    method,
+                    url,
+                    params=query,
+                    timeout=retry.STALL_SECONDS,
+                    headers={"Content-Length": "0", "Content-Type": "application/octet-stream"},
+                )
         except OSError as error:  # what requests raises
             raise TransientStorageError(f"{where}: {error}") from error
         if reply.status_code < 300 or (method == "DELETE" and reply.status_code == 404):
@@ -145,6 +187,19 @@ def _session(settings: StoreSettings) -> Any:
     from google.auth import default
     from google.auth.credentials import AnonymousCredentials
     from google.auth.transport.requests import AuthorizedSession
+    from google.oauth2.credentials import Credentials
 
-    credentials = AnonymousCredentials() if settings.anonymous else default(scopes=_SCOPES)[0]  # type: ignore[no-untyped-call]
+    path = (
+        os.environ.get("GOOGLE_SERVICE_ACCOUNT")
+        or os.environ.get("GOOGLE_SERVICE_ACCOUNT_PATH")
+        or os.environ.get(_FILE)
+        or _file_of_gcloud()
+    )
+    credentials: Any
+    if settings.anonymous:
+        credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
+    elif token := os.environ.get("GOOGLE_BEARER_TOKEN"):
+        credentials = Credentials(token)  # type: ignore[no-untyped-call]
+    else:
+        credentials = _from_file(path) if path else default(scopes=_SCOPES)[0]
     return AuthorizedSession(credentials, max_refresh_attempts=1)  # type: ignore[no-untyped-call]

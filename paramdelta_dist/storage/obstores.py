@@ -83,6 +83,12 @@ def _classified(error: BaseException, where: str) -> ParamDeltaError:
     text = str(error)
     status, code = (found[1] if (found := pattern.search(text)) else "" for pattern in (_STATUS, _CODE))
     told = f"{_first_line(error)} {code}".rstrip()
+    if "token request" in text:  # of whoever gives out tokens: the store itself was not asked
+        if "metadata" in text.lower() and status != "429" and not status.startswith("5"):
+            return CredentialsError(f"{where}: no credentials found in the environment, and no metadata service to ask ({told})")
+        return (
+            _denied(where, told) if status.startswith("4") and status not in ("408", "429") else TransientStorageError(f"{where}: {told}")
+        )
     if code in aws.PASSING_CODES:
         return TransientStorageError(f"{where}: {told}")
     if code in ("NoSuchBucket", "ContainerNotFound"):
@@ -107,8 +113,6 @@ def _classified(error: BaseException, where: str) -> ParamDeltaError:
         return StorageError(f"{where}: the store does not support this ({told})")
     if status == "501" or (status.startswith("4") and status not in ("408", "409", "425", "429")):
         return StorageError(f"{where}: {told}")
-    if "metadata" in text and "token" in text:
-        return CredentialsError(f"{where}: no credentials found in the environment, and no metadata service to ask ({told})")
     return TransientStorageError(f"{where}: {told}")
 
 
