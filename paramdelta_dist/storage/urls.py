@@ -121,7 +121,9 @@ def redact(url: str) -> str:
     head, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     path = path.partition("?")[0] if scheme_of(url) in ("http", "https") else path
-    return f"{head}://{host.rpartition('@')[2]}{slash}{path}"
+    user, at, host = host.rpartition("@")
+    container = f"{user}@" if at and scheme_of(url) in ("abfs", "abfss", "az") and ":" not in user else ""
+    return f"{head}://{container}{host}{slash}{path}"
 
 
 def inside(url: str, folder: str) -> bool:

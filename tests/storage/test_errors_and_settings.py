@@ -405,6 +405,13 @@ def test_redact_leaves_the_rest_of_a_url() -> None:
     assert redact("https://host:80/a?signature=abc") == "https://host:80/a"
 
 
+@pytest.mark.parametrize("scheme", ["abfs", "abfss"])
+def test_the_container_before_an_account_is_no_secret(scheme: str) -> None:
+    url = f"{scheme}://container@account.dfs.core.windows.net/a"
+    assert redact(url) == url
+    assert redact(f"{scheme}://user:pass@account.dfs.core.windows.net/a") == f"{scheme}://account.dfs.core.windows.net/a"
+
+
 def test_inside_is_about_folders_and_not_letters(tmp_path: Path) -> None:
     assert inside("s3://bucket/a", "s3://bucket/a")
     assert inside("s3://bucket/a/b", "s3://bucket/a")

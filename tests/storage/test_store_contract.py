@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from paramdelta_dist.storage import StorageConfig, Store, StoreSettings, open_store
+from tests.azurite import AzureServer
 from tests.contracts.store_contract import LARGE, ProducerError, StoreContract, content, failing
+from tests.google_xml import GoogleServer
 from tests.servers import GcsServer, S3Server
 
 
@@ -21,6 +23,11 @@ def s3_bucket(s3_server: S3Server) -> str:
 @pytest.fixture(scope="session")
 def gcs_bucket(gcs_server: GcsServer) -> str:
     return gcs_server.make_bucket()
+
+
+@pytest.fixture(scope="session")
+def azure_container(azure_server: AzureServer) -> str:
+    return azure_server.make_container()
 
 
 def fresh(bucket: str, *, engine: str = "auto") -> Store:
@@ -98,3 +105,54 @@ class TestGcsThroughGcsfs(StoreContract):
     def store(self, gcs_server: GcsServer, gcs_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Store:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.endpoint)
         return fresh(f"gs://{gcs_bucket}")
+
+
+class TestGcsThroughObstore(StoreContract):
+    """Over the XML API, by the way that users go."""
+
+    @pytest.fixture
+    def bucket(self, google_server: GoogleServer) -> str:
+        return google_server.make_bucket()
+
+    @pytest.fixture
+    def store(self, google_server: GoogleServer, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+        for name, value in google_server.environ.items():
+            monkeypatch.setenv(name, value)
+        return fresh(f"gs://{bucket}")
+
+    @pytest.mark.parametrize("produced", [0, 1000, LARGE])
+    def test_a_failed_put_leaves_no_upload_open(self, store: Store, google_server: GoogleServer, bucket: str, produced: int) -> None:
+        with pytest.raises(ProducerError):
+            store.put("object", failing(content(produced), 3_000_001, ProducerError()), size=LARGE + 1)
+        assert bucket not in {upload.bucket for upload in google_server.uploads.values()}
+
+    def test_a_list_of_several_pages_is_whole(self, store: Store, google_server: GoogleServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(google_server, "page", 2)
+        written = {name: store.write(name, name.encode()) for name in ("a", "b/a", "b/c", "d", "e&<f>")}
+        assert store.list() == written
+
+
+class _AzureContract(StoreContract):
+    def test_neighbours_with_the_same_beginning_are_not_listed(self, store: Store) -> None:
+        beside = open_store(f"{store.url}-beside", StorageConfig())
+        beside.write("object", b"beside")
+        identity = store.write("object", b"inside")
+        assert store.list() == {"object": identity}
+
+
+class TestAzureByConnectionString(_AzureContract):
+    @pytest.fixture
+    def store(self, azure_server: AzureServer, azure_container: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+        for name, value in azure_server.environ.items():
+            monkeypatch.setenv(name, value)
+        return fresh(f"az://{azure_container}")
+
+
+class TestAzureBySharedAccessSignature(_AzureContract):
+    """And by the URL of Hadoop's driver, which names the account."""
+
+    @pytest.fixture
+    def store(self, azure_server: AzureServer, azure_container: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", azure_server.endpoint)
+        monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", azure_server.sas(azure_container))
+        return fresh(f"abfss://{azure_container}@{azure_server.account}.dfs.core.windows.net")
