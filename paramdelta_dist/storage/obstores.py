@@ -23,6 +23,7 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store, from_url
 
+from paramdelta_dist import stopping
 from paramdelta_dist.errors import (
     AlreadyExists,
     CredentialsError,
@@ -227,6 +228,7 @@ class _Counted:
                 yield chunk
         except BaseException as error:
             self.error = error
+            stopping.alive()  # the upload is taken back now
             raise
         if sent != size:
             raise IntegrityError(f"{where}: {size} bytes announced, {sent} produced; nothing was published")

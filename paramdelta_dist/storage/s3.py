@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
+from paramdelta_dist import stopping
 from paramdelta_dist.storage import aws, retry
 from paramdelta_dist.storage.fsspecs import classified, library_errors, service_reply
 from paramdelta_dist.storage.settings import StoreSettings
@@ -20,7 +20,7 @@ class PersistentS3(S3FileSystem):  # type: ignore[misc]
     """s3fs's own tries."""
 
     async def _call_s3(self, method: str, *arguments: Any, **options: Any) -> Any:
-        delays = retry.pauses()
+        delays, waiting = retry.pauses(), stopping.Waiting()
         while True:
             try:
                 return await super()._call_s3(method, *arguments, **options)
@@ -30,7 +30,7 @@ class PersistentS3(S3FileSystem):  # type: ignore[misc]
                 if gone or not meaning.retryable or (delay := next(delays, None)) is None:
                     raise
                 retry.log.warning("%s; next attempt in %.1f s", meaning, delay)
-                await asyncio.sleep(delay)
+                await waiting.sleep_in_loop(delay)
 
     call_s3 = sync_wrapper(_call_s3)
 

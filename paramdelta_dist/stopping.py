@@ -1,0 +1,110 @@
+"""Being told to stop: whoever waits learns of it at once, and an orderly end has as long as something still answers.
+
+What waits for a store that is away sleeps in `Waiting.sleep`, which a stop ends. What is under way then may end in good order,
+take back an upload for instance, as long as there are signs of life (`alive`): answers of a store, mostly. Whoever ends the
+process, or a worker, goes by `time_left`. A stop concerns what has begun before it; what begins later waits as ever, since a
+program that uses this package may go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from paramdelta_dist.errors import Interrupted
+
+GRACE_SECONDS = 1.5
+"""How long after the last sign of life an orderly end is still hoped for."""
+LONGEST_SECONDS = 8.0
+"""How long after a stop it may take in all; those who end containers and batch jobs kill after ten seconds or more."""
+LOOK_SECONDS = 0.2
+
+T = TypeVar("T")
+
+_changed = threading.Condition()
+_stops = 0
+"""How often this process was told to stop."""
+_stopped = _alive = 0.0
+"""When it was last, and the last sign of life since, on the monotonic clock."""
+_farewell = "stopped"
+
+
+def stop() -> None:
+    """End every wait that has begun."""
+    global _stops, _stopped, _alive
+    with _changed:
+        _stops += 1
+        _stopped = _alive = time.monotonic()
+        _changed.notify_all()
+
+
+def requested() -> bool:
+    """Whether this process was ever told to stop."""
+    return _stops > 0
+
+
+def alive(seconds: float = 0.0) -> None:
+    """A sign of life: something has answered, or is known to need so many more seconds."""
+    global _alive
+    _alive = max(_alive, time.monotonic() + seconds)
+
+
+def time_left() -> float:
+    """Seconds until what was told to stop and has not ended is to be ended; 0 from then on."""
+    return max(0.0, min(_alive + GRACE_SECONDS, _stopped + LONGEST_SECONDS) - time.monotonic())
+
+
+def say(text: str) -> None:
+    """What is to be said if a stop comes from here on: what becomes of what has been begun, and how to go on."""
+    global _farewell
+    _farewell = text
+
+
+def farewell() -> str:
+    return _farewell
+
+
+class Waiting:
+    """The waits of one piece of work, which a stop since its beginning ends."""
+
+    def __init__(self) -> None:
+        self._stops = _stops
+
+    def sleep(self, seconds: float) -> None:
+        """Raises Interrupted when a stop comes, or has come."""
+        with _changed:
+            if _changed.wait_for(lambda: _stops != self._stops, timeout=seconds):
+                raise Interrupted("stopped")
+
+    async def sleep_in_loop(self, seconds: float) -> None:
+        """The same on an event loop, which takes a moment to notice."""
+        end = time.monotonic() + seconds
+        while True:
+            self.sleep(0)
+            if (left := end - time.monotonic()) <= 0:
+                return
+            await asyncio.sleep(min(left, LOOK_SECONDS))
+
+
+def interruptible(call: Callable[[], T]) -> T:
+    """`call()`, from another thread where this is the main one, so that Ctrl-C can interrupt it.
+
+    Python handles signals in the main thread, between two steps of the interpreter: none comes while a library waits for a
+    network outside of it. A call that was interrupted goes on unheard until it ends by itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    answer: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="call", daemon=True).start()
+    return answer.result()
