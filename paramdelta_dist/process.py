@@ -44,7 +44,8 @@ def run(command: Callable[[], object]) -> NoReturn:
     try:
         code = _exit_code(command)
         _flush()
-        signals.ended = code
+        if not signals.stopped:
+            signals.ended = code
     except BaseException:  # of a KeyboardInterrupt other code may have made something else
         if not signals.stopped:
             raise

@@ -8,11 +8,9 @@ program that uses this package may go on.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TypeVar
 
 from paramdelta_dist.errors import Interrupted
@@ -21,7 +19,6 @@ GRACE_SECONDS = 1.5
 """How long after the last sign of life an orderly end is still hoped for."""
 LONGEST_SECONDS = 8.0
 """How long after a stop it may take in all; those who end containers and batch jobs kill after ten seconds or more."""
-LOOK_SECONDS = 0.2
 
 T = TypeVar("T")
 
@@ -80,15 +77,6 @@ class Waiting:
             if _changed.wait_for(lambda: _stops != self._stops, timeout=seconds):
                 raise Interrupted("stopped")
 
-    async def sleep_in_loop(self, seconds: float) -> None:
-        """The same on an event loop, which takes a moment to notice."""
-        end = time.monotonic() + seconds
-        while True:
-            self.sleep(0)
-            if (left := end - time.monotonic()) <= 0:
-                return
-            await asyncio.sleep(min(left, LOOK_SECONDS))
-
 
 def interruptible(call: Callable[[], T]) -> T:
     """`call()`, from another thread where this is the main one, so that Ctrl-C can interrupt it.
@@ -98,6 +86,8 @@ def interruptible(call: Callable[[], T]) -> T:
     """
     if threading.current_thread() is not threading.main_thread():
         return call()
+    from concurrent.futures import Future  # by way of logging, for which the beginning of a program has no time
+
     answer: Future[T] = Future()
 
     def work() -> None:
