@@ -70,7 +70,7 @@ class _Signals:
     """Hears of signals, in whatever state the main thread is."""
 
     def __init__(self) -> None:
-        self.stopped = False
+        self.stopped = self._interrupted = False
         self.ended: int | None = None
         """The exit code, once nothing is left to stop."""
         self._heard, told = os.pipe()
@@ -85,8 +85,8 @@ class _Signals:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.ended is not None:
             os._exit(self.ended)
-        if not self.stopped:
-            self.stopped = True
+        if not self._interrupted:
+            self.stopped = self._interrupted = True
             sys.unraisablehook = lambda _: None  # what breaks off now has nothing more to say
             threading.excepthook = lambda _: None
             stopping.stop()
@@ -101,6 +101,7 @@ class _Signals:
                     os._exit(self.ended)
                 if began is None:
                     began = time.monotonic()
+                    self.stopped = True  # Ray has a handler of its own for a while
                     stopping.stop()
                 elif time.monotonic() - began > SAME_SECONDS:
                     break

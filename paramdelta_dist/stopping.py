@@ -15,8 +15,12 @@ from typing import TypeVar
 
 from paramdelta_dist.errors import Interrupted
 
-GRACE_SECONDS = 1.5
-"""How long after the last sign of life an orderly end is still hoped for."""
+GRACE_SECONDS = 1.2
+"""How long after a sign of life an orderly end is still hoped for, and after a stop where there had been none of late,"""
+HOPE_SECONDS = 3.0
+"""or where there had been: a part of an upload that is under way may take so long."""
+LATE_SECONDS = 1.0
+"""How old a sign of life may be when the stop comes, to be one of late."""
 LONGEST_SECONDS = 8.0
 """How long after a stop it may take in all; those who end containers and batch jobs kill after ten seconds or more."""
 
@@ -26,16 +30,20 @@ _changed = threading.Condition()
 _stops = 0
 """How often this process was told to stop."""
 _stopped = _alive = 0.0
-"""When it was last, and the last sign of life since, on the monotonic clock."""
+"""When it was last, and the last sign of life, on the monotonic clock."""
+_hope = GRACE_SECONDS
+"""Seconds from the stop to the first sign of life that are waited for."""
 _farewell = "stopped"
 
 
 def stop() -> None:
     """End every wait that has begun."""
-    global _stops, _stopped, _alive
+    global _stops, _stopped, _hope
     with _changed:
+        if not _stops or time_left() == 0:
+            _stopped = time.monotonic()
+            _hope = HOPE_SECONDS if _stopped - _alive < LATE_SECONDS else GRACE_SECONDS
         _stops += 1
-        _stopped = _alive = time.monotonic()
         _changed.notify_all()
 
 
@@ -50,9 +58,16 @@ def alive(seconds: float = 0.0) -> None:
     _alive = max(_alive, time.monotonic() + seconds)
 
 
+def away() -> None:
+    """The opposite: a store has failed to answer."""
+    global _alive
+    _alive = min(_alive, time.monotonic() - LATE_SECONDS)
+
+
 def time_left() -> float:
     """Seconds until what was told to stop and has not ended is to be ended; 0 from then on."""
-    return max(0.0, min(_alive + GRACE_SECONDS, _stopped + LONGEST_SECONDS) - time.monotonic())
+    until = _alive + GRACE_SECONDS if _alive > _stopped else _stopped + _hope
+    return max(0.0, min(until, _stopped + LONGEST_SECONDS) - time.monotonic())
 
 
 def say(text: str) -> None:

@@ -225,6 +225,7 @@ class _Counted:
         try:
             for chunk in self._chunks:
                 sent += len(chunk)
+                stopping.alive()  # there is room for more, since parts have arrived
                 yield chunk
         except BaseException as error:
             self.error = error

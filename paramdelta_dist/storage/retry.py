@@ -77,6 +77,7 @@ def _repeated(call: Callable[[], T], what: str, delays: Iterator[float], sleep: 
         try:
             return call()
         except TransientStorageError as error:
+            stopping.away()
             delay = next(delays, None)
             if delay is None:
                 raise
