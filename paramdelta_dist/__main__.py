@@ -1,5 +1,30 @@
-"""`python -m paramdelta_dist`: the command line, where no console script is on the path."""
+"""The command line as a program: `paramdelta-dist`, or `python -m paramdelta_dist`."""
 
-from paramdelta_dist.cli import main
+from __future__ import annotations
 
-main()
+import gc
+import os
+
+from paramdelta_dist import process
+
+
+def main() -> None:
+    """Entry point of the console script. Ends the process."""
+    process.run(_command)
+
+
+def _command() -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy starts a thread for each core, which nothing here uses
+    from paramdelta_dist.cli import app  # only now: this takes a moment, in which a signal may come
+    from paramdelta_dist.execution.machine import keep_freed_memory
+
+    keep_freed_memory()
+    gc.set_threshold(100_000, 50, 100)  # a plan is a million objects without a cycle, and searching them takes a second each time
+    try:
+        app(prog_name="paramdelta-dist")
+    finally:
+        gc.freeze()  # so that the interpreter does not search them once more before it ends
+
+
+if __name__ == "__main__":
+    main()

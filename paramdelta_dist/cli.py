@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import io
 import json
-import os
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paramdelta_dist import process, stopping
 from paramdelta_dist._version import __version__
-from paramdelta_dist.errors import Interrupted, ParamDeltaError, UsageError
-from paramdelta_dist.execution.machine import keep_freed_memory
+from paramdelta_dist.errors import Interrupted, ParamDeltaError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from paramdelta_dist.api.consent import Confirm
@@ -141,7 +137,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a merge would do: shards, traffic, memory, time. Reads headers only."""
-    with _reporting(as_json):
+    with _reporting(as_json, tells=True):
         from paramdelta_dist import api, rendering
 
         speed = _bytes(bandwidth, "--bandwidth")
@@ -166,7 +162,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check that all models of a recipe fit together; lists every difference and what to do about it."""
-    with _reporting(as_json):
+    with _reporting(as_json, tells=True):
         from dataclasses import asdict
 
         from paramdelta_dist import api, rendering
@@ -180,7 +176,7 @@ def check(
 @app.command()
 def inspect(url: Annotated[str, typer.Argument(help="Model folder, local or at a URL.")], as_json: JsonOption = False) -> None:
     """Show what a checkpoint holds, from its headers alone."""
-    with _reporting(as_json):
+    with _reporting(as_json, tells=True):
         from paramdelta_dist import api, rendering
 
         _show(api.inspect(url), rendering.inspect_tables, as_json)
@@ -194,7 +190,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Turn a mergekit config into a recipe; tells in what the merge will differ, and refuses what cannot be mapped."""
-    with _reporting(as_json):
+    with _reporting(as_json, tells=recipe is None):
         from paramdelta_dist import api, rendering
 
         made = api.import_mergekit(config, output=output)
@@ -266,7 +262,7 @@ def submit(
 @app.command()
 def jobs(address: AddressOption = None, as_json: JsonOption = False) -> None:
     """List the merges that were submitted to a cluster."""
-    with _reporting(as_json):
+    with _reporting(as_json, tells=True):
         from paramdelta_dist import api, rendering
 
         _show({"jobs": api.list_jobs(address)}, rendering.job_table, as_json)
@@ -280,7 +276,7 @@ def logs(
     as_json: JsonOption = False,
 ) -> None:
     """Print what a job has written."""
-    with _reporting(as_json):
+    with _reporting(as_json, tells=True):
         from paramdelta_dist import api, rendering
 
         if not follow:
@@ -288,7 +284,10 @@ def logs(
             _print_json({"job": job, "log": log}) if as_json else print(_printable(log, keep="\n\t"), end="")
             return
         with rendering.job_view(sys.stderr if as_json else sys.stdout) as view:
-            document = api.follow(job, address=address, listener=view)
+            try:
+                document = api.follow(job, address=address, listener=view)
+            except rendering.NobodyReads:  # as in `logs JOB -f | head`: how the job ends is for others to learn
+                return
         _show(document, rendering.job_end, as_json)
         raise typer.Exit(document["exit_code"])
 
@@ -314,7 +313,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Tell what is in an output folder and how far a merge into it, or a job, has come."""
-    with _reporting(as_json):
+    with _reporting(as_json, tells=True):
         from paramdelta_dist import api, rendering
         from paramdelta_dist.jobs.naming import parse_job_id
 
@@ -411,7 +410,7 @@ def methods(
     as_json: JsonOption = False,
 ) -> None:
     """The merge methods there are, or one of them: formula, parameters and their ranges, paper, an example recipe."""
-    with _reporting(as_json):
+    with _reporting(as_json, tells=True):
         from paramdelta_dist import api, rendering
 
         if name is None:
@@ -435,36 +434,40 @@ def demo(
             _print_json(document)
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a scheduler's stop is a stop like any other
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a sign that the terminal has not is no reason to fail
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy starts a thread for each core, which nothing here uses
-    keep_freed_memory()
-    gc.set_threshold(100_000, 50, 100)  # a plan is a million objects without a cycle, and searching them takes a second each time
-    try:
-        app()
-    finally:
-        gc.freeze()  # so that the interpreter does not search them once more before it ends
-
-
 @contextmanager
-def _reporting(as_json: bool, stopped: str = "stopped") -> Iterator[None]:
-    """Turn our errors into one message and their exit code; a bug keeps its traceback."""
+def _reporting(as_json: bool, stopped: str = "stopped", *, tells: bool = False) -> Iterator[None]:
+    """Turn our errors into one message and their exit code; a bug keeps its traceback.
+
+    `stopped` is what a stop means, unless what is done says something closer with `stopping.say`. With `tells`, all that comes of a
+    command is what it prints: then a full disk there is an error, where a merge goes on.
+    """
+    stopping.say(stopped)
+    process.speak_by(lambda text: _tell(Interrupted(text), as_json))
     try:
         yield
-    except KeyboardInterrupt:
-        _fail(Interrupted(stopped), as_json)
-    except ParamDeltaError as error:
-        _fail(error, as_json)
+        if tells:
+            _require_told()
+    except (KeyboardInterrupt, ParamDeltaError) as error:
+        if stopping.requested():
+            raise typer.Exit(Interrupted.exit_code) from None  # the process has the last words
+        _fail(error if isinstance(error, ParamDeltaError) else Interrupted(stopping.farewell()), as_json)
+
+
+def _require_told() -> None:
+    output = process.standard_output()
+    if output is not None and output.lost is not None and not output.unread:
+        raise StorageError(f"standard output took only a part of this: {output.lost.strerror}")
 
 
 def _fail(error: ParamDeltaError, as_json: bool) -> None:
+    _tell(error, as_json)
+    raise typer.Exit(error.exit_code) from None
+
+
+def _tell(error: ParamDeltaError, as_json: bool) -> None:
     if as_json:
         _print_json({"error": {"kind": type(error).__name__, "message": str(error), "exit_code": error.exit_code}})
     print("error:", _printable(str(error), keep="\n"), file=sys.stderr)
-    raise typer.Exit(error.exit_code) from None
 
 
 def _printable(value: Any, *, keep: str = "") -> Any:

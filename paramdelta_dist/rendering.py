@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from paramdelta_dist import process
 from paramdelta_dist.jobs.reading import Progress as JobProgress
 from paramdelta_dist.sizes import format_memory, format_seconds, format_size
 
@@ -134,12 +135,25 @@ class ProgressLines:
 
 @contextmanager
 def job_view(stream: TextIO) -> Iterator[JobView]:
-    """A job's log on `stream` as it comes; its progress as a bar where that is a terminal, as its JSON lines elsewhere."""
+    """A job's log on `stream` as it comes; its progress as a bar where that is a terminal, as its JSON lines elsewhere.
+
+    The view raises NobodyReads when that is stdout and its reader has gone away.
+    """
+
+    def show(line: str) -> None:
+        print(line, file=stream, flush=True)
+        if stream is sys.stdout and (output := process.standard_output()) is not None and output.unread:
+            raise NobodyReads
+
     if not (stream.isatty() and sys.stderr.isatty()):
-        yield JobView(lambda line: print(line, file=stream, flush=True), None)
+        yield JobView(show, None)
         return
     with Progress(*_columns(), console=Console(file=stream)) as bar:
         yield JobView(lambda line: bar.console.print(escape(line), highlight=False, soft_wrap=True), ProgressBar(bar))
+
+
+class NobodyReads(Exception):
+    """There is nobody left to tell, and telling was all there was to do."""
 
 
 class JobView:

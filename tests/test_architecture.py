@@ -14,7 +14,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = (
     ("errors", "sizes", "_version"),
-    ("storage", "kernels", "template"),
+    ("stopping",),
+    ("storage", "kernels", "template", "process"),
     ("checkpoint", "methods"),
     ("recipe",),
     ("planning", "importing"),

@@ -25,11 +25,12 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from paramdelta_dist import stopping
 from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import EngineError, ParamDeltaError, UsageError
 from paramdelta_dist.execution.executor import Function, J, R, U
 from paramdelta_dist.execution.metering import RETRIES
-from paramdelta_dist.execution.ray_cluster import Share, diagnose, join, leaving_nodes
+from paramdelta_dist.execution.ray_cluster import SHUTDOWN_SECONDS, Share, diagnose, join, leaving_nodes
 from paramdelta_dist.execution.ray_metrics import Publisher
 from paramdelta_dist.execution.ray_worker import Progress, ShardActor
 from paramdelta_dist.execution.scheduling import LOOK_SECONDS, STOP_SECONDS, Attempt, Order, Schedule, Worker
@@ -145,10 +146,13 @@ class _Crew:
                     handle(answer)
 
     def end(self) -> None:
-        """Let workers abandon what they are making, then end them."""
-        for slot in self.working:
-            slot.actor.stop.remote()
-        futures.wait(self._running.values(), timeout=STOP_SECONDS)
+        """Let workers abandon what they are making, then end them; once this process is told to stop, whom nothing answers is ended
+        at once."""
+        stopped = [slot.actor.stop.remote().future() for slot in self.working]
+        running, end = set(self._running.values()), time.monotonic() + STOP_SECONDS
+        while running and time.monotonic() < end and not (stopping.requested() and all(each.done() for each in stopped)):
+            stopping.alive()
+            _, running = futures.wait(running, timeout=POLL_SECONDS)
         for slot in self.waiting + self.working:
             ray.kill(slot.actor)
 
@@ -260,6 +264,7 @@ class RayExecutor:
     def close(self) -> None:
         """End the embedded cluster, or leave the one we joined."""
         if self._owned:
+            stopping.alive(SHUTDOWN_SECONDS)
             ray.shutdown()
 
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:

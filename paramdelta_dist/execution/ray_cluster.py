@@ -15,12 +15,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from paramdelta_dist import stopping
 from paramdelta_dist.errors import CredentialsError, EngineError, UsageError
 from paramdelta_dist.execution.machine import available_cores
 from paramdelta_dist.sizes import format_memory
 
 CONNECT_SECONDS = 10.0
 """How long a cluster's address may take to answer; Ray itself would try for minutes and then end the process."""
+SHUTDOWN_SECONDS = 3.0
+"""What leaving a cluster may take, or ending one of ours."""
 POLL_SECONDS = 0.5
 EMBEDDED_OBJECT_STORE = 100 << 20
 """Bytes of an embedded Ray's object store: no weights pass through it."""
@@ -94,6 +97,10 @@ def join(workers: int | None) -> int | None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**arguments)
+    except KeyboardInterrupt:
+        stopping.alive(SHUTDOWN_SECONDS)
+        ray.shutdown()  # what has been started of one
+        raise
     except (OSError, RuntimeError, ValueError, RayError) as error:
         told = str(error).strip()
         if "Version mismatch" in told:

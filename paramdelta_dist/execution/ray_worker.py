@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import ray
 
+from paramdelta_dist import stopping
 from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import Interrupted, ParamDeltaError
 from paramdelta_dist.execution.executor import Function, Unit
@@ -47,7 +48,7 @@ class ShardWorker:
         """`work` is the pickled function and job, which are looked at only if the driver's `version` is ours."""
         self._node = ray.util.get_node_ip_address()
         self._work: tuple[Function[Any], Any] | None = ray.cloudpickle.loads(work) if version == __version__ else None
-        self._stop = threading.Event()
+        self._stop, self._busy = threading.Event(), False
         self._begins = threading.Lock()
         self._ticket, self._began, self._bytes = 0, 0.0, 0
         self._before = METER.totals()
@@ -85,11 +86,16 @@ class ShardWorker:
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
+        """End what is being made. Returns when nothing is under way, or nothing answers any more."""
         self._stop.set()
+        stopping.stop()
+        while self._busy and stopping.time_left():
+            time.sleep(0.05)
 
     def run(self, ticket: int, attempt: int, unit: Unit) -> Any:
         """The result, or the error of ours that prevented it; a bug raises."""
         with self._begins:
+            self._busy = True
             self._ticket, self._began, self._bytes, self._before = ticket, time.monotonic(), 0, METER.totals()
         self._log.doing(unit.file, attempt)
 
@@ -112,6 +118,7 @@ class ShardWorker:
             return error
         finally:
             self._unwanted.discard(ticket)
+            self._busy = False
             self._metrics.publish()
             self._log.doing()
 

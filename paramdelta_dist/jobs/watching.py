@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from paramdelta_dist import stopping
 from paramdelta_dist.errors import EngineError, Interrupted
 from paramdelta_dist.jobs.ending import ending_of
 from paramdelta_dist.jobs.following import follow
@@ -21,6 +22,11 @@ STOP_ATTEMPT_SECONDS = 15.0
 def watch(cluster: Cluster, job_id: str, listener: Listener) -> dict[str, Any]:
     """Follow a job to its end. Raises Interrupted on Ctrl-C, which leaves the job as it is."""
     reader, tail = LogReader(listener), ""
+    detached = (
+        f"detached; job {job_id} runs on. Follow it again: paramdelta-dist logs {job_id} -f{cluster.hint}. "
+        f"Stop it: paramdelta-dist stop {job_id}{cluster.hint}"
+    )
+    stopping.say(detached)
 
     def show(text: str) -> None:
         nonlocal tail
@@ -30,10 +36,7 @@ def watch(cluster: Cluster, job_id: str, listener: Listener) -> dict[str, Any]:
     try:
         job = follow(cluster, job_id, show, listener.note)
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"detached; job {job_id} runs on. Follow it again: paramdelta-dist logs {job_id} -f{cluster.hint}. "
-            f"Stop it: paramdelta-dist stop {job_id}{cluster.hint}"
-        ) from None
+        raise Interrupted(detached) from None
     reader.close()
     return _over(cluster, job, reader, tail)
 

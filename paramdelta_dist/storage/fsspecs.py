@@ -18,6 +18,7 @@ import fsspec
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 
+from paramdelta_dist import stopping
 from paramdelta_dist.errors import (
     AlreadyExists,
     CredentialsError,
@@ -198,6 +199,7 @@ class FsspecStore:
             for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
                 with self._translated(name):
                     file.write(chunk)  # copies
+                stopping.alive()
                 written += len(chunk)
             if written != size:
                 raise IntegrityError(f"{self.url}/{name}: {size} bytes announced, {written} produced; nothing was published")

@@ -23,6 +23,7 @@ from obstore.exceptions import (
 )
 from obstore.store import AzureStore, S3Store, from_url
 
+from paramdelta_dist import stopping
 from paramdelta_dist.errors import (
     AlreadyExists,
     CredentialsError,
@@ -249,9 +250,11 @@ class _Counted:
         try:
             for chunk in self._chunks:
                 sent += len(chunk)
+                stopping.alive()  # there is room for more, since parts have arrived
                 yield chunk
         except BaseException as error:
             self.error = error
+            stopping.alive()  # the upload is taken back now
             raise
         if sent != size:
             raise IntegrityError(f"{where}: {size} bytes announced, {sent} produced; nothing was published")

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from paramdelta_dist import stopping
 from paramdelta_dist.errors import TransientStorageError
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,12 @@ def retrying(call: Callable[[], T], *, what: str, sleep: Callable[[float], objec
     return _repeated(call, what, (_jittered(attempt) for attempt in range(1, ATTEMPTS)), sleep)
 
 
-def persisting(call: Callable[[], T], *, what: str, sleep: Callable[[float], object] = time.sleep) -> T:
-    """The same for one call to a store, which is repeated until RETRY_SECONDS after the first."""
-    return _repeated(call, what, pauses(), sleep)
+def persisting(call: Callable[[], T], *, what: str) -> T:
+    """The same for one call to a store, which is repeated until RETRY_SECONDS after the first. Raises Interrupted when the process
+    is told to stop meanwhile."""
+    answer = _repeated(lambda: stopping.interruptible(call), what, pauses(), stopping.Waiting().sleep)
+    stopping.alive()
+    return answer
 
 
 def pauses() -> Iterator[float]:
@@ -73,6 +77,7 @@ def _repeated(call: Callable[[], T], what: str, delays: Iterator[float], sleep: 
         try:
             return call()
         except TransientStorageError as error:
+            stopping.away()
             delay = next(delays, None)
             if delay is None:
                 raise

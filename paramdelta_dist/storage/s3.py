@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
+from paramdelta_dist import stopping
 from paramdelta_dist.storage import aws, retry
 from paramdelta_dist.storage.fsspecs import classified, library_errors, service_reply
 from paramdelta_dist.storage.settings import StoreSettings
+
+LOOK_SECONDS = 0.2
+"""How often a stop is looked for."""
 
 
 class PersistentS3(S3FileSystem):  # type: ignore[misc]
@@ -20,7 +25,7 @@ class PersistentS3(S3FileSystem):  # type: ignore[misc]
     """s3fs's own tries."""
 
     async def _call_s3(self, method: str, *arguments: Any, **options: Any) -> Any:
-        delays = retry.pauses()
+        delays, waiting = retry.pauses(), stopping.Waiting()
         while True:
             try:
                 return await super()._call_s3(method, *arguments, **options)
@@ -30,9 +35,17 @@ class PersistentS3(S3FileSystem):  # type: ignore[misc]
                 if gone or not meaning.retryable or (delay := next(delays, None)) is None:
                     raise
                 retry.log.warning("%s; next attempt in %.1f s", meaning, delay)
-                await asyncio.sleep(delay)
+                await _sleep(waiting, delay)
 
     call_s3 = sync_wrapper(_call_s3)
+
+
+async def _sleep(waiting: stopping.Waiting, seconds: float) -> None:
+    """Raises Interrupted a moment after a stop."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        await asyncio.sleep(min(left, LOOK_SECONDS))
+        waiting.sleep(0)
 
 
 def connect(settings: StoreSettings) -> PersistentS3:
