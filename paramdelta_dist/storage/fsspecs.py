@@ -31,7 +31,7 @@ from paramdelta_dist.errors import (
     UsageError,
 )
 from paramdelta_dist.storage import aws
-from paramdelta_dist.storage.local import PART_SUFFIX
+from paramdelta_dist.storage.parts import is_part, part_name
 from paramdelta_dist.storage.retry import persisting
 from paramdelta_dist.storage.settings import StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_range
@@ -150,7 +150,7 @@ class FsspecStore:
         return {
             posixpath.relpath(path, self._root): _identity(info)
             for path, info in found.items()
-            if info.get("type") != "directory" and not path.endswith("/") and path != self._root and not _unfinished(path)
+            if info.get("type") != "directory" and not path.endswith("/") and path != self._root and not is_part(posixpath.basename(path))
         }
 
     def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
@@ -215,7 +215,7 @@ class FsspecStore:
         A plain `with fs.open(…, "wb")` would publish what was written so far on an exception.
         """
         path = self._path(name)
-        target = path if self._staged else posixpath.join(posixpath.dirname(path), f".{secrets.token_hex(8)}{PART_SUFFIX}")
+        target = path if self._staged else posixpath.join(posixpath.dirname(path), part_name(secrets.token_hex(4)))
         with self._translated(name):
             self._make_parent(path)
             file = self._fs.open(target, "wb", block_size=block, **({"autocommit": False} if self._staged else {}))
@@ -264,11 +264,6 @@ class FsspecStore:
                 self._fs.rm_file(self._path(name))
 
         persisting(remove, what=f"deleting {self.url}/{name}")
-
-
-def _unfinished(path: str) -> bool:
-    name = posixpath.basename(path)
-    return name.startswith(".") and name.endswith(PART_SUFFIX)
 
 
 def _identity(info: dict[str, Any]) -> Identity:
