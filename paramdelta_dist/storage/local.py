@@ -126,13 +126,13 @@ class LocalStore:
         return found
 
     def _listed(self, name: str) -> Identity:
-        status = os.lstat(self._root / name)
-        if stat.S_ISLNK(status.st_mode):
-            try:
+        try:
+            status = os.lstat(self._root / name)
+            if stat.S_ISLNK(status.st_mode):
                 folder, parts = resolve(self.url, name)
                 status = os.lstat(os.path.join(folder, *parts))
-            except (InputError, PermissionError):
-                return NO_FILE
+        except (InputError, PermissionError):
+            return NO_FILE
         return _identity(status) if stat.S_ISREG(status.st_mode) else NO_FILE
 
     @contextmanager

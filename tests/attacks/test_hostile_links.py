@@ -91,11 +91,10 @@ def test_no_merge_reads_what_a_link_leads_to(here, target):
     assert not (here / "out").exists()
 
 
-@pytest.mark.parametrize("command", [["inspect", "old"], ["analyze", "recipe.yaml", "--output", "report"], ["verify", "old"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["inspect", "old"], ["analyze", "recipe.yaml", "--output", "report"]], ids=" ".join)
 def test_every_command_on_a_model_refuses_its_links(here, command):
     link(here / "old" / "chat_template.jinja", "/proc/self/environ")
-    message = refused(here, *command)
-    assert command[0] == "verify" or "is a link to /proc/self/environ" in message
+    assert "is a link to /proc/self/environ" in refused(here, *command)
 
 
 def make_socket(path):
