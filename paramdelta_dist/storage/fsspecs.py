@@ -290,8 +290,11 @@ def _connect(url: str, settings: StoreSettings) -> Any:
                 endpoint_url=emulated,
                 **options,
             )
-        return fsspec.filesystem(scheme, **options)
+        system = fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise UsageError(f"{redact(url)}: {error}; install the package that serves {scheme}:// URLs") from error
     except (ValueError, TypeError, *library_errors()) as error:  # type: ignore[misc]
         raise UsageError(f"{redact(url)}: {error}") from error
+    if "file" in system.protocol:  # under whichever name: it would follow links out of the folder
+        raise UsageError(f"{redact(url)} is a folder of this machine; write it as a path")
+    return system
