@@ -375,6 +375,8 @@ def inspect_tables(document: dict[str, Any]) -> None:
     }
     if document["orphans"]:
         facts["not in the index"] = ", ".join(document["orphans"])
+    if document["unlisted"]:
+        facts["may not be listed"] = ", ".join(document["unlisted"])
     _facts(console, facts)
     table = Table("file", "size", "tensors", box=None, pad_edge=False)
     for file in document["files"][:FEW]:
@@ -562,14 +564,28 @@ def clean_lines(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     found = document["leftovers"]
     for leftover in found:
-        what = "unfinished file" if leftover["kind"] == "file" else "open multipart upload of"
-        console.print(f"{what} {escape(leftover['name'])}, {format_seconds(leftover['age_seconds'])} old")
+        console.print(_leftover_line(leftover))
+    reasons: dict[str, list[dict[str, Any]]] = {}
+    for leftover in document["left_alone"]:
+        reasons.setdefault(leftover["reason"], []).append(leftover)
+    for reason, left in reasons.items():
+        for leftover in left[:FEW]:
+            console.print(f"left alone: {_leftover_line(leftover)}; {escape(reason)}")
+        if len(left) > FEW:
+            console.print(f"left alone: {len(left) - FEW} more; {escape(reason)}")
+    for folder in document["unlisted"]:
+        console.print(f"not looked into: {escape(_shown(folder))}, which may not be listed")
     if not found:
-        console.print(f"{escape(document['output'])}: no leftovers of that age")
+        console.print(f"{escape(document['output'])}: no leftovers of ours of that age")
     elif document["removed"]:
         console.print(f"{_plural(len(found), 'leftover')} removed")
     else:
         console.print(f"{_plural(len(found), 'leftover')} found, none removed: --yes removes them")
+
+
+def _leftover_line(leftover: dict[str, Any]) -> str:
+    what = "unfinished file" if leftover["kind"] == "file" else "open multipart upload of"
+    return f"{what} {escape(_shown(leftover['name']))}, {format_seconds(leftover['age_seconds'])} old"
 
 
 def _memory_line(memory: dict[str, Any]) -> str:

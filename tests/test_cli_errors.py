@@ -79,6 +79,7 @@ FLAGS = ("--base", "new", "--delta", "post:old", "--output", "out")
         (["inspect", ""], "an empty string is not a path or URL"),
         (["inspect", "s3://key:SECRET@bucket/x"], "credentials do not belong in a URL"),
         (["inspect", "gopher://host/x"], "gopher://host/x"),
+        (["inspect", "local:///x"], "local:///x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -151,7 +151,7 @@ def test_the_output_is_a_hugging_face_folder_with_side_files_card_and_provenance
     assert all((out / name).stat().st_size == entry["size"] for name, entry in commit["files"].items())
     report = json.loads((out / ".paramdelta/report.json").read_text())
     assert report["bytes_read"] == 3 * index["metadata"]["total_size"]
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob("*-part"))
 
 
 def test_a_model_of_one_shard_has_no_index(tmp_path):

@@ -40,6 +40,7 @@ def inspect(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
         ],
         "side_files": list(checkpoint.side_files),
         "orphans": list(checkpoint.orphans),
+        "unlisted": list(checkpoint.closed),
         "tensor_list": [
             {"name": name, "dtype": t.dtype, "shape": list(t.shape), "file": checkpoint.files[t.file].name}
             for name, t in checkpoint.tensors.items()

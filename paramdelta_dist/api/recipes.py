@@ -8,7 +8,7 @@ from paramdelta_dist import importing
 from paramdelta_dist.errors import InputError, NotFound, UsageError
 from paramdelta_dist.importing import Imported
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
-from paramdelta_dist.storage import StorageConfig, normalize, open_store, redact, scheme_of
+from paramdelta_dist.storage import StorageConfig, normalize, open_store, read_named_file, redact, scheme_of
 
 
 def load_recipe(source: str) -> Recipe:
@@ -30,7 +30,10 @@ def _read_text(source: str, what: str) -> str:
     if not scheme_of(url) and Path(url).is_dir():
         raise UsageError(f"{source} is a folder; name the {what}'s YAML file")
     try:
-        data = open_store(folder or "/", StorageConfig()).read(name, limit=MAX_RECIPE)
+        if scheme_of(url):
+            data = open_store(folder, StorageConfig()).read(name, limit=MAX_RECIPE)
+        else:  # the user's own words may come by a link or a pipe, as config maps and shells give them
+            data = read_named_file(url, limit=MAX_RECIPE)
     except NotFound:
         raise UsageError(f"there is no {what} at {redact(source)}") from None
     except InputError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +13,10 @@ from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, shown
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME
 from paramdelta_dist.checkpoint.parsing import Parser
-from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file
-from paramdelta_dist.errors import CheckpointError, NotFound
-from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
+from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file, is_side_folder
+from paramdelta_dist.checkpoint.standins import FIRST_BYTES, refuse_stand_in, require_own_files
+from paramdelta_dist.errors import CheckpointError, CredentialsError, InputError, NotFound
+from paramdelta_dist.storage import NO_FILE, Identity, StorageConfig, Store, closed_folders, open_store, scheme_of
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG = 16 << 20
@@ -46,6 +47,8 @@ class Checkpoint:
     """config, tokenizer and other small files that are known to belong to a model, by relative name."""
     orphans: tuple[str, ...]
     """Weight files in the folder that the index does not name; never read."""
+    closed: tuple[str, ...] = ()
+    """Folders in it that may not be listed; none that a file of a model would be looked for in."""
 
     @cached_property
     def nbytes(self) -> int:
@@ -86,6 +89,15 @@ def open_checkpoints(urls: Sequence[str], storage: StorageConfig) -> dict[str, C
 
 
 def _open(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
+    try:
+        return _read(url, storage, parser)
+    except InputError as error:
+        if type(error) in (InputError, NotFound):  # a file that is there and cannot be one of a checkpoint
+            raise CheckpointError(str(error)) from error
+        raise
+
+
+def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
     store = open_store(url, storage)
     listed = store.list()
     if listed is not None and not listed:
@@ -94,11 +106,14 @@ def _open(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
     present = _probed(store, (INDEX_NAME, SINGLE_NAME, *SIDE_FILE_NAMES)) if listed is None else listed
     weight_map = _weight_map(store, present, parser)
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_NAME]
-    if listed is None:
-        present |= _probed(store, [name for name in names if name not in present])
+    present |= _probed(store, [name for name in names if name not in present])  # also what lies in a folder that may not be listed
     missing = [name for name in names if name not in present]
+    for name in missing:
+        if any(present.get(folder) == NO_FILE for folder in _folders(name)):
+            store.identify(name)  # which says where the link leads that is there in place of a folder
     if missing:
         raise CheckpointError(f"{store.url}: {INDEX_NAME} names files that are not there: {_some(missing)}")
+    side_files, closed = _side_files(store, url, present)
     files = tuple(WeightFile(name, present[name]) for name in names)
     with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
         texts = pool.map(lambda file: _read_header(store, file), files)
@@ -111,8 +126,9 @@ def _open(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
         files=files,
         tensors=_agreed(store.url, names, headers, weight_map),
         config=read_json_object(store, CONFIG_NAME, limit=MAX_CONFIG) if CONFIG_NAME in present else None,
-        side_files={name: identity for name, identity in sorted(present.items()) if is_side_file(name)},
+        side_files=side_files,
         orphans=tuple(sorted(name for name in present if name.endswith(".safetensors") and name not in set(names))),
+        closed=closed,
     )
 
 
@@ -124,10 +140,32 @@ def find_side_files(url: str, storage: StorageConfig) -> dict[str, Identity]:
     store = open_store(url, storage)
     listed = store.list()
     present = _probed(store, SIDE_FILE_NAMES) if listed is None else listed
-    found = {name: identity for name, identity in sorted(present.items()) if is_side_file(name)}
+    found, _ = _side_files(store, url, present)
     if not found:
         raise CheckpointError(f"{store.url}: no tokenizer or other model files here")
     return found
+
+
+def _side_files(store: Store, url: str, present: Mapping[str, Identity]) -> tuple[dict[str, Identity], tuple[str, ...]]:
+    """The side files among what is there, each of which can be read and is what it is called; and the folders that may not be listed."""
+    closed = () if scheme_of(url) else closed_folders(url)
+    hiding = [folder for folder in closed if is_side_folder(folder)]
+    if hiding:
+        raise CredentialsError(
+            f"{store.url}/{hiding[0]}: permission denied, so that the files of the model in this folder cannot be listed; "
+            "check its owner and mode"
+        )
+    for name, identity in present.items():
+        if identity == NO_FILE and is_side_folder(name):
+            store.identify(name)  # which says what it is in place of a folder
+    found = {name: identity for name, identity in sorted(present.items()) if is_side_file(name)}
+    require_own_files(store, found)
+    return found, closed
+
+
+def _folders(name: str) -> list[str]:
+    parts = name.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _probed(store: Store, names: Iterable[str]) -> dict[str, Identity]:
@@ -144,7 +182,9 @@ def _probed(store: Store, names: Iterable[str]) -> dict[str, Identity]:
 def _weight_map(store: Store, present: dict[str, Identity], parser: Parser) -> dict[str, str] | None:
     """The index's map; None for a single-file checkpoint."""
     if INDEX_NAME in present:
-        return parser.index(store.read(INDEX_NAME, limit=MAX_INDEX), where=f"{store.url}/{INDEX_NAME}")
+        text, where = store.read(INDEX_NAME, limit=MAX_INDEX), f"{store.url}/{INDEX_NAME}"
+        refuse_stand_in(text[:FIRST_BYTES], where=where)
+        return parser.index(text, where=where)
     if SINGLE_NAME in present:
         return None
     if any(name in present for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")):
@@ -169,7 +209,7 @@ def _weight_map(store: Store, present: dict[str, Identity], parser: Parser) -> d
 def _read_header(store: Store, file: WeightFile) -> bytes:
     """The JSON of a file's header."""
     where, size = f"{store.url}/{file.name}", file.identity.size
-    first = store.read_range(file.name, 0, min(FIRST_READ, size), identity=file.identity) if size else memoryview(b"")
+    first = store.read_range(file.name, 0, min(FIRST_READ, size), identity=file.identity)
     length = header_length(first, file_size=size, where=where)
     stop = LENGTH_FIELD + length
     if stop > len(first):

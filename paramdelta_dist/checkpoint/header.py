@@ -13,6 +13,7 @@ from reprlib import Repr
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.standins import refuse_stand_in
 from paramdelta_dist.errors import CheckpointError
 
 MAX_HEADER = 100_000_000
@@ -47,8 +48,7 @@ def header_length(first: bytes | memoryview, *, file_size: int, where: str) -> i
     """Length of the JSON, from a file's first bytes. Raises CheckpointError when it cannot be."""
     if file_size < LENGTH_FIELD or len(first) < LENGTH_FIELD:
         raise CheckpointError(f"{where}: {file_size} bytes are too few for a safetensors file; it is empty or cut off")
-    if bytes(first[:23]) == b"version https://git-lfs":
-        raise CheckpointError(f"{where}: a pointer of Git LFS and not a safetensors file; fetch what it stands for (git lfs pull)")
+    refuse_stand_in(first, where=where)
     length = int.from_bytes(first[:LENGTH_FIELD], "little")
     if length > MAX_HEADER:
         raise CheckpointError(

@@ -92,6 +92,11 @@ def compare(
         mismatches += found
         notes += told
     notes += _config_notes(base, others, vocab)
+    notes += [
+        f"{redact(model.url)}: the folder {shown(folder)} may not be listed; no file of the model is looked for in it"
+        for model in {model.url: model for model in (base, *others)}.values()
+        for folder in model.closed
+    ]
     return HomologyReport(redact(base.url), tuple(redact(other.url) for other in others), tuple(mismatches), tuple(notes))
 
 

@@ -66,3 +66,8 @@ def is_model_file(name: str) -> bool:
 
 def is_side_file(name: str) -> bool:
     return is_tokenizer_file(name) or is_model_file(name)
+
+
+def is_side_folder(name: str) -> bool:
+    """Whether side files may lie in a folder of this name."""
+    return any("/" in pattern and _matches(name, (pattern.rpartition("/")[0],)) for pattern in (*TOKENIZER_PATTERNS, *MODEL_PATTERNS))

@@ -2,14 +2,17 @@
 
 from paramdelta_dist.storage.blocks import WRITE_MEMORY
 from paramdelta_dist.storage.leftovers import Leftover, find_leftovers, remove_leftover
+from paramdelta_dist.storage.local import closed_folders, read_named_file
 from paramdelta_dist.storage.opening import open_store
+from paramdelta_dist.storage.parts import is_earlier_part, is_part
 from paramdelta_dist.storage.sameness import shared_files
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
-from paramdelta_dist.storage.store import Buffer, Identity, Store
+from paramdelta_dist.storage.store import NO_FILE, Buffer, Identity, Store
 from paramdelta_dist.storage.uploads import PARTS_IN_FLIGHT, part_size
 from paramdelta_dist.storage.urls import inside, normalize, redact, scheme_of
 
 __all__ = [
+    "NO_FILE",
     "PARTS_IN_FLIGHT",
     "WRITE_MEMORY",
     "Buffer",
@@ -18,11 +21,15 @@ __all__ = [
     "StorageConfig",
     "Store",
     "StoreSettings",
+    "closed_folders",
     "find_leftovers",
     "inside",
+    "is_earlier_part",
+    "is_part",
     "normalize",
     "open_store",
     "part_size",
+    "read_named_file",
     "redact",
     "remove_leftover",
     "scheme_of",

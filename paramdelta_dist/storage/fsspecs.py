@@ -32,7 +32,7 @@ from paramdelta_dist.errors import (
     UsageError,
 )
 from paramdelta_dist.storage import aws
-from paramdelta_dist.storage.local import PART_SUFFIX
+from paramdelta_dist.storage.parts import is_part, part_name
 from paramdelta_dist.storage.retry import persisting
 from paramdelta_dist.storage.settings import StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_range
@@ -151,7 +151,7 @@ class FsspecStore:
         return {
             posixpath.relpath(path, self._root): _identity(info)
             for path, info in found.items()
-            if info.get("type") != "directory" and not path.endswith("/") and path != self._root and not _unfinished(path)
+            if info.get("type") != "directory" and not path.endswith("/") and path != self._root and not is_part(posixpath.basename(path))
         }
 
     def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
@@ -217,7 +217,7 @@ class FsspecStore:
         A plain `with fs.open(…, "wb")` would publish what was written so far on an exception.
         """
         path = self._path(name)
-        target = path if self._staged else posixpath.join(posixpath.dirname(path), f".{secrets.token_hex(8)}{PART_SUFFIX}")
+        target = path if self._staged else posixpath.join(posixpath.dirname(path), part_name(secrets.token_hex(4)))
         with self._translated(name):
             self._make_parent(path)
             file = self._fs.open(target, "wb", block_size=block, **({"autocommit": False} if self._staged else {}))
@@ -282,11 +282,6 @@ class FsspecStore:
         persisting(remove, what=f"deleting {self.url}/{name}")
 
 
-def _unfinished(path: str) -> bool:
-    name = posixpath.basename(path)
-    return name.startswith(".") and name.endswith(PART_SUFFIX)
-
-
 def _identity(info: dict[str, Any]) -> Identity:
     tag = next((info[key] for key in _TAGS if info.get(key)), "")
     if isinstance(tag, datetime):
@@ -311,8 +306,11 @@ def _connect(url: str, settings: StoreSettings) -> Any:
                 endpoint_url=emulated,
                 **options,
             )
-        return fsspec.filesystem(scheme, **options)
+        system = fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise UsageError(f"{redact(url)}: {error}; install the package that serves {scheme}:// URLs") from error
     except (ValueError, TypeError, *library_errors()) as error:  # type: ignore[misc]
         raise UsageError(f"{redact(url)}: {error}") from error
+    if "file" in system.protocol:  # under whichever name: it would follow links out of the folder
+        raise UsageError(f"{redact(url)} is a folder of this machine; write it as a path")
+    return system

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from paramdelta_dist.errors import CredentialsError, StorageError
 from paramdelta_dist.storage import aws, google
-from paramdelta_dist.storage.local import PART_SUFFIX
+from paramdelta_dist.storage.parts import may_be_part
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.urls import redact, scheme_of
 
@@ -31,7 +32,7 @@ class Leftover:
 
 
 def find_leftovers(url: str, config: StorageConfig) -> list[Leftover]:
-    """Unfinished files and uploads below a normalized URL, oldest first.
+    """What may be unfinished files and uploads below a normalized URL, oldest first, whoever left them.
 
     Only local disks, S3 and Google's storage have any that can be listed. The stores keep uploads, and have them paid for, until
     somebody aborts them; Azure forgets blocks that were not committed after a week.
@@ -68,13 +69,14 @@ def remove_leftover(url: str, config: StorageConfig, leftover: Leftover) -> None
 def _parts(folder: str) -> Iterator[Leftover]:
     for parent, _, names in os.walk(folder):
         for name in names:
-            if name.startswith(".") and name.endswith(PART_SUFFIX):
+            if may_be_part(name):
                 path = os.path.join(parent, name)
                 try:
-                    age = time.time() - os.stat(path).st_mtime
+                    status = os.lstat(path)
                 except FileNotFoundError:  # finished while we looked
                     continue
-                yield Leftover("file", os.path.relpath(path, folder), age)
+                if stat.S_ISREG(status.st_mode):
+                    yield Leftover("file", os.path.relpath(path, folder).replace(os.sep, "/"), time.time() - status.st_mtime)
 
 
 def _uploads(url: str, settings: StoreSettings) -> Iterator[Leftover]:

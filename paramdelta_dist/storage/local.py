@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -20,10 +19,9 @@ from paramdelta_dist.errors import (
     StorageError,
 )
 from paramdelta_dist.storage.blocks import LARGE, BlockWriter
-from paramdelta_dist.storage.store import Buffer, Identity, check_range
-
-PART_SUFFIX = ".part"
-"""Ending of a file being written: hidden, beside its target, never listed."""
+from paramdelta_dist.storage.confined import open_inside, plain, resolve
+from paramdelta_dist.storage.parts import is_part, part_name
+from paramdelta_dist.storage.store import NO_FILE, Buffer, Identity, check_range
 
 
 @contextmanager
@@ -88,13 +86,50 @@ def _flush_folder(folder: Path) -> None:
         os.close(file)
 
 
-def _refuse(error: OSError) -> None:
-    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        raise error
+def read_named_file(path: str, *, limit: int) -> bytes:
+    """What a user named by itself, such as a recipe: links are followed wherever they lead, and a pipe is read to its end.
+
+    Raises NotFound, and InputError when there are more than `limit` bytes.
+    """
+    with _translated(path, ""), open(path, "rb") as file:
+        data = file.read(limit + 1)
+    return _bounded(data, path, limit)
+
+
+def closed_folders(path: str) -> tuple[str, ...]:
+    """Folders below a local folder that may not be listed, by relative name: what is in them cannot be known."""
+    closed: list[str] = []
+    with _translated(path, ""):
+        for _ in _walk(path, closed):
+            pass
+    return tuple(sorted(os.path.relpath(folder, path) for folder in closed))
+
+
+def _walk(root: str, closed: list[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, which follows no links; a folder below `root` that may not be listed goes to `closed`."""
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return
+        below = error.filename is not None and error.filename != root
+        if not below or error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+            raise error
+        closed.append(error.filename)
+
+    yield from os.walk(root, onerror=refuse)
+
+
+def _bounded(data: bytes, where: str, limit: int) -> bytes:
+    if len(data) > limit:
+        raise InputError(f"{where} is larger than the {limit} bytes such a file may have")
+    return data
 
 
 class LocalStore:
-    """A `Store` on a file system that has positioned reads and atomic rename."""
+    """A `Store` on a file system that has positioned reads and atomic rename.
+
+    What it reads and writes lies in the folder: of links, `confined` says which are followed. The folder's own path may have any.
+    """
 
     remote = False
 
@@ -103,43 +138,53 @@ class LocalStore:
         self._root = Path(path)
 
     def identify(self, name: str) -> Identity:
-        with _translated(self.url, name):
-            path = self._root / name
-            status = path.stat()
-            if path.is_dir():
-                raise IsADirectoryError
-            return _identity(status)
+        with self._file(name) as file:
+            return _identity(os.fstat(file))
 
     def list(self) -> dict[str, Identity]:
         found: dict[str, Identity] = {}
         with _translated(self.url, ""):
-            for folder, _, names in os.walk(self._root, onerror=_refuse):
-                for name in names:
-                    path = os.path.join(folder, name)
-                    if name.startswith(".") and name.endswith(PART_SUFFIX):
+            for folder, folders, names in _walk(self.url, []):
+                for name in (*names, *(name for name in folders if os.path.islink(os.path.join(folder, name)))):
+                    if is_part(name):
                         continue
+                    relative = os.path.relpath(os.path.join(folder, name), self.url).replace(os.sep, "/")
                     with suppress(FileNotFoundError):  # deleted, or renamed into place, since it was listed
-                        status = os.stat(path)
-                        if stat.S_ISREG(status.st_mode):
-                            found[os.path.relpath(path, self._root).replace(os.sep, "/")] = _identity(status)
+                        found[relative] = self._listed(relative)
         return found
+
+    def _listed(self, name: str) -> Identity:
+        try:
+            status = os.lstat(self._root / name)
+            if stat.S_ISLNK(status.st_mode):
+                folder, parts = resolve(self.url, name)
+                status = os.lstat(os.path.join(folder, *parts))
+        except (InputError, PermissionError):
+            return NO_FILE
+        return _identity(status) if stat.S_ISREG(status.st_mode) else NO_FILE
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[int]:
+        """The file, open for reading; errors of reading are translated."""
+        with _translated(self.url, name):
+            file = open_inside(self.url, name)
+            try:
+                yield file
+            finally:
+                os.close(file)
 
     def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
         check_range(os.path.join(self.url, name), start, stop, identity)
         size = stop - start
         target = memoryview(bytearray(size)) if into is None else into[:size]
-        with _translated(self.url, name):
-            file = os.open(self._root / name, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                got = 0
-                while got < size:
-                    count = os.preadv(file, [target[got:]], start + got)
-                    if count == 0:
-                        break
-                    got += count
-                now = _identity(os.fstat(file))
-            finally:
-                os.close(file)
+        with self._file(name) as file:
+            got = 0
+            while got < size:
+                count = os.preadv(file, [target[got:]], start + got)
+                if count == 0:
+                    break
+                got += count
+            now = _identity(os.fstat(file))
         if now != identity:
             raise InputChanged(f"{self.url}/{name} changed while it was being read; start again with the new file")
         if got != size:
@@ -147,11 +192,9 @@ class LocalStore:
         return target
 
     def read(self, name: str, *, limit: int) -> bytes:
-        with _translated(self.url, name), open(self._root / name, "rb") as file:
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise InputError(f"{self.url}/{name} is larger than the {limit} bytes such a file may have")
-        return data
+        with self._file(name) as file, open(file, "rb", closefd=False) as reader:
+            data = reader.read(limit + 1)
+        return _bounded(data, f"{self.url}/{name}", limit)
 
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
         return self._publish(name, chunks, size=size, exclusive=False)
@@ -161,8 +204,8 @@ class LocalStore:
 
     def _publish(self, name: str, chunks: Iterable[Buffer], *, size: int, exclusive: bool, replacing: Identity | None = None) -> Identity:
         """Write a part, flush it, give it its name, and flush the folder: what has a name survives a power cut."""
-        target = self._root / name
-        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
+        target = self._target(name)
+        part = target.with_name(part_name(target.name))
         with _translated(self.url, name):
             _make_folder(target.parent)
             file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -214,4 +257,14 @@ class LocalStore:
 
     def delete(self, name: str) -> None:
         with _translated(self.url, name), suppress(FileNotFoundError):
-            os.unlink(self._root / name)
+            os.unlink(self._target(name))
+
+    def _target(self, name: str) -> Path:
+        """Where `name` is written or deleted. A link of that name is replaced itself; one on the way to it must not lead out."""
+        target = self._root / name
+        home, folder = os.path.realpath(self.url), os.path.realpath(target.parent)
+        if folder != home and not folder.startswith(home.rstrip("/") + "/"):
+            raise InputError(
+                f"{plain(str(target.parent))} leads to {plain(folder)}, outside of {plain(self.url)}; nothing is written there"
+            )
+        return target

@@ -22,6 +22,10 @@ class Identity:
     """ETag, generation or modification time, whichever the store has; opaque."""
 
 
+NO_FILE = Identity(0, "")
+"""What a listing says of a name under which there is something else than a file of the folder: reading it says what it is."""
+
+
 class Store(Protocol):
     """One folder at a URL. Names are relative to it, with `/` between parts. Safe to use from many threads.
 
@@ -40,7 +44,8 @@ class Store(Protocol):
 
     def list(self) -> dict[str, Identity] | None:
         """Every object below this folder by relative name; empty where the folder does not exist; None where the
-        store cannot list (plain http)."""
+        store cannot list (plain http). On disks also what is there and is no file of this folder, such as a link out of it or a
+        device, as `NO_FILE`; folders that may not be listed are left out."""
         ...
 
     def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:

@@ -109,7 +109,7 @@ FILES = {
     "there are no tensors": (weight_file("{}"), "no tensors"),
     "it is a pickle": (b"PK\x03\x04" + bytes(100), "not a safetensors file"),
     "it is a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    "it is an HTML page": (b"<!DOCTYPE html><html>Sign in</html>", "not a safetensors file"),
+    "it is an HTML page": (b"<!DOCTYPE html><html>Sign in</html>", "HTML"),
 }  # fmt: skip
 
 
@@ -352,8 +352,9 @@ def test_an_oversized_config_is_refused_before_it_is_parsed(tmp_path):
 
 def test_a_snapshot_of_symbolic_links_is_a_checkpoint(tmp_path):
     """As the cache of the Hugging Face hub keeps models."""
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123abc"
-    blobs.mkdir()
+    repository = tmp_path / "models--org--name"
+    blobs, snapshot = repository / "blobs", repository / "snapshots" / "0123abc"
+    blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
     contents = {"model-1.safetensors": one_tensor("a"), "model-2.safetensors": one_tensor("b"), INDEX: index, "config.json": b"{}"}

@@ -41,7 +41,7 @@ class Place:
         """The files a reader of the output can see."""
         if self.client is None:
             root = Path(self.output)
-            return [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.suffix != ".part"]
+            return [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and not path.name.endswith("-part")]
         bucket, prefix = self._prefix()
         listed = self.client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
         return [entry["Key"][len(prefix) :] for entry in listed]
@@ -56,7 +56,7 @@ class Place:
     def leftovers(self) -> list[str]:
         """What killed writers left: hidden parts of files, uploads that are neither completed nor aborted."""
         if self.client is None:
-            return [str(path) for path in Path(self.output).rglob("*.part")]
+            return [str(path) for path in Path(self.output).rglob("*-part")]
         bucket, prefix = self._prefix()
         return [entry["Key"] for entry in self.client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])]
 

@@ -252,7 +252,7 @@ def test_a_disk_that_fills_up_ends_it_with_one_message_and_more_space_goes_on(mo
     assert caught.value.exit_code == 75
     assert not caught.value.retryable
     assert "\n" not in str(caught.value)
-    assert not list(disk.rglob("*.part"))
+    assert not list(disk.rglob("*-part"))
     kept = len(list((disk / "out/.paramdelta/receipts").iterdir()))
     assert 1 <= kept < SHARDS
     enlarge()

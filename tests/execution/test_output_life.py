@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_message_and_the_work_is_kept(models, tmp_path, monke
     with pytest.raises(StorageError, match="disk is full") as raised:
         make(models, tmp_path / "out")
     assert raised.value.exit_code == 75
-    assert not list((tmp_path / "out").rglob("*.part"))
+    assert not list((tmp_path / "out").rglob("*-part"))
 
 
 def test_temporary_failures_are_tried_again_and_counted(models, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from paramdelta_dist.errors import InputChanged, InputError, IntegrityError
 from paramdelta_dist.recipe import parse_recipe
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests.models import recipe, save_model
+from tests.terminal import call
 
 
 @pytest.fixture
@@ -140,38 +141,137 @@ def test_verify_works_over_s3_and_finds_a_replaced_object(models, s3_server, mon
     assert problems[0].startswith(f"{name}: the bytes of tensor")
 
 
+OURS = ".model-00001-of-00003.safetensors.1a2b3c4d.paramdelta-part"
+EARLIER = ".model-00001-of-00003.safetensors.1a2b3c4d.part"
+
+
+def planted(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+
+
+def cleaned(url, root, **more):
+    """What is listed and what is left alone, and what of the files below `root` is gone after it is removed."""
+    before = {path for path in root.rglob("*") if path.is_file()}
+    document = api.clean(str(url), older_than=0, **more)
+    assert {path for path in root.rglob("*") if path.is_file()} == before, "listing removes nothing"
+    api.clean(str(url), older_than=0, remove=True, **more)
+    gone = before - {path for path in root.rglob("*") if path.is_file()}
+    assert {str(url / entry["name"]) for entry in document["leftovers"]} == set(map(str, gone))
+    return gone, {entry["name"]: entry["reason"] for entry in document["left_alone"]}
+
+
 def test_clean_lists_first_and_removes_only_old_leftovers_of_this_output(models, output, tmp_path):
-    part = output / ".model-00001-of-00003.safetensors.1a2b3c4d.part"
-    part.write_bytes(b"half")
-    (tmp_path / ".other.part").write_bytes(b"not below the output")
-    assert api.clean(str(output))["leftovers"] == [], "too young"
-    listed = api.clean(str(output), older_than=0)
-    assert [leftover["name"] for leftover in listed["leftovers"]] == [part.name]
-    assert part.exists()
-    api.clean(str(output), older_than=0, remove=True)
-    assert not part.exists()
-    assert (tmp_path / ".other.part").exists()
+    planted(output / OURS, output / EARLIER, output / ".paramdelta" / "receipts" / ".a.json.00000000.paramdelta-part", tmp_path / OURS)
+    document = api.clean(str(output))
+    assert document["leftovers"] == []
+    assert {entry["reason"] for entry in document["left_alone"]} == {"it is younger than that"}
+    gone, left = cleaned(output, tmp_path)
+    assert gone == {output / OURS, output / EARLIER, output / ".paramdelta" / "receipts" / ".a.json.00000000.paramdelta-part"}
+    assert left == {}
     assert api.verify(str(output), deep=True)["ok"]
 
 
-def test_clean_aborts_open_uploads_below_the_output_and_leaves_others(s3_server, monkeypatch):
+STRANGERS = (
+    ".x.part", ".other.part", ".movie.mkv.part", ".download.1A2B3C4D.part", ".download.1a2b3c4.part", ".1a2b3c4d.part",
+    "visible.1a2b3c4d.part", ".notes.paramdelta-part", ".model.safetensors.1a2b3c4d.paramdelta-part~", ".paramdelta-part", ".part",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_clean_leaves_hidden_files_of_strangers_alone_even_in_an_output(output, tmp_path, name):
+    planted(output / name, output / "deep" / name, tmp_path / "beside" / name)
+    gone, left = cleaned(tmp_path, tmp_path)
+    assert gone == set()
+    assert set(left.values()) <= {"its name is not one of ours"}
+
+
+@pytest.mark.parametrize("name", [EARLIER, ".0123456789abcdef.part"])
+def test_files_of_the_earlier_form_are_ours_only_in_an_output_of_ours(output, tmp_path, name):
+    """Others may have files of such names too."""
+    planted(output / name, tmp_path / "qwen" / name, tmp_path / name)
+    gone, left = cleaned(tmp_path, tmp_path)
+    assert gone == {output / name}
+    assert left == dict.fromkeys([name, f"qwen/{name}"], "no output of ours is there (.paramdelta/plan.json is missing)")
+
+
+def test_clean_finds_what_is_left_beside_the_outputs_of_a_series_and_before_a_plan_was_written(models, tmp_path):
+    nightly = tmp_path / "nightly"
+    api.merge(recipe(*models, nightly / "{date}"))
+    begun = nightly / "2020-01-01" / ".paramdelta" / ".plan.json.12345678.paramdelta-part"
+    ours = {
+        nightly / ".latest.json.12345678.paramdelta-part",
+        nightly / ".paramdelta" / "latest" / ".a.json.12345678.paramdelta-part",
+        begun,
+    }
+    planted(*ours, nightly / "qwen" / OURS, tmp_path / "llama" / OURS)
+    gone, left = cleaned(nightly, tmp_path)
+    assert gone == ours
+    assert list(left) == [f"qwen/{OURS}"]
+    planted(*ours)
+    assert {entry["name"] for entry in api.clean(str(nightly / "{date}"), older_than=0)["leftovers"]} == {
+        str(path.relative_to(nightly)) for path in ours
+    }
+
+
+def test_clean_removes_no_link_folder_or_pipe_that_has_a_name_of_ours(output, tmp_path):
+    planted(tmp_path / "precious")
+    (output / OURS).symlink_to(tmp_path / "precious")
+    (output / OURS.replace("1a", "2b")).mkdir()
+    planted(output / OURS.replace("1a", "2b") / "inside")
+    (output / "linked").symlink_to(tmp_path / "beside")
+    planted(tmp_path / "beside" / OURS)
+    assert cleaned(output, tmp_path) == (set(), {})
+    assert (output / OURS).is_symlink()
+
+
+@pytest.mark.parametrize("plan", [b"", b"{", b"theirs"])
+def test_a_plan_that_a_power_cut_has_emptied_still_tells_an_output_of_ours(output, tmp_path, plan):
+    (output / ".paramdelta" / "plan.json").write_bytes(plan)
+    planted(output / OURS, output / EARLIER)
+    assert cleaned(output, tmp_path)[0] == {output / OURS, output / EARLIER}
+
+
+def test_clean_tells_on_the_terminal_what_it_removes_and_what_it_leaves_alone(output, tmp_path):
+    planted(output / OURS, output / ".x.part", *(tmp_path / "many" / f".{n}.part" for n in range(30)))
+    done = call("clean", ".", "--older-than", "0s", cwd=tmp_path)
+    assert f"unfinished file out/{OURS}" in done.stdout
+    assert "left alone: unfinished file out/.x.part" in done.stdout
+    assert "left alone: 19 more" in done.stdout
+    assert "1 leftover found, none removed: --yes removes them" in done.stdout
+    done = call("clean", ".", "--older-than", "0s", "--yes", cwd=tmp_path)
+    assert (done.returncode, "1 leftover removed" in done.stdout) == (0, True)
+    assert not (output / OURS).exists()
+    assert len(list(tmp_path.rglob("*.part"))) == 31
+
+
+def test_clean_aborts_open_uploads_of_outputs_of_ours_and_leaves_others(models, s3_server, monkeypatch):
     from paramdelta_dist.storage import StoreSettings, aws
 
     bucket = s3(s3_server, monkeypatch)
+    api.merge(recipe(*models, f"{bucket}/runs/out", shard_size="30KB"))
     client, name = aws.client(StoreSettings()), bucket.removeprefix("s3://")
-    for key in ("runs/out/model-00001-of-00002.safetensors", "runs/out2/model.safetensors", "runs/other"):
+    ours = ["runs/out/.paramdelta/plan.json", "runs/out/model-00001-of-00003.safetensors", "runs/out/model-00009-of-00009.safetensors"]
+    theirs = [
+        "runs/other", "runs/out/model.gguf", "runs/out/qwen/model-00001-of-00003.safetensors", "runs/out2/model.safetensors",
+        "runs/qwen/model-00001-of-00003.safetensors",
+    ]  # fmt: skip
+    for key in ours + theirs:
         upload = client.create_multipart_upload(Bucket=name, Key=key)
         client.upload_part(Bucket=name, Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"x" * 100)
 
     def uploads():
         return sorted(upload["Key"] for upload in client.list_multipart_uploads(Bucket=name).get("Uploads", []))
 
-    assert [leftover["name"] for leftover in api.clean(f"{bucket}/runs/out", older_than=0)["leftovers"]] == [
-        "model-00001-of-00002.safetensors"
-    ]
-    assert len(uploads()) == 3
-    api.clean(f"{bucket}/runs/out", older_than=0, remove=True)
-    assert uploads() == ["runs/other", "runs/out2/model.safetensors"]
+    document = api.clean(f"{bucket}/runs/out", older_than=0)
+    assert sorted(f"runs/out/{entry['name']}" for entry in document["leftovers"]) == ours
+    document = api.clean(f"{bucket}/runs", older_than=0)
+    assert sorted(f"runs/{entry['name']}" for entry in document["leftovers"]) == ours
+    assert sorted(f"runs/{entry['name']}" for entry in document["left_alone"]) == theirs
+    assert uploads() == sorted(ours + theirs)
+    api.clean(bucket, older_than=0, remove=True)
+    assert uploads() == theirs
 
 
 def test_a_recipe_gives_verify_its_storage_settings(models, output):

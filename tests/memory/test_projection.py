@@ -153,7 +153,7 @@ def twins(root, source, count):
     for folder in folders:
         folder.mkdir()
         for path in source.iterdir():
-            (folder / path.name).symlink_to(path)
+            (folder / path.name).hardlink_to(path)
     return folders
 
 

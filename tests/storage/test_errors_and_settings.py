@@ -32,6 +32,7 @@ from paramdelta_dist.storage import (
     retry,
     uploads,
 )
+from paramdelta_dist.storage.parts import is_earlier_part, is_part, part_name
 from tests.servers import S3Server, free_ports, http_server
 
 ENGINES = ("obstore", "fsspec")
@@ -343,10 +344,23 @@ def test_local_reads_go_into_the_memory_that_is_given(tmp_path: Path) -> None:
     assert memory[:4] == b"234\0"
 
 
-def test_a_file_being_written_is_not_listed(tmp_path: Path) -> None:
-    tmp_path.joinpath(".model.safetensors.0a1b2c3d.part").write_bytes(b"half")
-    tmp_path.joinpath("model.part").write_bytes(b"whole")
-    assert list(opened(str(tmp_path)).list() or {}) == ["model.part"]
+def test_a_file_being_written_is_not_listed_and_those_of_others_are(tmp_path: Path) -> None:
+    for name in (part_name("model.safetensors"), ".model.safetensors.0a1b2c3d.part", ".0123456789abcdef.part"):
+        tmp_path.joinpath(name).write_bytes(b"half")
+    for name in ("model.part", ".x.part", ".model.0A1B2C3D.part"):
+        tmp_path.joinpath(name).write_bytes(b"whole")
+    assert set(opened(str(tmp_path)).list() or {}) == {"model.part", ".x.part", ".model.0A1B2C3D.part"}
+
+
+@pytest.mark.parametrize("name", ["a", "n" * 255, "ü" * 127, "模" * 85, "a\nb", "\udcff" * 200, "[x]*{y}~!@$'()"])
+def test_a_part_has_a_name_of_our_form_that_is_never_too_long(tmp_path: Path, name: str) -> None:
+    made = part_name(name)
+    assert is_part(made)
+    assert not is_earlier_part(made)
+    assert len(os.fsencode(made)) <= 255
+    store = opened(str(tmp_path))
+    store.put(name, [b"data"], size=4)
+    assert list(store.list() or {}) == [name]
 
 
 # --- URLs
