@@ -190,10 +190,12 @@ def test_links_that_nobody_reads_hinder_nothing(here):
 def test_the_copy_that_the_refusal_offers_works(here):
     shutil.move(here / "post" / "tokenizer.json", here / "secret" / "tokenizer.json")
     link(here / "post" / "tokenizer.json", here / "secret" / "tokenizer.json")
+    (here / "post").rename(here / "my post")
+    (here / "recipe.yaml").write_text((here / "recipe.yaml").read_text().replace("post: post", "post: my post"))
     message = refused(here, "check", "recipe.yaml")
     command = message.partition("(cp ")[2].partition(")")[0]
     subprocess.run(["sh", "-c", f"cp {command.replace('COPY', 'copied')}"], cwd=here, check=True)
-    (here / "recipe.yaml").write_text((here / "recipe.yaml").read_text().replace("post: post", "post: copied"))
+    (here / "recipe.yaml").write_text((here / "recipe.yaml").read_text().replace("post: my post", "post: copied"))
     assert call("merge", "recipe.yaml", cwd=here).returncode == 0
     assert json.loads((here / "out" / "tokenizer.json").read_text()) == TOKENIZER
 
