@@ -22,7 +22,7 @@ from paramdelta_dist.execution.documents import MAX_DOCUMENT, is_of_somebody_els
 from paramdelta_dist.execution.holding import COMMIT, PLAN
 from paramdelta_dist.execution.output import holds
 from paramdelta_dist.execution.receipts import FOLDER
-from paramdelta_dist.storage import StorageConfig, Store, open_store, redact
+from paramdelta_dist.storage import NO_FILE, StorageConfig, Store, open_store, redact
 from paramdelta_dist.template import expand, folder_of, series_name
 
 MAX_NOTE = 64 << 10
@@ -129,7 +129,7 @@ def series_status(store: Store) -> dict[str, Any] | None:
     present = store.list() or {}
     outputs = sorted(name.removesuffix(f"/{PLAN}") for name in present if name.endswith(f"/{PLAN}"))
     complete = [name for name in outputs if f"{name}/{COMMIT}" in present]
-    names = sorted(name for name in present if _may_be_pointer(name) and present[name].size <= MAX_NOTE)
+    names = sorted(name for name, found in present.items() if _may_be_pointer(name) and found != NO_FILE and found.size <= MAX_NOTE)
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda name: _pointer(store, name), names))
     latest = {name: pointer for name, pointer in zip(names, found, strict=True) if pointer is not None}

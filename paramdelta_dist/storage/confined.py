@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -75,8 +76,8 @@ def resolve(root: str, name: str) -> tuple[str, list[str]]:
     if _is_blob(home, target):
         return os.path.dirname(target), [os.path.basename(target)]
     raise InputError(
-        f"{said}, which is outside of this folder, and nothing outside of it is read; name the folder where the files themselves are, "
-        f"or a copy that has them all (cp -rL {plain(root)} COPY)"
+        f"{said}, which is outside of this folder, and nothing outside of it is read; if it belongs to the model, name the folder where "
+        f"the files themselves are, or a copy that holds them all (cp -rL {plain(shlex.quote(root))} COPY)"
     )
 
 
@@ -111,8 +112,8 @@ def _opened(folder: str, parts: Sequence[str], *, links: int = 0) -> int | None:
             return None
         if stat.S_ISDIR(mode):
             raise IsADirectoryError
-        what = plain(os.path.join(folder, *parts))
-        refuse_irregular(mode, what)  # before it is opened: opening a device may do something
+        if not stat.S_ISREG(mode):  # before it is opened: opening a device may do something
+            refuse_irregular(mode, plain(os.path.join(folder, *parts)))
         try:
             file = os.open(parts[-1], _FILE, dir_fd=here)
         except OSError as error:
@@ -121,11 +122,9 @@ def _opened(folder: str, parts: Sequence[str], *, links: int = 0) -> int | None:
             return None
     finally:
         os.close(here)
-    try:
-        refuse_irregular(os.fstat(file).st_mode, what)
-    except BaseException:
+    if not stat.S_ISREG(mode := os.fstat(file).st_mode):
         os.close(file)
-        raise
+        refuse_irregular(mode, plain(os.path.join(folder, *parts)))
     return file
 
 

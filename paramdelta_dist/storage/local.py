@@ -40,6 +40,9 @@ def _translated(url: str, name: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(f"{where}: the disk is full ({error.strerror}); free some space and run again") from error
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            problem = "links lead in a circle" if error.errno == errno.ELOOP else "a name is longer than this file system bears"
+            raise InputError(f"{where}: {problem}") from error
         raise StorageError(f"{where}: {error.strerror or error}") from error
 
 

@@ -190,10 +190,12 @@ def test_links_that_nobody_reads_hinder_nothing(here):
 def test_the_copy_that_the_refusal_offers_works(here):
     shutil.move(here / "post" / "tokenizer.json", here / "secret" / "tokenizer.json")
     link(here / "post" / "tokenizer.json", here / "secret" / "tokenizer.json")
+    (here / "post").rename(here / "my post")
+    (here / "recipe.yaml").write_text((here / "recipe.yaml").read_text().replace("post: post", "post: my post"))
     message = refused(here, "check", "recipe.yaml")
     command = message.partition("(cp ")[2].partition(")")[0]
     subprocess.run(["sh", "-c", f"cp {command.replace('COPY', 'copied')}"], cwd=here, check=True)
-    (here / "recipe.yaml").write_text((here / "recipe.yaml").read_text().replace("post: post", "post: copied"))
+    (here / "recipe.yaml").write_text((here / "recipe.yaml").read_text().replace("post: my post", "post: copied"))
     assert call("merge", "recipe.yaml", cwd=here).returncode == 0
     assert json.loads((here / "out" / "tokenizer.json").read_text()) == TOKENIZER
 
@@ -235,6 +237,14 @@ def test_a_snapshot_in_a_cache_of_the_hub_is_a_model(here, shared, home):
     done = call("merge", "recipe.yaml", cwd=here)
     assert done.returncode == 0, done.stderr
     assert json.loads((here / "out" / "tokenizer.json").read_text()) == TOKENIZER
+
+
+def test_a_folder_in_a_snapshot_is_a_model(here):
+    """As pipelines of several models are kept."""
+    pipeline = here / "pipeline"
+    shutil.copytree(here / "post", pipeline / "text_encoder")
+    snapshot = cached(here / "hub", pipeline)
+    assert len(open_checkpoint(str(snapshot / "text_encoder"), StorageConfig()).tensors) == 2
 
 
 def test_a_model_that_the_hub_library_has_put_into_its_cache_is_read(here):
@@ -447,6 +457,23 @@ def test_a_recipe_may_come_by_any_link_or_pipe(here):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(["bash", "-c", line], cwd=mount, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_recipe_that_leads_in_a_circle_is_a_mistake_of_usage(here):
+    link(here / "loop.yaml", "loop.yaml")
+    done = call("check", "loop.yaml", cwd=here)
+    assert (done.returncode, "loop.yaml: links lead in a circle" in done.stderr) == (2, True)
+
+
+def test_a_link_that_has_the_name_of_a_pointer_to_the_latest_output(here):
+    recipe = here / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("output: out", "output: nightly/{date}"))
+    assert call("merge", "recipe.yaml", cwd=here).returncode == 0
+    link(here / "nightly" / "our-latest.json", "/etc/passwd")
+    assert call("status", "nightly", cwd=here).returncode == 0
+    link(here / "nightly" / "latest.json", here / "secret" / "key")
+    assert "nightly/latest.json is a link to" in call("merge", "recipe.yaml", cwd=here).stderr
+    assert (here / "secret" / "key").read_text() == "PLANTED"
 
 
 def test_a_model_mounted_as_a_config_map_is_read(here):

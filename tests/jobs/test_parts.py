@@ -315,6 +315,18 @@ def test_who_submits_the_same_a_moment_later_joins(monkeypatch):
     assert submit(cluster, Submission(made(), "abc")).joined
 
 
+def test_a_job_that_overwrites_may_delete_what_its_submitter_agreed_to():
+    cluster = Register()
+    submit(cluster, Submission(made("s3://bucket/out"), "abc", overwrite=True, yes=True))
+    submit(cluster, Submission(made("s3://bucket/out"), "def", overwrite=True))
+    submit(cluster, Submission(made("s3://bucket/out"), "ghi", yes=True))
+    assert [[word for word in command if word in ("--overwrite", "--yes")] for command in cluster.commands] == [
+        ["--overwrite", "--yes"],
+        ["--overwrite"],
+        [],
+    ]
+
+
 @pytest.mark.parametrize(("begun", "repeated"), [(True, False), (False, True)])
 def test_an_output_is_overwritten_once_and_not_again_by_the_attempt_that_goes_on(begun, repeated):
     cluster = Register()

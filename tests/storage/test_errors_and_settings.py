@@ -388,6 +388,51 @@ def test_one_place_has_one_spelling(given: str, normal: str) -> None:
     assert normalize(normal) == normal
 
 
+@pytest.mark.parametrize(
+    ("given", "write"),
+    [
+        ("s3://bucket//n/new", "s3://bucket/n/new"),
+        ("s3://bucket/a/./b", "s3://bucket/a/b"),
+        ("s3a://bucket/a//", "s3://bucket/a"),
+        ("s3://bucket//", "s3://bucket/"),
+        ("gs://b/x/../m", "gs://b/m"),
+        ("az://b/x/../m", "az://b/m"),
+        ("https://host/a//b", "https://host/a/b"),
+        ("gs://Bucket/x", "gs://bucket/x"),
+        ("memory:///x", "memory://x"),
+        ("local:///a/b", "the path alone, or file:///PATH"),
+        ("file://localhost/a/b", "file:///PATH"),
+        ("file://host/a/b", "file:///PATH"),
+        ("file:/a/b", "file:///PATH"),
+        ("file:a/b", "file:///PATH"),
+        ("file:////a/b", "file:///PATH"),
+        ("file:///a%20b", "the path as it is"),
+        ("s3:/bucket/a", "s3://…"),
+        ("S3:bucket", "s3://…"),
+        ("s3n://bucket/a", "s3://BUCKET"),
+        ("ssh://host/a", "sftp://HOST"),
+        ("simplecache::s3://bucket/a", "the URL of the place itself"),
+        ("filecache::file:///a", "the URL of the place itself"),
+        ("simplecache://a", "the URL of that place itself"),
+        ("zip://a::s3://bucket/a.zip", "the URL of that place itself"),
+        ("dir://a::memory://b", "the URL of that place itself"),
+    ],
+)
+def test_another_name_of_a_place_is_refused_with_the_one_to_write(given: str, write: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        normalize(given)
+    assert f"write {write}" in str(caught.value)
+
+
+def test_a_local_path_with_two_slashes_in_front_or_a_colon_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s3:").mkdir()
+    assert normalize("//tmp/x") == "/tmp/x"
+    assert normalize("s3:") == str(tmp_path / "s3:")
+    assert normalize("./s3:/a") == str(tmp_path / "s3:/a")
+    assert normalize("models/a:b") == str(tmp_path / "models/a:b")
+
+
 def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
