@@ -48,8 +48,9 @@ def analyze(
     if not is_template(recipe.output) and inside(folder, recipe.output):
         raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
     store = open_store(folder, recipe.storage_config)
-    merge_plan, _ = plan(_comparable(recipe))
-    crew = Means(engine, workers, memory).crew(merge_plan, writes=False, page=page_memory(merge_plan))
+    means = Means(engine, workers, memory)
+    merge_plan, _ = plan(_comparable(recipe), memory=means.planning_memory)
+    crew = means.crew(merge_plan, writes=False, page=page_memory(merge_plan))
     sizing = crew.sizing
     with collector_paused():
         from paramdelta_dist.analysis.publish import publish

@@ -15,10 +15,9 @@ from paramdelta_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from paramdelta_dist.checkpoint.sidefiles import is_side_file
 from paramdelta_dist.errors import AlreadyExists, InputChanged, IntegrityError, NotFound, OutputOccupied, UsageError
 from paramdelta_dist.execution.documents import read_document, render_document
-from paramdelta_dist.execution.pieces import read_pieces
 from paramdelta_dist.execution.receipts import FOLDER, MAX_RECEIPT, Receipt, parse_receipt, receipt_name
 from paramdelta_dist.planning.plan import MergePlan
-from paramdelta_dist.storage import Identity, Store
+from paramdelta_dist.storage import Identity, Store, read_pieces
 
 PLAN = f"{FOLDER}/plan.json"
 COMMIT = f"{FOLDER}/commit.json"
@@ -103,6 +102,10 @@ def _differences(found: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """What tells two plans apart, in words."""
     theirs, mine = found.get("inputs", {}), json.loads(json.dumps(ours["inputs"]))
     changed = sorted(f"{url}/{name}" for url in mine for name in mine[url] if url in theirs and theirs[url].get(name) != mine[url][name])
+    before, now = ({(url, name): rest for url, name, *rest in plan.get("side_files", ())} for plan in (found, ours))
+    changed += sorted(
+        f"{url}/{name}" for url, name in now if before.get((url, name), []) not in ([], now[url, name])
+    )  # older plans have none
     if changed:
         return f"the inputs changed since: {_some(changed)}"
     return "another recipe" if found.get("recipe") != ours["recipe"] else "other side files or another version of the format"

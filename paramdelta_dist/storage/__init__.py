@@ -3,6 +3,7 @@
 from paramdelta_dist.storage.blocks import WRITE_MEMORY
 from paramdelta_dist.storage.leftovers import Leftover, find_leftovers, remove_leftover
 from paramdelta_dist.storage.opening import open_store
+from paramdelta_dist.storage.pieces import PIECE, PIECES_MEMORY, read_pieces, read_whole
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, Store
 from paramdelta_dist.storage.uploads import PARTS_IN_FLIGHT, part_size
@@ -10,6 +11,8 @@ from paramdelta_dist.storage.urls import inside, normalize, redact, scheme_of
 
 __all__ = [
     "PARTS_IN_FLIGHT",
+    "PIECE",
+    "PIECES_MEMORY",
     "WRITE_MEMORY",
     "Buffer",
     "Identity",
@@ -22,6 +25,8 @@ __all__ = [
     "normalize",
     "open_store",
     "part_size",
+    "read_pieces",
+    "read_whole",
     "redact",
     "remove_leftover",
     "scheme_of",
