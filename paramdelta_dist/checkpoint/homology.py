@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
 from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised
 from paramdelta_dist.checkpoint.tokenizer import Tokenizer, Tokenizers, Vocabulary
 from paramdelta_dist.checkpoint.vocabulary import input_embeddings, is_vocabulary_tensor
 from paramdelta_dist.errors import HomologyError
@@ -83,18 +84,42 @@ def compare(
     """
     rowed = [name for name in base.tensors if is_vocabulary_tensor(name)]
     vocab = "ignored" if rowed and all(map(copied, rowed)) else vocab
-    mismatches: list[Mismatch] = []
+    quantised = {model.url: _quantised(model, copied) for model in (base, *others)}
+    mismatches = [mismatch for model in (base, *others) for mismatch in _quantised_mismatches(model, quantised[model.url])]
     notes: list[str] = []
     tokenizers = tokenizers or Tokenizers(storage)
     tokenizer = tokenizers.of(base.url, base.side_files)
     for other in others:
         mismatches += _config_mismatches(base, other, vocab)
-        mismatches += _tensor_mismatches(base, other, vocab, copied)
-        found, told = _vocabulary_differences(base, tokenizer, other, tokenizers.of(other.url, other.side_files), vocab, tokenizers)
-        mismatches += found
-        notes += told
+        told = {name for url in (base.url, other.url) for found in quantised[url] for name in found.tensors}
+        mismatches += _tensor_mismatches(base, other, vocab, _or_in(told, copied))
+        differences, noted = _vocabulary_differences(base, tokenizer, other, tokenizers.of(other.url, other.side_files), vocab, tokenizers)
+        mismatches += differences
+        notes += noted
     notes += _config_notes(base, others, vocab)
     return HomologyReport(redact(base.url), tuple(redact(other.url) for other in others), tuple(mismatches), tuple(notes))
+
+
+def _quantised(model: Checkpoint, copied: Callable[[str], bool]) -> list[Quantised]:
+    """What is quantised in a model and would be merged, if only in part."""
+    return [found for found in find_quantised(model.tensors, model.config) if not all(map(copied, found.tensors))]
+
+
+def _or_in(names: Collection[str], copied: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda name: name in names or copied(name)
+
+
+def _quantised_mismatches(model: Checkpoint, quantised: Sequence[Quantised]) -> Iterator[Mismatch]:
+    """One for each scheme."""
+    for scheme in dict.fromkeys(found.scheme for found in quantised):
+        names = [name for found in quantised if found.scheme == scheme for name in found.tensors]
+        examples = ", ".join(map(shown, names[:4])) + (", …" if len(names) > 4 else "")
+        yield Mismatch(
+            redact(model.url),
+            "quantised",
+            f"{len(names)} tensors are quantised ({scheme}), such as {examples}: codes and scales cannot be merged as numbers",
+            "use the checkpoint that it was quantised from, or dequantise it first",
+        )
 
 
 def is_derived_buffer(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
 from paramdelta_dist.checkpoint.config import changed_config
-from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES, Kind
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.homology import is_derived_buffer
+from paramdelta_dist.checkpoint.quantised import find_quantised
+from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.sidefiles import MAX_SIDE_FILE, is_model_file, is_tokenizer_file
 from paramdelta_dist.errors import CheckpointError, UsageError
 from paramdelta_dist.methods import Scope, find_method
@@ -224,8 +226,10 @@ def build_plan(
     resolver = Resolver(recipe, base.tensors, models)
     models = resolver.models
     opened = [checkpoints[url] for url in models]
-    kinds = _account(opened)
-    settings, ways = resolver.choose([name for name, is_merged in kinds.items() if is_merged])
+    selection = Selection(recipe.include, recipe.exclude)
+    kept = {name for found in find_quantised(base.tensors, base.config) for name in found.tensors if not selection.has(name)}
+    kinds = _account(opened, selection, kept)
+    settings, ways = resolver.choose([name for name, is_merged in kinds.items() if is_merged or name in kept])
     _require_one_way_of_looking(settings)
     maps = VocabularyPlanner(recipe, models, opened, vocabularies or {}).row_maps(settings, ways)
     layouts = lay_out(_outputs(base.tensors, kinds, recipe.dtype, maps), shard_size=recipe.shard_size)
@@ -243,7 +247,7 @@ def build_plan(
         recipe=recipe,
         models=models,
         settings=settings,
-        shards=tuple(_shard(layout, opened, kinds, settings, ways, maps) for layout in layouts),
+        shards=tuple(_shard(layout, opened, {**kinds, **dict.fromkeys(kept, True)}, settings, ways, maps) for layout in layouts),
         fingerprint=_fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes),
         inputs=inputs,
         side_files=side_files,
@@ -272,13 +276,19 @@ def _require_one_way_of_looking(settings: Sequence[Settings]) -> None:
         )
 
 
-def _account(models: Sequence[Checkpoint]) -> dict[str, bool]:
-    """For every tensor of the base, whether it is merged (True) or copied (False); nothing else is possible."""
+def _account(models: Sequence[Checkpoint], selection: Selection, kept: Collection[str]) -> dict[str, bool]:
+    """For every tensor of the base, whether it is merged (True) or copied (False); nothing else is possible. What is quantised in
+    the base and left out by the recipe is `kept` as it is, byte for byte; of what else is left out, the base alone matters."""
     base, problems, merged = models[0], [], {}
     seen: dict[tuple[str | None, ...], bool | str] = {}
     """What is to be done with tensors that have these dtypes in the models, or why nothing can be."""
     columns = [[None if tensor is None else tensor.dtype for tensor in map(model.tensors.get, base.tensors)] for model in models]
     for name, dtypes in zip(base.tensors, zip(*columns, strict=True), strict=True):
+        if name in kept and dtypes[0] in ITEMSIZES:
+            merged[name] = False
+            continue
+        if len(set(dtypes)) > 1 and dtypes[0] is not None and DTYPES[dtypes[0]].kind is Kind.FLOAT and not selection.has(name):
+            dtypes = dtypes[:1]
         if (found := seen.get(dtypes)) is None:
             found = seen[dtypes] = _treatment({DTYPES[dtype].kind for dtype in dtypes if dtype is not None})
         if isinstance(found, str):
