@@ -88,12 +88,12 @@ def compare(
     mismatches = [mismatch for model in (base, *others) for mismatch in _quantised_mismatches(model, quantised[model.url])]
     notes: list[str] = []
     tokenizers = tokenizers or Tokenizers(storage)
-    tokenizer = tokenizers.of(base.url, base.side_files)
-    for other in others:
+    tokenizer, *theirs = [tokenizers.of(model.url, model.side_files) for model in (base, *others)]
+    for other, its_own in zip(others, theirs, strict=True):
         mismatches += _config_mismatches(base, other, vocab)
         told = {name for url in (base.url, other.url) for found in quantised[url] for name in found.tensors}
         mismatches += _tensor_mismatches(base, other, vocab, _or_in(told, copied))
-        differences, noted = _vocabulary_differences(base, tokenizer, other, tokenizers.of(other.url, other.side_files), vocab, tokenizers)
+        differences, noted = _vocabulary_differences(base, tokenizer, other, its_own, vocab, tokenizers)
         mismatches += differences
         notes += noted
     notes += _config_notes(base, others, vocab)

@@ -37,14 +37,15 @@ class Room:
         self._held = self.peak = 0
         self._lock = Lock()
 
-    def take(self, size: int, what: str) -> None:
-        """Take `size` bytes for `what`. Raises OverBudget, with the way out, when they are not there."""
+    def take(self, size: int, what: str, *, ahead: int = 0) -> None:
+        """Take `size` bytes for `what`. Raises OverBudget, with the way out, when they are not there; `ahead` is how many will be
+        asked for besides."""
         with self._lock:
-            needed = PLANNING + self._held + size
-            if self._budget is not None and needed > self._budget:
+            if self._budget is not None and PLANNING + self._held + size > self._budget:
+                needed = PLANNING + self._held + size + ahead
                 raise OverBudget(
-                    f"{what} takes about {format_memory(size)} of memory when it is read, {format_memory(needed)} in all, and the budget "
-                    f"is {format_memory(self._budget)}: allow more memory (--memory {-(-needed >> 20)}MiB)"
+                    f"{what} takes about {format_memory(size)} of memory when it is read, {format_memory(needed)} with what else is to be "
+                    f"read, and the budget is {format_memory(self._budget)}: allow more memory (--memory {-(-needed >> 20)}MiB)"
                 )
             self._held += size
             self.peak = max(self.peak, self._held)
@@ -54,9 +55,9 @@ class Room:
             self._held -= size
 
     @contextmanager
-    def taken(self, size: int, what: str) -> Iterator[None]:
+    def taken(self, size: int, what: str, *, ahead: int = 0) -> Iterator[None]:
         """Take `size` bytes for as long as the body runs."""
-        self.take(size, what)
+        self.take(size, what, ahead=ahead)
         try:
             yield
         finally:

@@ -141,10 +141,12 @@ class Tokenizers:
 
     def _parsed(self, tokenizer: Tokenizer, name: str, parse: Callable[[bytearray, Callable[[int], None]], _Ids]) -> _Ids:
         where, identity = f"{tokenizer.store.url}/{name}", tokenizer.files[name]
+        others = {other.key: other.files[other.source].size for other in self._found.values() if other and other.key not in self._kept}
+        unread = sum(others.values()) - others.get(tokenizer.key, 0)
         with ExitStack() as taken:
 
             def take(size: int) -> None:
-                taken.enter_context(self.room.taken(size, where))
+                taken.enter_context(self.room.taken(size, where, ahead=size * unread // max(1, identity.size)))
 
             take(identity.size)
             data = read_whole(tokenizer.store, name, identity, limit=MAX_TOKENIZER)
