@@ -142,9 +142,10 @@ def plan(
 
         speed = _bytes(bandwidth, "--bandwidth")
         given = _recipe(recipe, base, delta, output)
-        made, report = api.plan(given)
+        budget = _bytes(memory, "--memory")
+        made, report = api.plan(given, memory=budget if engine is Engine.local else None)
         points = max(1, len(given.points))
-        sizing = api.plan_workers(made, engine=engine.value, workers=workers, memory=_bytes(memory, "--memory"), points=points)
+        sizing = api.plan_workers(made, engine=engine.value, workers=workers, memory=budget, points=points)
         document = api.plan_document(made, sizing, report)
         document["seconds_at_bandwidth"] = round((document["bytes_to_read"] + made.bytes_to_write) / (speed or 1), 1)
         document["bandwidth"] = speed

@@ -255,7 +255,7 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
         "to write": f"{format_size(document['bytes_to_write'])} in {requests['write']:,} requests, {_count(shards, 'shard')}",
         "memory": _memory_line(memory),
         "tiles": f"{format_memory(memory['tile_size'])}, {memory['tiles_in_flight']} in flight a shard",
-        "copied files": ", ".join(name for _, name in document["side_files"]) or "none",
+        "copied files": ", ".join(name for _, name, *_ in document["side_files"]) or "none",
         "time": f"{format_seconds(document['seconds_at_bandwidth'])} at {format_size(document['bandwidth'])}/s to and from storage",
         "fingerprint": document["fingerprint"],
     }

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paramdelta_dist import api, rendering
 from paramdelta_dist.checkpoint import open_checkpoint
-from paramdelta_dist.checkpoint.tokenizer import read_vocabulary
+from paramdelta_dist.checkpoint.tokenizer import Tokenizers
 from paramdelta_dist.errors import HomologyError, UsageError
 from paramdelta_dist.planning import memory
 from paramdelta_dist.recipe import Recipe
@@ -242,7 +242,8 @@ def test_a_sentencepiece_model_is_read_with_the_tokens_added_to_it(tmp_path):
     folder = make_model(tmp_path / "m", tokenizer, save=False)
     (folder / "tokenizer.model").write_bytes(b"".join(map(piece, ["<unk>", "▁the", "é"])) + b"\x12\x02\x08\x01")
     (folder / "added_tokens.json").write_text('{"<pad>": 3}')
-    vocabulary = read_vocabulary(open_checkpoint(str(folder), StorageConfig()), StorageConfig())
+    tokenizers = Tokenizers(StorageConfig())
+    vocabulary = tokenizers.vocabulary(tokenizers.of(str(folder), open_checkpoint(str(folder), StorageConfig()).side_files))
     assert vocabulary.tokens == {"<unk>": 0, "▁the": 1, "é": 2, "<pad>": 3}
     assert vocabulary.special == {"<pad>": 3}
 

@@ -51,11 +51,12 @@ def analyze(
         if inside(folder, url):
             raise UsageError(f"--output {redact(folder)} is in the input {redact(url)}; choose another folder")
     store = open_store(folder, recipe.storage_config)
+    means = Means(engine, workers, memory)
     with collector_paused():
         from paramdelta_dist.analysis.publish import require_own
     require_own(store)
-    merge_plan, _ = plan(_comparable(recipe))
-    crew = Means(engine, workers, memory).crew(merge_plan, writes=False, page=page_memory(merge_plan))
+    merge_plan, _ = plan(_comparable(recipe), memory=means.planning_memory)
+    crew = means.crew(merge_plan, writes=False, page=page_memory(merge_plan))
     sizing = crew.sizing
     with collector_paused():
         from paramdelta_dist.analysis.publish import publish

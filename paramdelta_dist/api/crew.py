@@ -29,6 +29,11 @@ class Means:
     patience: float | None = None
     """Seconds to wait while a cluster gives no worker at all."""
 
+    @property
+    def planning_memory(self) -> int | None:
+        """Bytes that this process may use to make a plan; on Ray it is not one of the workers."""
+        return self.memory if self.engine == "local" else None
+
     def crew(self, merge_plan: MergePlan, *, points: int = 1, writes: bool = True, page: PageMemory = NO_PAGE) -> Crew:
         """The workers for a plan; the options and what is raised are those of `plan_workers`."""
         device = compute_device(self.device, self.engine)

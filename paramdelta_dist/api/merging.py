@@ -53,7 +53,7 @@ def merge(
     require_submitters_version()
     if recipe.sweep:
         return merge_sweep(recipe, means, began=began, overwrite=overwrite, confirm=confirm, report_page=report_page, observer=observer)
-    merge_plan, _ = plan(recipe)
+    merge_plan, _ = plan(recipe, memory=means.planning_memory)
     crew = means.crew(merge_plan, page=page_memory(merge_plan) if report_page else NO_PAGE)
     series = series_of(recipe)
     if series is None:
@@ -78,7 +78,7 @@ def _merge_into_folder(
     work = _make_missing(store, merge_plan, crew, held, report_page=report_page, observer=observer) if held.committed is None else None
     if work is None:
         return MergeResult(redact(output), "nothing to do", merge_plan.fingerprint, {})
-    from paramdelta_dist.execution.publish import publish, side_files
+    from paramdelta_dist.execution.publish import SideFiles, publish
 
     receipts = {**held.receipts, **{receipt.file: receipt for receipt in work.made}}
     again = work.executor.bytes_read_again + held.bytes_read
@@ -88,7 +88,7 @@ def _merge_into_folder(
     }
     receipts = require_shards(store, held.hold, receipts)
     page = publish_page(store, merge_plan, report) if report_page else None
-    publish(store, held.hold, merge_plan, receipts, report, side_files(merge_plan.recipe.storage_config))
+    publish(store, held.hold, merge_plan, receipts, report, SideFiles(merge_plan.recipe.storage_config))
     return MergeResult(redact(output), "merged", merge_plan.fingerprint, report, page=page)
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint, open_checkpoints
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
+from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.rules import Selection
-from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary, vocabulary_at
+from paramdelta_dist.checkpoint.tokenizer import Tokenizers, Vocabulary
 from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
 from paramdelta_dist.errors import UsageError
+from paramdelta_dist.execution.machine import default_memory
 from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, vocabulary_outcomes
 from paramdelta_dist.recipe import Recipe
-from paramdelta_dist.storage import StorageConfig, normalize, redact
+from paramdelta_dist.storage import Identity, StorageConfig, normalize, redact
+
+ROW = 16 + NUMBER
+"""Bytes of a row of one model while rows are found by their tokens."""
 
 
 def inspect(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
@@ -48,14 +53,38 @@ def inspect(url: str, storage: StorageConfig | None = None) -> dict[str, Any]:
     }
 
 
-def open_models(recipe: Recipe) -> dict[str, Checkpoint]:
-    """Every model of a recipe, opened concurrently, by URL."""
-    return open_checkpoints(recipe.models, recipe.storage_config)
+@dataclass(frozen=True)
+class Models:
+    """What a recipe names, opened once, so that all that is decided and written is of one version of each file."""
+
+    checkpoints: Mapping[str, Checkpoint]
+    """By URL."""
+    tokenizer_files: Mapping[str, Identity]
+    """The side files of the folder whose tokenizer is written."""
+    tokenizers: Tokenizers
+    """Of the models and of that folder."""
+
+    @property
+    def room(self) -> Room:
+        return self.tokenizers.room
 
 
-def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> HomologyReport:
+def open_models(recipe: Recipe, *, memory: int | None = None) -> Models:
+    """Every model of a recipe, opened concurrently, and the folder that its tokenizer is taken from.
+
+    `memory` bounds, in bytes, what this process may use; half of the machine where it is left out. Raises OverBudget where what
+    the models say of themselves does not fit, CheckpointError where they are no models.
+    """
+    room, source = Room(memory or default_memory()), recipe.tokenizer_url
+    checkpoints = open_checkpoints(recipe.models, recipe.storage_config, room)
+    files = checkpoints[source].side_files if source in checkpoints else find_side_files(source, recipe.storage_config)
+    return Models(checkpoints, files, Tokenizers(recipe.storage_config, room))
+
+
+def check(recipe: Recipe, models: Models | None = None) -> HomologyReport:
     """Whether the models of a recipe fit together. Reads headers, configs and tokenizers."""
-    opened = models or open_models(recipe)
+    models = models or open_models(recipe)
+    opened = models.checkpoints
     base, selection = opened[recipe.base], Selection(recipe.include, recipe.exclude)
 
     def left_out(name: str) -> bool:
@@ -63,24 +92,28 @@ def check(recipe: Recipe, models: Mapping[str, Checkpoint] | None = None) -> Hom
 
     def compared(vocab: str) -> HomologyReport:
         others = [opened[url] for url in recipe.models[1:]]
-        return compare(base, others, recipe.storage_config, vocab=vocab, copied=left_out)
+        return compare(base, others, recipe.storage_config, vocab=vocab, copied=left_out, tokenizers=models.tokenizers)
 
     if any(is_vocabulary_tensor(name) and left_out(name) for name in base.tensors):
-        _require_the_bases_tokenizer(recipe, base)
+        _require_the_bases_tokenizer(recipe, models)
     report = compared(recipe.vocab)
     if recipe.vocab == "strict" and not any(found.subject in ("tokenizer", "shapes") for found in report.mismatches):
         return report
     modes = [mode for mode in VOCABULARY_MODES if not (report if mode == recipe.vocab else compared(mode)).mismatches]
-    return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, read_vocabularies(recipe, opened), modes))
+    return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, read_vocabularies(recipe, models), modes))
 
 
-def _require_the_bases_tokenizer(recipe: Recipe, base: Checkpoint) -> None:
+def _require_the_bases_tokenizer(recipe: Recipe, models: Models) -> None:
     """Raise UsageError where rows of the base would be written with a tokenizer that gives their numbers to other tokens."""
-    storage, source = recipe.storage_config, recipe.tokenizer_url
+    source, tokenizers = recipe.tokenizer_url, models.tokenizers
     if source == recipe.base:
         return
-    ours, theirs = read_vocabulary(base, storage), vocabulary_at(source, find_side_files(source, storage), storage)
-    if ours is None or theirs is None or ours.digest == theirs.digest or (ours.tokens and ours.tokens == theirs.tokens):
+    ours = tokenizers.of(recipe.base, models.checkpoints[recipe.base].side_files)
+    theirs = tokenizers.of(source, models.tokenizer_files)
+    if ours is None or theirs is None or ours.digest == theirs.digest:
+        return
+    tokens = tokenizers.vocabulary(ours).tokens
+    if tokens and tokens == tokenizers.vocabulary(theirs).tokens:
         return
     raise UsageError(
         f"embeddings or output head are left out and so the base's, but {redact(source)}, whose tokenizer is written, has other tokens "
@@ -88,10 +121,14 @@ def _require_the_bases_tokenizer(recipe: Recipe, base: Checkpoint) -> None:
     )
 
 
-def read_vocabularies(recipe: Recipe, models: Mapping[str, Checkpoint]) -> dict[str, Vocabulary | None]:
-    """The vocabulary of each model, and of the folder whose tokenizer is written, by URL."""
-    storage, source = recipe.storage_config, recipe.tokenizer_url
-    found = {url: read_vocabulary(model, storage) for url, model in models.items()}
-    if source not in found:
-        found[source] = vocabulary_at(source, find_side_files(source, storage), storage)
+def read_vocabularies(recipe: Recipe, models: Models) -> dict[str, Vocabulary | None]:
+    """The vocabulary of each model, and of the folder whose tokenizer is written, by URL; those that are equal are one.
+
+    Raises OverBudget where there is no room for them, and for finding the rows of their tokens.
+    """
+    files = {url: model.side_files for url, model in models.checkpoints.items()} | {recipe.tokenizer_url: models.tokenizer_files}
+    tokenizers = {url: models.tokenizers.of(url, side_files) for url, side_files in files.items()}
+    found = {url: None if tokenizer is None else models.tokenizers.vocabulary(tokenizer) for url, tokenizer in tokenizers.items()}
+    every = {id(vocabulary): len(vocabulary.ids or {}) + len(vocabulary.special) for vocabulary in found.values() if vocabulary is not None}
+    models.room.take(sum(every.values()) * ENTRY + max(every.values(), default=0) * (2 * ENTRY + len(found) * ROW), "finding rows by token")
     return found

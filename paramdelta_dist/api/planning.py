@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from paramdelta_dist.api.collector import collector_paused
 from paramdelta_dist.api.models import check, open_models, read_vocabularies
-from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, find_side_files
+from paramdelta_dist.checkpoint import Checkpoint, HomologyReport
+from paramdelta_dist.checkpoint.room import Room
 from paramdelta_dist.execution.series import Series
 from paramdelta_dist.planning import MergePlan, build_plan
 from paramdelta_dist.planning.sweep import SweepPlan, build_sweep
@@ -20,41 +21,45 @@ FEW_POINTS = 8
 """Points of a sweep that are named in a plan."""
 
 
-def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
-    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together.
+def plan(recipe: Recipe, *, memory: int | None = None) -> tuple[MergePlan, HomologyReport]:
+    """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together, OverBudget
+    when what they say of themselves takes more than `memory` bytes of this process, half of the machine where that is left out.
 
     Of a sweep, it is that of the first point. Where the recipe's output is a template, the plan's recipe has the folder that
     it stands for: that of an earlier run of this very merge, else a new one.
     """
     if recipe.sweep:
-        sweep, report = plan_sweep(recipe)
+        sweep, report = plan_sweep(recipe, memory=memory)
         more = "" if len(sweep.points) <= FEW_POINTS else ", …"
         names = ", ".join(list(sweep.points)[:FEW_POINTS]) + more
         note = f"a sweep of {len(sweep.points)} points ({names}), made from one reading; what is said here of writing is for each of them"
         return sweep.reading, replace(report, notes=(*report.notes, note))
     with collector_paused():
-        inputs, report = _open_inputs(recipe)
-        made = build_plan(recipe, *inputs)
+        inputs, report, room = _open_inputs(recipe, memory)
+        made = replace(build_plan(recipe, *inputs), planning_memory=room.peak)
         series = series_of(recipe)
         return (made if series is None else into(made, series.output(series.find(made.fingerprint), made.fingerprint))), report
 
 
-def plan_sweep(recipe: Recipe) -> tuple[SweepPlan, HomologyReport]:
+def plan_sweep(recipe: Recipe, *, memory: int | None = None) -> tuple[SweepPlan, HomologyReport]:
     """The plan of a recipe with `sweep:`; raises what `plan` does, and UsageError where the points cannot share one reading."""
     with collector_paused():
-        inputs, report = _open_inputs(recipe)
-        return build_sweep(recipe, *inputs), report
+        inputs, report, room = _open_inputs(recipe, memory)
+        sweep = build_sweep(recipe, *inputs)
+        points = {name: replace(point, planning_memory=room.peak) for name, point in sweep.points.items()}
+        return replace(sweep, points=points), report
 
 
-def _open_inputs(recipe: Recipe) -> tuple[tuple[dict[str, Checkpoint], Mapping[str, Identity], Vocabularies], HomologyReport]:
+def _open_inputs(
+    recipe: Recipe, memory: int | None
+) -> tuple[tuple[Mapping[str, Checkpoint], Mapping[str, Identity], Vocabularies], HomologyReport, Room]:
     """All that a plan is made from: the models, the side files of the folder that the tokenizer comes from, and where they are
-    needed vocabularies. Raises HomologyError when the models do not fit together."""
-    models = open_models(recipe)
+    needed vocabularies; and the room that these took. Raises HomologyError when the models do not fit together."""
+    models = open_models(recipe, memory=memory)
     report = check(recipe, models)
     report.require()
-    source = recipe.tokenizer_url
-    files = models[source].side_files if source in models else find_side_files(source, recipe.storage_config)
-    return (models, files, read_vocabularies(recipe, models) if recipe.vocab == "by-token" else {}), report
+    vocabularies = read_vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
+    return (models.checkpoints, models.tokenizer_files, vocabularies), report, models.room
 
 
 def series_of(recipe: Recipe) -> Series | None:

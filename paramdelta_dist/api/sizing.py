@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paramdelta_dist.api.engines import Engine
+from paramdelta_dist.checkpoint.room import PLANNING
 from paramdelta_dist.errors import OverBudget, UsageError
 from paramdelta_dist.execution.machine import available_cores, default_memory
 from paramdelta_dist.methods import find_method
@@ -12,7 +13,8 @@ from paramdelta_dist.planning import MergePlan, WorkerMemory, plan_memory
 from paramdelta_dist.planning.chunks import CHUNK
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
 from paramdelta_dist.planning.sweep import SweepPlan
-from paramdelta_dist.storage import open_store
+from paramdelta_dist.sizes import format_memory
+from paramdelta_dist.storage import PARTS_IN_FLIGHT, PIECE, PIECES_MEMORY, WRITE_MEMORY, open_store, part_size
 
 THREADS_A_SHARD = 2
 """Threads that make tiles of one shard while there are more shards: as many as keep the one that writes it busy."""
@@ -61,11 +63,17 @@ def plan_workers(
     if writes and measuring and find_method(recipe.method).weights is None:
         besides += BOTH_LIBRARIES
     reserved = RESERVED + besides + (RESERVED_BY_RAY + max(known) if engine == "ray" else sum(known))
+    least = _least(merge_plan, reserved, remote_output=writes and open_store(recipe.output, storage).remote) if engine == "local" else 0
+    if least > budget:
+        raise OverBudget(
+            f"planning, and copying what lies beside the weights, need about {format_memory(least)}, the budget is "
+            f"{format_memory(budget)}: allow more memory (--memory {-(-least >> 20)}MiB)"
+        )
     while True:
         shards = min(-(-count // THREADS_A_SHARD), len(merge_plan.shards))
         threads = min(max(1, count // shards // points), MOST_THREADS_A_SHARD)
         try:
-            return plan_memory(
+            sizing = plan_memory(
                 merge_plan,
                 find_method(recipe.method),
                 budget=budget,
@@ -76,10 +84,20 @@ def plan_workers(
                 reserved=reserved + shards * points * threads * measuring,
                 points=points,
             )
+            return replace(sizing, projected=max(sizing.projected, least))
         except OverBudget:
             if workers is not None or count == 1:
                 raise
             count -= 1
+
+
+def _least(merge_plan: MergePlan, reserved: int, *, remote_output: bool) -> int:
+    """Bytes of this process before the first shard and after the last: for the plan, and for copying large files beside the weights."""
+    largest = max((file.identity.size for file in merge_plan.side_files), default=0)
+    if largest <= PIECE:
+        return PLANNING + merge_plan.planning_memory
+    writing = (PARTS_IN_FLIGHT + 2) * part_size(largest) if remote_output else WRITE_MEMORY
+    return max(PLANNING + merge_plan.planning_memory, reserved + PIECES_MEMORY + writing)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from paramdelta_dist.api.results import MergeResult, Work, outcome
 from paramdelta_dist.api.sizing import NO_PAGE, sweep_page_memory
 from paramdelta_dist.execution.output import Claim, claim, require_shards
 from paramdelta_dist.execution.points import require_own_sweep, write_sweep
-from paramdelta_dist.execution.publish import SideFiles, publish, side_files
+from paramdelta_dist.execution.publish import SideFiles, publish
 from paramdelta_dist.execution.replacing import Replacement
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
@@ -53,7 +53,7 @@ def merge_sweep(
 
     Raises what `merge` raises.
     """
-    sweep, _ = plan_sweep(recipe)
+    sweep, _ = plan_sweep(recipe, memory=means.planning_memory)
     crew = means.crew(sweep.reading, points=len(sweep.points), page=sweep_page_memory(sweep, means.engine) if report_page else NO_PAGE)
     require_own_sweep(open_store(recipe.output, recipe.storage_config))
     if report_page:
@@ -65,7 +65,7 @@ def merge_sweep(
     page = None
     if report_page and unfinished:  # before any of them is committed: a run that is killed here comes by again
         page = publish_sweep_page(sweep, {name: point.store for name, point in points.items()}, effort)
-    copies = side_files(recipe.storage_config)
+    copies = SideFiles(recipe.storage_config)
     for point in unfinished.values():
         _publish_point(point, {**effort, "points": len(points)}, again, copies)
     documents = _write_down(sweep, recipe, points, report=page)

@@ -13,10 +13,11 @@ from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, shown
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME
 from paramdelta_dist.checkpoint.parsing import Parser
+from paramdelta_dist.checkpoint.room import Room, json_cost
 from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file, is_side_folder
 from paramdelta_dist.checkpoint.standins import FIRST_BYTES, refuse_stand_in, require_own_files
 from paramdelta_dist.errors import CheckpointError, CredentialsError, InputError, NotFound
-from paramdelta_dist.storage import NO_FILE, Identity, StorageConfig, Store, closed_folders, open_store, scheme_of
+from paramdelta_dist.storage import NO_FILE, Identity, StorageConfig, Store, closed_folders, open_store, read_whole, scheme_of
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG = 16 << 20
@@ -81,9 +82,10 @@ def open_checkpoint(url: str, storage: StorageConfig) -> Checkpoint:
     return open_checkpoints([url], storage)[url]
 
 
-def open_checkpoints(urls: Sequence[str], storage: StorageConfig) -> dict[str, Checkpoint]:
-    """Several at the same time, by URL. Where headers are the same, so are the objects that tell of their tensors."""
-    parser = Parser()
+def open_checkpoints(urls: Sequence[str], storage: StorageConfig, room: Room | None = None) -> dict[str, Checkpoint]:
+    """Several at the same time, by URL, in as much memory as there is `room`, else OverBudget is raised. Where headers are the
+    same, so are the objects that tell of their tensors."""
+    parser = Parser(room)
     with ThreadPoolExecutor(max(1, len(urls))) as pool:
         return dict(zip(urls, pool.map(lambda url: _open(url, storage, parser), urls), strict=True))
 
@@ -116,16 +118,16 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
     side_files, closed = _side_files(store, url, present)
     files = tuple(WeightFile(name, present[name]) for name in names)
     with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
-        texts = pool.map(lambda file: _read_header(store, file), files)
-        headers = [
-            parser.header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position)
-            for position, (file, text) in enumerate(zip(files, texts, strict=True))
-        ]
+        texts = pool.map(lambda file: _read_header(store, file, parser.room), files)
+        headers = []
+        for position, (file, text) in enumerate(zip(files, texts, strict=True)):
+            headers.append(parser.header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position))
+            parser.room.give_back(len(text))
     return Checkpoint(
         url=url,
         files=files,
         tensors=_agreed(store.url, names, headers, weight_map),
-        config=read_json_object(store, CONFIG_NAME, limit=MAX_CONFIG) if CONFIG_NAME in present else None,
+        config=_read_config(store, present[CONFIG_NAME], parser.room) if CONFIG_NAME in present else None,
         side_files=side_files,
         orphans=tuple(sorted(name for name in present if name.endswith(".safetensors") and name not in set(names))),
         closed=closed,
@@ -182,9 +184,11 @@ def _probed(store: Store, names: Iterable[str]) -> dict[str, Identity]:
 def _weight_map(store: Store, present: dict[str, Identity], parser: Parser) -> dict[str, str] | None:
     """The index's map; None for a single-file checkpoint."""
     if INDEX_NAME in present:
-        text, where = store.read(INDEX_NAME, limit=MAX_INDEX), f"{store.url}/{INDEX_NAME}"
-        refuse_stand_in(text[:FIRST_BYTES], where=where)
-        return parser.index(text, where=where)
+        identity, where = present[INDEX_NAME], f"{store.url}/{INDEX_NAME}"
+        with parser.room.taken(identity.size, where):
+            text = read_whole(store, INDEX_NAME, identity, limit=MAX_INDEX)
+            refuse_stand_in(bytes(text[:FIRST_BYTES]), where=where)
+            return parser.index(text, where=where)
     if SINGLE_NAME in present:
         return None
     if any(name in present for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")):
@@ -206,12 +210,13 @@ def _weight_map(store: Store, present: dict[str, Identity], parser: Parser) -> d
     raise CheckpointError(f"{store.url}: no checkpoint here: neither {SINGLE_NAME} nor {INDEX_NAME} is in the folder")
 
 
-def _read_header(store: Store, file: WeightFile) -> bytes:
-    """The JSON of a file's header."""
+def _read_header(store: Store, file: WeightFile, room: Room) -> bytes:
+    """The JSON of a file's header, in room that is the caller's to give back."""
     where, size = f"{store.url}/{file.name}", file.identity.size
     first = store.read_range(file.name, 0, min(FIRST_READ, size), identity=file.identity)
     length = header_length(first, file_size=size, where=where)
     stop = LENGTH_FIELD + length
+    room.take(length, where)
     if stop > len(first):
         first = store.read_range(file.name, 0, stop, identity=file.identity)
     return bytes(first[LENGTH_FIELD:stop])
@@ -249,15 +254,18 @@ def _refuse(url: str, names: list[str], headers: list[dict[str, Tensor]], index:
     )
 
 
-def read_json_object(store: Store, name: str, *, limit: int) -> dict[str, Any]:
-    """A JSON object from a side file. Raises CheckpointError when it is not one."""
+def _read_config(store: Store, identity: Identity, room: Room) -> dict[str, Any]:
+    """What is in config.json. Raises CheckpointError when it is no JSON object, InputChanged when it is another by now."""
+    where = f"{store.url}/{CONFIG_NAME}"
+    data = read_whole(store, CONFIG_NAME, identity, limit=MAX_CONFIG)
+    room.take(len(data) + json_cost(data), where)
     try:
-        value = json.loads(str(store.read(name, limit=limit), "utf-8"))
+        value = json.loads(str(data, "utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{store.url}/{name}: not valid JSON ({str(error)[:200]})") from None
+        raise CheckpointError(f"{where}: not valid JSON ({str(error)[:200]})") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{store.url}/{name}: not a JSON object")
-    _refuse_deep_nesting(value, f"{store.url}/{name}")
+        raise CheckpointError(f"{where}: not a JSON object")
+    _refuse_deep_nesting(value, where)
     return value
 
 

@@ -64,7 +64,7 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-def strict_json(text: bytes | memoryview) -> Any:
+def strict_json(text: bytes | bytearray | memoryview) -> Any:
     """JSON as the safetensors library reads it: UTF-8 only, no NaN, no name twice.
 
     Raises ValueError or RecursionError when it is anything else, CheckpointError for a name that occurs twice.

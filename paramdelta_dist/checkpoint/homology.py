@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.tokenizer import Vocabulary, read_vocabulary
+from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised
+from paramdelta_dist.checkpoint.tokenizer import Tokenizer, Tokenizers, Vocabulary
 from paramdelta_dist.checkpoint.vocabulary import input_embeddings, is_vocabulary_tensor
 from paramdelta_dist.errors import HomologyError
 from paramdelta_dist.storage import StorageConfig, redact
@@ -73,8 +74,9 @@ def compare(
     *,
     vocab: str = "strict",
     copied: Callable[[str], bool] = _nothing,
+    tokenizers: Tokenizers | None = None,
 ) -> HomologyReport:
-    """Compare every model with the base. Reads config and tokenizer files, no weights.
+    """Compare every model with the base. Reads tokenizer files, no weights; those that `tokenizers` knows are not read again.
 
     Shapes, names and the meaning of rows must agree; dtypes and file layout need not. With `vocab` "pad" only the rows that
     all models have must mean the same; with "by-token" every tokenizer must be readable, and say what the rows mean. Tensors that
@@ -82,15 +84,18 @@ def compare(
     """
     rowed = [name for name in base.tensors if is_vocabulary_tensor(name)]
     vocab = "ignored" if rowed and all(map(copied, rowed)) else vocab
-    mismatches: list[Mismatch] = []
+    quantised = {model.url: _quantised(model, copied) for model in (base, *others)}
+    mismatches = [mismatch for model in (base, *others) for mismatch in _quantised_mismatches(model, quantised[model.url])]
     notes: list[str] = []
-    vocabulary = read_vocabulary(base, storage)
-    for other in others:
+    tokenizers = tokenizers or Tokenizers(storage)
+    tokenizer, *theirs = [tokenizers.of(model.url, model.side_files) for model in (base, *others)]
+    for other, its_own in zip(others, theirs, strict=True):
         mismatches += _config_mismatches(base, other, vocab)
-        mismatches += _tensor_mismatches(base, other, vocab, copied)
-        found, told = _vocabulary_differences(base, vocabulary, other, read_vocabulary(other, storage), vocab)
-        mismatches += found
-        notes += told
+        told = {name for url in (base.url, other.url) for found in quantised[url] for name in found.tensors}
+        mismatches += _tensor_mismatches(base, other, vocab, _or_in(told, copied))
+        differences, noted = _vocabulary_differences(base, tokenizer, other, its_own, vocab, tokenizers)
+        mismatches += differences
+        notes += noted
     notes += _config_notes(base, others, vocab)
     notes += [
         f"{redact(model.url)}: the folder {shown(folder)} may not be listed; no file of the model is looked for in it"
@@ -98,6 +103,28 @@ def compare(
         for folder in model.closed
     ]
     return HomologyReport(redact(base.url), tuple(redact(other.url) for other in others), tuple(mismatches), tuple(notes))
+
+
+def _quantised(model: Checkpoint, copied: Callable[[str], bool]) -> list[Quantised]:
+    """What is quantised in a model and would be merged, if only in part."""
+    return [found for found in find_quantised(model.tensors, model.config) if not all(map(copied, found.tensors))]
+
+
+def _or_in(names: Collection[str], copied: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda name: name in names or copied(name)
+
+
+def _quantised_mismatches(model: Checkpoint, quantised: Sequence[Quantised]) -> Iterator[Mismatch]:
+    """One for each scheme."""
+    for scheme in dict.fromkeys(found.scheme for found in quantised):
+        names = [name for found in quantised if found.scheme == scheme for name in found.tensors]
+        examples = ", ".join(map(shown, names[:4])) + (", …" if len(names) > 4 else "")
+        yield Mismatch(
+            redact(model.url),
+            "quantised",
+            f"{len(names)} tensors are quantised ({scheme}), such as {examples}: codes and scales cannot be merged as numbers",
+            "use the checkpoint that it was quantised from, or dequantise it first",
+        )
 
 
 def is_derived_buffer(name: str) -> bool:
@@ -211,13 +238,14 @@ def _shape_remedy(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> 
 
 
 def _vocabulary_differences(
-    base: Checkpoint, ours: Vocabulary | None, other: Checkpoint, theirs: Vocabulary | None, vocab: str
+    base: Checkpoint, ours: Tokenizer | None, other: Checkpoint, theirs: Tokenizer | None, vocab: str, tokenizers: Tokenizers
 ) -> tuple[list[Mismatch], list[str]]:
+    """What tells the vocabularies apart. That of the base stays in memory, that of the other does not."""
     url = redact(other.url)
     if vocab == "ignored":
         return [], []
     if vocab == "by-token":
-        unread = {redact(m.url) for m, v in ((base, ours), (other, theirs)) if v is None or v.ids is None}
+        unread = {redact(m.url) for m, t in ((base, ours), (other, theirs)) if t is None or tokenizers.vocabulary(t).ids is None}
         remedy = (
             "put a tokenizer.json into the folder (AutoTokenizer.from_pretrained(…).save_pretrained(folder)), or choose another `vocab`"
         )
@@ -230,12 +258,13 @@ def _vocabulary_differences(
         return [], []
     if ours.digest == theirs.digest:
         return [], []
-    if ours.ids is None or theirs.ids is None:
-        if ours.source != theirs.source:
-            return [], [f"{url} has its vocabulary in {theirs.source}, the base in {ours.source}; they could not be compared"]
-        remedy = "use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens"
-        return [Mismatch(url, "tokenizer", f"{theirs.source} differs from the base's", remedy)], []
-    return _id_differences(url, ours, theirs, _common_rows(base, other) if vocab == "pad" else None)
+    try:
+        return _id_differences(
+            url, tokenizers.vocabulary(ours), tokenizers.vocabulary(theirs), _common_rows(base, other) if vocab == "pad" else None
+        )
+    finally:
+        if theirs.key != ours.key:
+            tokenizers.drop(theirs)
 
 
 def _common_rows(base: Checkpoint, other: Checkpoint) -> int | None:
@@ -246,17 +275,24 @@ def _common_rows(base: Checkpoint, other: Checkpoint) -> int | None:
 
 
 def _id_differences(url: str, ours: Vocabulary, theirs: Vocabulary, common: int | None) -> tuple[list[Mismatch], list[str]]:
-    assert ours.ids is not None
-    assert theirs.ids is not None
-    all_ours, all_theirs = {**ours.ids, **ours.special}, {**theirs.ids, **theirs.special}
+    if ours.ids is None or theirs.ids is None:
+        if ours.source != theirs.source:
+            return [], [f"{url} has its vocabulary in {theirs.source}, the base in {ours.source}; they could not be compared"]
+        remedy = "use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens"
+        return [Mismatch(url, "tokenizer", f"{theirs.source} differs from the base's", remedy)], []
     special = ours.special.keys() | theirs.special.keys()
-    moved = [t for t, i in ours.ids.items() if t not in special and all_theirs.get(t, i) != i]
-    missing = [t for t in ours.ids if t not in special and t not in all_theirs]
-    extra = [t for t in theirs.ids if t not in special and t not in all_ours]
-    if common is not None:  # rows beyond are taken whole
-        moved = [token for token in moved if min(ours.ids[token], all_theirs[token]) < common]
-        missing = [token for token in missing if ours.ids[token] < common]
-        extra = [token for token in extra if theirs.ids[token] < common]
+    moved: list[str] = []
+    missing: list[str] = []
+    for token, number in ours.ids.items():
+        if token in special or (other := theirs.number(token)) == number:
+            continue
+        if common is None or (number if other is None else min(number, other)) < common:  # rows beyond are taken whole
+            (missing if other is None else moved).append(token)
+    extra = [
+        token
+        for token, number in theirs.ids.items()
+        if token not in special and ours.number(token) is None and (common is None or number < common)
+    ]
     found = []
     remedy = "use models with the same tokenizer, or `vocab: by-token`: rows of the embeddings would be added to rows of other tokens"
     for tokens, problem in ((moved, "have other ids"), (missing, "are missing"), (extra, "are not in the base")):

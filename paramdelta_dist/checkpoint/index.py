@@ -17,7 +17,7 @@ MAX_INDEX = 256 << 20
 _UNSAFE = re.compile(r"^/|^[A-Za-z]:|\\|(^|/)\.{0,2}(/|$)|://|%2e|%2f|[\0-\x1f\x7f-\x9f\ud800-\udfff]", re.IGNORECASE)
 
 
-def parse_index(text: bytes, *, where: str) -> dict[str, str]:
+def parse_index(text: bytes | bytearray, *, where: str) -> dict[str, str]:
     """File name of each tensor. Raises CheckpointError for anything else than names of files inside the folder."""
     try:
         index = strict_json(text)

@@ -7,6 +7,10 @@ from threading import Lock
 
 from paramdelta_dist.checkpoint.header import Tensor, parse_header
 from paramdelta_dist.checkpoint.index import parse_index
+from paramdelta_dist.checkpoint.room import Room, json_cost
+
+TENSOR = 640
+"""Bytes of what is known of a tensor of one model, in the tables that it has a place in while its model is opened."""
 
 
 class Parser:
@@ -16,24 +20,30 @@ class Parser:
     were saved by one library have the same headers, byte for byte: those then share their tables, and nothing may change these.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room | None = None) -> None:
+        """What is made of a text takes its place in `room` for good."""
+        self.room = room or Room()
         self._turn = Lock()
         self._indexes: dict[bytes, dict[str, str]] = {}
         self._headers: dict[tuple[bytes, int, int], dict[str, Tensor]] = {}
         """Both by digest: the text itself is not kept."""
 
-    def index(self, text: bytes, *, where: str) -> dict[str, str]:
-        """What `parse_index` returns, and raises."""
+    def index(self, text: bytes | bytearray, *, where: str) -> dict[str, str]:
+        """What `parse_index` returns, and raises. Raises OverBudget where there is no room."""
         key = sha256(text).digest()
         with self._turn:
             if key not in self._indexes:
-                self._indexes[key] = parse_index(text, where=where)
+                with self.room.taken(json_cost(text, pairs=True), where):
+                    self._indexes[key] = parse_index(text, where=where)
+                self.room.take(json_cost(text), where)
             return self._indexes[key]
 
     def header(self, text: bytes, *, file_size: int, where: str, file: int) -> dict[str, Tensor]:
-        """The tensors of what `parse_header` returns; raises what that does."""
+        """The tensors of what `parse_header` returns; raises what that does, and OverBudget where there is no room."""
         key = (sha256(text).digest(), file_size, file)
         with self._turn:
             if key not in self._headers:
-                self._headers[key], _ = parse_header(text, file_size=file_size, where=where, file=file)
+                with self.room.taken(json_cost(text, pairs=True), where):
+                    self._headers[key], _ = parse_header(text, file_size=file_size, where=where, file=file)
+                self.room.take(len(self._headers[key]) * TENSOR, where)
             return self._headers[key]

@@ -1,101 +1,220 @@
-"""The vocabulary of a checkpoint, from whichever tokenizer file it has: token string to row number."""
+"""The tokenizer of a model: known by the digest of its files, and read, token string to row number, where somebody has to know.
+
+A tokenizer can be a hundred megabytes and twenty times that once it is parsed. Most models of a merge have the same one: then
+none is parsed. Where they differ they are parsed one after the other, and of each only the ids are kept.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from paramdelta_dist.checkpoint.checkpoint import Checkpoint
 from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, STRING, Room, json_cost, text_cost
 from paramdelta_dist.errors import CheckpointError
-from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
+from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store, read_pieces, read_whole
 
-MAX_TOKENIZER = 256 << 20
+MAX_TOKENIZER = 512 << 20
+"""Longest file of a vocabulary that is read, in bytes."""
+_BINARY = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model.v3", "tekken.json")
+_SOURCES = ("tokenizer.json", "vocab.json", "vocab.txt", *_BINARY)
+"""Files that a vocabulary can be in; the first that is there is the one."""
+_ADDED = ("added_tokens.json", "tokenizer_config.json")
+"""Where older tokenizers keep tokens beside their vocabulary."""
+
+KEPT = ENTRY + NUMBER + 24
+"""Bytes of a token of a vocabulary beside its text, lists of tokens that are told apart included."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Which tokenizer a folder has."""
+
+    store: Store
+    files: Mapping[str, Identity]
+    """Those it is read from; the vocabulary's first."""
+    digests: tuple[str, ...]
+    """Of their bytes, in this order."""
+
+    @property
+    def source(self) -> str:
+        """File the vocabulary is in."""
+        return next(iter(self.files))
+
+    @property
+    def digest(self) -> str:
+        """Of that file: equal digests need no comparison."""
+        return self.digests[0]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Equal where the ids are."""
+        return (self.source, *self.digests)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of tokens, or only a digest where the format is not ours to parse."""
+    """Ids of tokens, as far as the format is ours to parse."""
 
     source: str
     """File the vocabulary was read from."""
-    digest: str
-    """Of that file's bytes: equal digests need no comparison."""
     ids: dict[str, int] | None
     """Id of every token that is not special; None for formats that are not read."""
     special: dict[str, int]
     """Id of every added token."""
 
-    @property
-    def tokens(self) -> dict[str, int]:
+    @cached_property
+    def tokens(self) -> Mapping[str, int]:
         """Id of every token, special or not; empty where only the digest is known."""
-        return {**(self.ids or {}), **self.special}
+        return {**(self.ids or {}), **self.special} if self.special else self.ids or {}
+
+    def number(self, token: str) -> int | None:
+        """Id of a token, special or not."""
+        found = self.special.get(token)
+        return (self.ids or {}).get(token) if found is None else found
+
+    @cached_property
+    def memory(self) -> int:
+        """Bytes it takes, at most."""
+        return sum(KEPT * len(table) + sum(map(sys.getsizeof, table)) for table in (self.ids or {}, self.special))
 
 
-def read_vocabulary(checkpoint: Checkpoint, storage: StorageConfig) -> Vocabulary | None:
-    """The vocabulary of a checkpoint; None when its folder has no tokenizer.
+class Tokenizers:
+    """The tokenizers of the folders that a recipe names, each looked at once, in the version that was listed."""
 
-    Raises CheckpointError when a tokenizer file is there and broken.
-    """
-    return vocabulary_at(checkpoint.url, checkpoint.side_files, storage)
+    def __init__(self, storage: StorageConfig, room: Room | None = None) -> None:
+        """Vocabularies that are kept here take their place in `room`."""
+        self._storage = storage
+        self.room = room or Room()
+        self._found: dict[str, Tokenizer | None] = {}
+        self._kept: dict[tuple[str, ...], Vocabulary] = {}
 
+    def of(self, url: str, side_files: Mapping[str, Identity]) -> Tokenizer | None:
+        """The tokenizer of a folder, given its side files; None when it has none. Raises InputChanged when they are others by now."""
+        if url not in self._found:
+            self._found[url] = _find(open_store(url, self._storage), side_files)
+        return self._found[url]
 
-def vocabulary_at(url: str, side_files: Mapping[str, Identity], storage: StorageConfig) -> Vocabulary | None:
-    """The same, of a folder that need not hold weights, given its side files."""
-    store = open_store(url, storage)
-    for name, parse in (("tokenizer.json", _from_tokenizer_json), ("vocab.json", _from_vocab_json), ("vocab.txt", _from_vocab_txt)):
-        if name in side_files:
-            data = store.read(name, limit=MAX_TOKENIZER)
-            try:
-                ids, special = parse(data)
-            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-                raise CheckpointError(f"{store.url}/{name}: not a tokenizer that can be read ({str(error)[:200]})") from None
-            if name != "tokenizer.json":
-                added = _added_tokens(store, side_files)
-                ids, special = {token: number for token, number in ids.items() if token not in added}, {**special, **added}
-            return Vocabulary(name, hashlib.sha256(data).hexdigest(), ids, special)
-    for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model.v3", "tekken.json"):
-        if name in side_files:
-            data = store.read(name, limit=MAX_TOKENIZER)
-            known = _from_sentencepiece(data) if name == "tokenizer.model" else None  # others shift the ids, each in its own way
-            added = _added_tokens(store, side_files) if known else {}
-            plain = {token: number for token, number in known.items() if token not in added} if known else None
-            return Vocabulary(name, hashlib.sha256(data).hexdigest(), plain, added)
-    return None
+    def vocabulary(self, tokenizer: Tokenizer) -> Vocabulary:
+        """What is in it, kept until it is dropped.
 
+        Raises CheckpointError when it is broken, InputChanged when it is another by now, OverBudget when there is no room.
+        """
+        if tokenizer.key not in self._kept:
+            found = self._read(tokenizer)
+            self.room.take(found.memory, f"{tokenizer.store.url}/{tokenizer.source}")
+            self._kept[tokenizer.key] = found
+        return self._kept[tokenizer.key]
 
-def _added_tokens(store: Store, side_files: Mapping[str, Identity]) -> dict[str, int]:
-    """Tokens that older tokenizers keep beside their vocabulary. Raises CheckpointError when those files are broken."""
-    added: dict[str, int] = {}
-    for name in ("added_tokens.json", "tokenizer_config.json"):
-        if name not in side_files:
-            continue
+    def drop(self, tokenizer: Tokenizer) -> None:
+        """Let go of a vocabulary."""
+        found = self._kept.pop(tokenizer.key, None)
+        if found is not None:
+            self.room.give_back(found.memory)
+
+    def _read(self, tokenizer: Tokenizer) -> Vocabulary:
+        source, parse = tokenizer.source, _PARSERS.get(tokenizer.source)
+        if parse is None:  # others shift the ids, each in its own way
+            return Vocabulary(source, None, {})
         try:
-            content = json.loads(store.read(name, limit=MAX_TOKENIZER))
-            if name == "tokenizer_config.json":
-                content = {entry["content"]: int(number) for number, entry in (content.get("added_tokens_decoder") or {}).items()}
-            added |= _checked(content)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{store.url}/{name}: not a tokenizer that can be read ({str(error)[:200]})") from None
-    return added
+            found = self._parsed(tokenizer, source, parse)
+            if source == "tokenizer.json":
+                ids, special = found
+                return Vocabulary(source, ids, special)
+        except NotASentencePieceModel:
+            return Vocabulary(source, None, {})
+        ids, added = found[0], dict[str, int]()
+        with self.room.taken(Vocabulary(source, ids, {}).memory, f"{tokenizer.store.url}/{source}"):
+            for name in tokenizer.files:
+                if name != source:
+                    added |= self._parsed(tokenizer, name, _from_added_tokens if name == "added_tokens.json" else _from_config)[1]
+        for token in added:
+            ids.pop(token, None)
+        return Vocabulary(source, ids, added)
+
+    def _parsed(self, tokenizer: Tokenizer, name: str, parse: Callable[[bytearray, Callable[[int], None]], _Ids]) -> _Ids:
+        where, identity = f"{tokenizer.store.url}/{name}", tokenizer.files[name]
+        others = {other.key: other.files[other.source].size for other in self._found.values() if other and other.key not in self._kept}
+        unread = sum(others.values()) - others.get(tokenizer.key, 0)
+        with ExitStack() as taken:
+
+            def take(size: int) -> None:
+                taken.enter_context(self.room.taken(size, where, ahead=size * unread // max(1, identity.size)))
+
+            take(identity.size)
+            data = read_whole(tokenizer.store, name, identity, limit=MAX_TOKENIZER)
+            try:
+                return parse(data, take)
+            except NotASentencePieceModel:
+                raise
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+                raise CheckpointError(f"{where}: not a tokenizer that can be read ({str(error)[:200]})") from None
 
 
-def _from_sentencepiece(data: bytes) -> dict[str, int] | None:
-    """Ids of the pieces of a SentencePiece model: field 1 of the message, whose field 1 is the text. None when it is none."""
+_Ids = tuple[dict[str, int], dict[str, int]]
+"""Ids of tokens, and those of them that were added."""
+
+
+class NotASentencePieceModel(ValueError):
+    """The bytes of a `tokenizer.model` are of another format, which is not ours to parse."""
+
+
+def _find(store: Store, side_files: Mapping[str, Identity]) -> Tokenizer | None:
+    source = next((name for name in _SOURCES if name in side_files), None)
+    if source is None:
+        return None
+    beside = [name for name in _ADDED if name in side_files and source in ("vocab.json", "vocab.txt", "tokenizer.model")]
+    files = {name: side_files[name] for name in (source, *beside)}
+    return Tokenizer(store, files, tuple(_digest(store, name, identity) for name, identity in files.items()))
+
+
+def _digest(store: Store, name: str, identity: Identity) -> str:
+    digest = hashlib.sha256()
+    for piece in read_pieces(store, name, identity):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _loaded(data: bytearray, take: Callable[[int], None]) -> Any:
+    """JSON, once there is room for it."""
+    take(json_cost(data))
+    return json.loads(str(data, "utf-8"))
+
+
+def _from_added_tokens(data: bytearray, take: Callable[[int], None]) -> _Ids:
+    return {}, _checked(_loaded(data, take))
+
+
+def _from_config(data: bytearray, take: Callable[[int], None]) -> _Ids:
+    decoder = _loaded(data, take).get("added_tokens_decoder") or {}
+    return {}, _checked({entry["content"]: int(number) for number, entry in decoder.items()})
+
+
+def _from_sentencepiece(data: bytearray, take: Callable[[int], None]) -> _Ids:
+    """Ids of the pieces of a SentencePiece model: field 1 of the message, whose field 1 is the text.
+
+    Raises NotASentencePieceModel when it is none.
+    """
+    take(3 * len(data) + (data.count(b"\x0a") + data.count(b"\x8a")) * (STRING + ENTRY + NUMBER))  # as a field 1 begins
     pieces: dict[str, int] = {}
     try:
         number = 0
-        for field, value in _fields(data):
+        for field, value in _fields(bytes(data)):
             if field == 1 and isinstance(value, bytes):
                 pieces[next(text for inner, text in _fields(value) if inner == 1 and isinstance(text, bytes)).decode()] = number
                 number += 1
     except (ValueError, LookupError, StopIteration):
-        return None
-    return pieces or None
+        raise NotASentencePieceModel from None
+    if not pieces:
+        raise NotASentencePieceModel
+    return pieces, {}
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
@@ -130,22 +249,36 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
         place += size
 
 
-def _from_tokenizer_json(data: bytes) -> tuple[dict[str, int], dict[str, int]]:
-    tokenizer: dict[str, Any] = json.loads(data)
-    vocab = tokenizer["model"]["vocab"]
+def _from_tokenizer_json(data: bytearray, take: Callable[[int], None]) -> _Ids:
+    tokenizer: dict[str, Any] = _loaded(data, take)
+    vocab = tokenizer["model"].pop("vocab")
+    added = _checked({entry["content"]: entry["id"] for entry in tokenizer.pop("added_tokens", None) or ()})
+    tokenizer.clear()  # above all the merges, of which there are more than tokens
     if isinstance(vocab, list):  # Unigram: pairs of token and score, the id is the place
+        take(len(vocab) * (ENTRY + NUMBER))
         vocab = {entry[0]: position for position, entry in enumerate(vocab)}
-    added = _checked({entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or ()})
-    return {token: number for token, number in _checked(vocab).items() if token not in added}, added
+    ids = _checked(vocab)
+    for token in added:
+        ids.pop(token, None)
+    return ids, added
 
 
-def _from_vocab_json(data: bytes) -> tuple[dict[str, int], dict[str, int]]:
-    return _checked(json.loads(data)), {}
+def _from_vocab_json(data: bytearray, take: Callable[[int], None]) -> _Ids:
+    return _checked(_loaded(data, take)), {}
 
 
-def _from_vocab_txt(data: bytes) -> tuple[dict[str, int], dict[str, int]]:
+def _from_vocab_txt(data: bytearray, take: Callable[[int], None]) -> _Ids:
+    take(2 * text_cost(data) + 4 * len(data) + (data.count(b"\n") + data.count(b"\r") + 1) * (STRING + ENTRY + NUMBER))
     lines = io.StringIO(data.decode(), newline=None)  # not splitlines(), which also cuts inside some tokens
     return {line.rstrip("\n"): number for number, line in enumerate(lines)}, {}
+
+
+_PARSERS = {
+    "tokenizer.json": _from_tokenizer_json,
+    "vocab.json": _from_vocab_json,
+    "vocab.txt": _from_vocab_txt,
+    "tokenizer.model": _from_sentencepiece,
+}
 
 
 def _checked(ids: dict[Any, Any]) -> dict[str, int]:

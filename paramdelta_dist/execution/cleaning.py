@@ -83,7 +83,7 @@ def _outputs(store: Store, found: Iterable[Leftover]) -> dict[str, frozenset[str
         except InputError:  # none is there, or something else of its name
             return None
         plan = parse_document(data) or {}
-        listed = [shard["file"] for shard in plan.get("shards", ())] + [name for _, name in plan.get("side_files", ())]
+        listed = [shard["file"] for shard in plan.get("shards", ())] + [entry[1] for entry in plan.get("side_files", ())]
         return folder, frozenset([*listed, INDEX_NAME])
 
     with ThreadPoolExecutor(16) as pool:

@@ -127,7 +127,7 @@ def _of_the_winner(store: Store) -> set[str]:
         return set()
     finished = commit is not None and mark_of(commit) == mark_of(plan)
     committed = {COMMIT, *commit["files"]} if finished and commit is not None else set()
-    return committed | ({INDEX_NAME, *(name for _, name in plan["side_files"])} - {CONFIG_NAME})
+    return committed | ({INDEX_NAME, *(entry[1] for entry in plan["side_files"])} - {CONFIG_NAME})
 
 
 def mark_of(document: Mapping[str, Any]) -> str:

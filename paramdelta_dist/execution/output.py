@@ -26,11 +26,10 @@ from paramdelta_dist.execution.holding import (
     write_held,
     write_plan,
 )
-from paramdelta_dist.execution.pieces import read_pieces
 from paramdelta_dist.execution.receipts import FOLDER, MAX_RECEIPT, RECEIPTS, Receipt, parse_receipt, receipt_name
 from paramdelta_dist.execution.replacing import REPORT, Replacement, remains_of, some, take_over
 from paramdelta_dist.planning.plan import MergePlan
-from paramdelta_dist.storage import Identity, Store
+from paramdelta_dist.storage import Identity, Store, read_pieces
 
 
 @dataclass(frozen=True)
@@ -166,6 +165,10 @@ def _differences(found: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """What tells two plans apart, in words."""
     theirs, mine = found.get("inputs", {}), json.loads(json.dumps(ours["inputs"]))
     changed = sorted(f"{url}/{name}" for url in mine for name in mine[url] if url in theirs and theirs[url].get(name) != mine[url][name])
+    before, now = ({(url, name): rest for url, name, *rest in plan.get("side_files", ())} for plan in (found, ours))
+    changed += sorted(
+        f"{url}/{name}" for url, name in now if before.get((url, name), []) not in ([], now[url, name])
+    )  # older plans have none
     if changed:
         return f"the inputs changed since: {some(changed)}"
     return "another recipe" if found.get("recipe") != ours["recipe"] else "other side files or another version of the format"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from functools import cache
 from typing import Any
 
 import yaml
@@ -13,25 +12,64 @@ from blake3 import blake3
 
 from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint.checkpoint import CONFIG_NAME
-from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.config import render_config
 from paramdelta_dist.checkpoint.index import INDEX_NAME, render_index
 from paramdelta_dist.checkpoint.sidefiles import MAX_SIDE_FILE
 from paramdelta_dist.execution.documents import render_document
-from paramdelta_dist.execution.holding import Hold, write_held
+from paramdelta_dist.execution.holding import Hold, require_hold, settle, write_held
 from paramdelta_dist.execution.output import commit
 from paramdelta_dist.execution.receipts import Receipt
 from paramdelta_dist.execution.replacing import CARD, REPORT
 from paramdelta_dist.methods import find_method
-from paramdelta_dist.planning.plan import MergePlan
-from paramdelta_dist.storage import StorageConfig, Store, open_store, redact
+from paramdelta_dist.planning.plan import MergePlan, SideFile
+from paramdelta_dist.storage import PIECE, Identity, StorageConfig, Store, open_store, read_pieces, read_whole, redact
+from paramdelta_dist.storage.retry import persisting
 
-SideFiles = Callable[[str, str], bytes]
-"""The content of a model's side file, by the model's URL and the file's name."""
+KEPT = 16 << 20
+"""Bytes of small side files that are kept for the next output of a sweep."""
 
 
-def side_files(storage: StorageConfig) -> SideFiles:
-    """Reads each side file once, however many outputs it is copied to."""
-    return cache(lambda url, name: open_store(url, storage).read(name, limit=MAX_SIDE_FILE))
+class SideFiles:
+    """What is copied beside the weights: the versions that were planned with, in bounded memory."""
+
+    def __init__(self, storage: StorageConfig) -> None:
+        self._storage = storage
+        self._kept: dict[SideFile, bytes] = {}
+
+    def read(self, file: SideFile) -> bytes:
+        """A small file, which is read once, however many outputs it is copied to.
+
+        Raises InputChanged when it is another by now, NotFound when it is gone.
+        """
+        if file in self._kept:
+            return self._kept[file]
+        data = bytes(read_whole(open_store(file.model, self._storage), file.name, file.identity, limit=MAX_SIDE_FILE))
+        if len(data) + sum(map(len, self._kept.values())) <= KEPT:
+            self._kept[file] = data
+        return data
+
+    def copy(self, file: SideFile, target: Store, hold: Hold) -> tuple[Identity, str]:
+        """Write a file to an output that this run holds; a large one as it comes. Returns what it is there, and its BLAKE3 in hex.
+        Raises what `read` does, and OutputTaken."""
+        if file.identity.size <= PIECE:
+            data = self.read(file)
+            return write_held(target, hold, file.name, data), blake3(data).hexdigest()
+        require_hold(target, hold)
+        identity, digest = persisting(lambda: self._stream(file, target, hold), what=f"copying {file.name} to {target.url}")
+        settle(target, hold, file.name, identity)
+        return identity, digest
+
+    def _stream(self, file: SideFile, target: Store, hold: Hold) -> tuple[Identity, str]:
+        digest = blake3()
+
+        def pieces() -> Iterator[memoryview]:
+            for piece in read_pieces(open_store(file.model, self._storage), file.name, file.identity):
+                digest.update(piece)
+                yield piece
+            with ThreadPoolExecutor(1) as pool:  # a store may ask for chunks where no other request can be made
+                pool.submit(require_hold, target, hold).result()
+
+        return target.put(file.name, pieces(), size=file.identity.size), digest.hexdigest()
 
 
 def publish(
@@ -40,24 +78,26 @@ def publish(
     """Make the output a model. Every shard of the plan has its receipt; `copies` are what is copied beside the weights.
     Raises OutputTaken as soon as another run has taken the output, and leaves nothing of this one in it then.
 
-    Until config.json, the last but one write, no loader opens the folder; until the commit, a run may start over.
+    Until config.json, the last but one write, no loader opens the folder; until the commit, a run may start over. Raises
+    InputChanged when a side file is no longer the one that was planned with.
     """
     files: dict[str, dict[str, Any]] = {
         file: {"size": receipt.size, "tag": receipt.tag, "digest": receipt.digest} for file, receipt in sorted(receipts.items())
     }
 
     def write(name: str, data: bytes, source: str | None = None) -> None:
-        identity = write_held(store, hold, name, data)
+        wrote(name, write_held(store, hold, name, data), blake3(data).hexdigest(), source)
+
+    def wrote(name: str, identity: Identity, digest: str, source: str | None) -> None:
         origin = {"from": source} if source else {}
-        files[name] = {"size": identity.size, "tag": identity.tag, "digest": blake3(data).hexdigest(), **origin}
+        files[name] = {"size": identity.size, "tag": identity.tag, "digest": digest, **origin}
 
     config = b""
-    for url, name in plan.side_files:
-        data = copies(url, name)
-        if name == CONFIG_NAME:
-            config = _config(data, plan.recipe.dtype, plan.config_changes)
+    for file in plan.side_files:
+        if file.name == CONFIG_NAME:
+            config = render_config(copies.read(file), plan.recipe.dtype, plan.config_changes)
         else:
-            write(name, data, redact(url))
+            wrote(file.name, *copies.copy(file, store, hold), redact(file.model))
     if len(plan.shards) > 1:
         weight_map = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         write(INDEX_NAME, render_index(weight_map, total_size=plan.total_size, total_parameters=plan.total_parameters))
@@ -74,24 +114,6 @@ def publish(
     commit(store, hold, document)
 
 
-def _config(data: bytes, dtype: str | None, changes: Mapping[str, Any]) -> bytes:
-    """The base's config.json, with the dtype corrected when the recipe chose another one and what a changed vocabulary
-    changes; else byte for byte."""
-    if dtype is None and not changes:
-        return data
-    config = json.loads(data)
-    if dtype is not None:
-        key = "dtype" if "dtype" in config else "torch_dtype"
-        config[key] = DTYPES[dtype].torch
-    for name, value in changes.items():
-        *sections, leaf = name.split(".")
-        table = config
-        for section in sections:
-            table = table.setdefault(section, {})
-        table[leaf] = value
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-
-
 def _card(plan: MergePlan) -> str:
     """The model card: recipe and provenance, in the form the Hugging Face hub reads."""
     recipe = plan.recipe
@@ -105,7 +127,7 @@ def _card(plan: MergePlan) -> str:
         f"| {redact(url)} | {_roles(plan, url)} | {len(files)} | {sum(size for size, _ in files.values()):,} |"
         for url, files in plan.inputs.items()
     ]
-    copied = [f"- `{name}` from {redact(url)}" for url, name in plan.side_files]
+    copied = [f"- `{file.name}` from {redact(file.model)}" for file in plan.side_files]
     document = yaml.safe_dump(recipe.as_document(), sort_keys=False, allow_unicode=True)
     return "\n".join(
         [

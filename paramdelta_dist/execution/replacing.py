@@ -123,7 +123,7 @@ def _listed(store: Store, present: Mapping[str, Identity]) -> tuple[bool, set[st
 
 def _written(document: Mapping[str, Any]) -> set[str]:
     """The files that the merge with this plan writes."""
-    names = {shard["file"] for shard in document["shards"]} | {name for _, name in document["side_files"]}
+    names = {shard["file"] for shard in document["shards"]} | {entry[1] for entry in document["side_files"]}
     return names | {CARD, CONFIG_NAME, INDEX_NAME}
 
 

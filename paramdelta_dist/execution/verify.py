@@ -19,13 +19,12 @@ from paramdelta_dist.execution.digests import StreamDigests
 from paramdelta_dist.execution.documents import read_document
 from paramdelta_dist.execution.holding import COMMIT, PLAN, find_document, mark_of
 from paramdelta_dist.execution.making import Job
-from paramdelta_dist.execution.pieces import read_pieces
 from paramdelta_dist.execution.pipeline import MadeTile, tile_pipeline, tile_reader
 from paramdelta_dist.execution.receipts import MAX_RECEIPT, Receipt, parse_receipt, receipt_name
 from paramdelta_dist.execution.replacing import REPORT
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import cut_tiles, steps_of
-from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
+from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store, read_pieces
 
 
 class TensorDigest(NamedTuple):

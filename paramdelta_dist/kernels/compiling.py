@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numba
+from numba.core.caching import FunctionCache
+
+log = logging.getLogger(__name__)
+
+
+class _Convenience(FunctionCache):  # type: ignore[misc]
+    """What was compiled, on disk: it saves seconds, and its absence is never an error. A full disk, a folder that is gone or may
+    not be written to, a file that a power cut left empty: then it is compiled again."""
+
+    @contextmanager
+    def _guard_against_spurious_io_errors(self) -> Iterator[None]:  # numba has it around every load and save, against those of Windows
+        try:
+            yield
+        except Exception as error:
+            log.debug("compiled functions are not kept in %s: %s", self.cache_path, error)
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """A decorator: compiled by numba when first called, to run without Python's lock; kept on disk where there is a place for that."""
 
     def compile_it(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's can be written to
-            return numba.njit(nogil=True, **options)(function)
+        made = numba.njit(nogil=True, **options)(function)
+        with suppress(RuntimeError, OSError):  # neither the package's folder nor the user's can be written to
+            made._cache = _Convenience(made.py_func)
+        return made
 
     return compile_it

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
-from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.config import changed_config
+from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES, Kind
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.homology import is_derived_buffer
-from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
+from paramdelta_dist.checkpoint.quantised import find_quantised
+from paramdelta_dist.checkpoint.rules import Selection
+from paramdelta_dist.checkpoint.sidefiles import MAX_SIDE_FILE, is_model_file, is_tokenizer_file
 from paramdelta_dist.errors import CheckpointError, UsageError
 from paramdelta_dist.methods import Scope, find_method
 from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
+from paramdelta_dist.planning.names import require_writable
 from paramdelta_dist.planning.rows import RowMap
 from paramdelta_dist.planning.settings import Resolver, Settings, Term
 from paramdelta_dist.planning.vocabulary import Vocabularies, VocabularyPlanner, config_changes, embedding_rows
 from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.sizes import format_size
 from paramdelta_dist.storage import Identity, redact
 
 FORMAT = 2
@@ -89,6 +94,15 @@ def parts_of(tensors: Iterable[TensorPlan]) -> Iterator[TensorPlan]:
             )
 
 
+class SideFile(NamedTuple):
+    """A small file that is copied beside the weights, pinned to the identity it had when the plan was made."""
+
+    model: str
+    """URL."""
+    name: str
+    identity: Identity
+
+
 class InputFile(NamedTuple):
     """A file that shards read, pinned to the identity it had when the plan was made."""
 
@@ -132,14 +146,16 @@ class MergePlan:
     """Of all that decides the output's bytes: equal fingerprints, equal bytes."""
     inputs: dict[str, dict[str, tuple[int, str]]]
     """Size and tag of every file that is read, by model and name."""
-    side_files: tuple[tuple[str, str], ...]
-    """(model URL, name) of every file that is copied beside the weights."""
+    side_files: tuple[SideFile, ...]
+    """Every file that is copied beside the weights."""
     merged: int
     """Tensors that are computed."""
     copied: int
     """Tensors taken from the base because they hold integers, booleans or buffers, or the recipe leaves them out."""
     config_changes: Mapping[str, Any]
     """Fields of config.json, by dotted name, that are not the base's because the vocabulary is not."""
+    planning_memory: int = 0
+    """Bytes that what the models say of themselves took, at most, while the plan was made from it."""
 
     @cached_property
     def reads(self) -> tuple[int, ...]:
@@ -176,7 +192,7 @@ class MergePlan:
             "fingerprint": self.fingerprint,
             "recipe": self.recipe.as_document(),
             "inputs": {redact(url): {name: list(i) for name, i in files.items()} for url, files in self.inputs.items()},
-            "side_files": [[redact(url), name] for url, name in self.side_files],
+            "side_files": [[redact(file.model), file.name, file.identity.size, file.identity.tag] for file in self.side_files],
             "shards": [
                 {"file": shard.file, "size": shard.size, "tensors": len(shard.tensors), "read": read}
                 for shard, read in zip(self.shards, self.reads, strict=True)
@@ -210,30 +226,45 @@ def build_plan(
     resolver = Resolver(recipe, base.tensors, models)
     models = resolver.models
     opened = [checkpoints[url] for url in models]
-    kinds = _account(opened)
-    settings, ways = resolver.choose([name for name, is_merged in kinds.items() if is_merged])
+    selection = Selection(recipe.include, recipe.exclude)
+    kept = {name for found in find_quantised(base.tensors, base.config) for name in found.tensors if not selection.has(name)}
+    kinds = _account(opened, selection, kept)
+    settings, ways = resolver.choose([name for name, is_merged in kinds.items() if is_merged or name in kept])
     _require_one_way_of_looking(settings)
     maps = VocabularyPlanner(recipe, models, opened, vocabularies or {}).row_maps(settings, ways)
     layouts = lay_out(_outputs(base.tensors, kinds, recipe.dtype, maps), shard_size=recipe.shard_size)
     ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
     theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
-    side_files = {**ours, **theirs}
+    side_files = tuple(SideFile(url, name, identity) for (url, name), identity in {**ours, **theirs}.items())
+    _require_copyable(side_files)
+    require_writable(recipe.output, ((file.model, file.name) for file in side_files))
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
     merged = len(ways)
     writer = checkpoints.get(recipe.tokenizer_url) if recipe.vocab == "by-token" and recipe.tokenizer_url != recipe.base else None
     changes = config_changes(base.config, writer.config if writer and maps else None, embedding_rows(maps, base))
+    changed_config(base.config, recipe.dtype, changes)  # what cannot be written is refused here
     return MergePlan(
         recipe=recipe,
         models=models,
         settings=settings,
-        shards=tuple(_shard(layout, opened, kinds, settings, ways, maps) for layout in layouts),
+        shards=tuple(_shard(layout, opened, {**kinds, **dict.fromkeys(kept, True)}, settings, ways, maps) for layout in layouts),
         fingerprint=_fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes),
         inputs=inputs,
-        side_files=tuple(side_files),
+        side_files=side_files,
         merged=merged,
         copied=len(kinds) - merged,
         config_changes=changes,
     )
+
+
+def _require_copyable(side_files: Sequence[SideFile]) -> None:
+    """Raise CheckpointError for a side file that is none."""
+    for file in side_files:
+        if file.identity.size > MAX_SIDE_FILE:
+            raise CheckpointError(
+                f"{redact(file.model)}: {shown(file.name)} would be copied beside the weights and has {format_size(file.identity.size)}, "
+                f"more than the {format_size(MAX_SIDE_FILE)} such a file may have; take it out of the folder"
+            )
 
 
 def _require_one_way_of_looking(settings: Sequence[Settings]) -> None:
@@ -245,13 +276,19 @@ def _require_one_way_of_looking(settings: Sequence[Settings]) -> None:
         )
 
 
-def _account(models: Sequence[Checkpoint]) -> dict[str, bool]:
-    """For every tensor of the base, whether it is merged (True) or copied (False); nothing else is possible."""
+def _account(models: Sequence[Checkpoint], selection: Selection, kept: Collection[str]) -> dict[str, bool]:
+    """For every tensor of the base, whether it is merged (True) or copied (False); nothing else is possible. What is quantised in
+    the base and left out by the recipe is `kept` as it is, byte for byte; of what else is left out, the base alone matters."""
     base, problems, merged = models[0], [], {}
     seen: dict[tuple[str | None, ...], bool | str] = {}
     """What is to be done with tensors that have these dtypes in the models, or why nothing can be."""
     columns = [[None if tensor is None else tensor.dtype for tensor in map(model.tensors.get, base.tensors)] for model in models]
     for name, dtypes in zip(base.tensors, zip(*columns, strict=True), strict=True):
+        if name in kept and dtypes[0] in ITEMSIZES:
+            merged[name] = False
+            continue
+        if len(set(dtypes)) > 1 and dtypes[0] is not None and DTYPES[dtypes[0]].kind is Kind.FLOAT and not selection.has(name):
+            dtypes = dtypes[:1]
         if (found := seen.get(dtypes)) is None:
             found = seen[dtypes] = _treatment({DTYPES[dtype].kind for dtype in dtypes if dtype is not None})
         if isinstance(found, str):
@@ -330,7 +367,7 @@ def _fingerprint(
     settings: Sequence[Settings],
     ways: Mapping[str, int],
     inputs: Mapping[str, Any],
-    side_files: Mapping[tuple[str, str], Identity],
+    side_files: Sequence[SideFile],
     maps: Mapping[str, RowMap],
     changes: Mapping[str, Any],
 ) -> str:
@@ -344,7 +381,7 @@ def _fingerprint(
         "shard_size": recipe.shard_size,
         "allow_nonfinite": recipe.allow_nonfinite,
         "inputs": [[redact(url), inputs[url]] for url in models],
-        "side_files": [[redact(url), name, i.size, i.tag] for (url, name), i in side_files.items()],
+        "side_files": [[redact(file.model), file.name, file.identity.size, file.identity.tag] for file in side_files],
     }
     if maps:
         digests = {rows: blake2b(repr(rows.ways).encode() + rows.table, digest_size=20).hexdigest() for rows in set(maps.values())}

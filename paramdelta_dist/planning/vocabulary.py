@@ -127,7 +127,7 @@ class VocabularyPlanner:
             )
         return columns
 
-    def _tokens(self, url: str) -> dict[str, int]:
+    def _tokens(self, url: str) -> Mapping[str, int]:
         found = self._vocabularies.get(url)
         if found is None or found.ids is None:  # the check of the models says so of models; this is for a tokenizer from elsewhere
             raise HomologyError(f"{redact(url)} has no tokenizer whose tokens can be read, which `vocab: by-token` needs")

@@ -5,6 +5,7 @@ from paramdelta_dist.storage.leftovers import Leftover, find_leftovers, remove_l
 from paramdelta_dist.storage.local import closed_folders, read_named_file
 from paramdelta_dist.storage.opening import open_store
 from paramdelta_dist.storage.parts import is_earlier_part, is_part
+from paramdelta_dist.storage.pieces import PIECE, PIECES_MEMORY, read_pieces, read_whole
 from paramdelta_dist.storage.sameness import shared_files
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.store import NO_FILE, Buffer, Identity, Store
@@ -14,6 +15,8 @@ from paramdelta_dist.storage.urls import inside, normalize, redact, scheme_of
 __all__ = [
     "NO_FILE",
     "PARTS_IN_FLIGHT",
+    "PIECE",
+    "PIECES_MEMORY",
     "WRITE_MEMORY",
     "Buffer",
     "Identity",
@@ -30,6 +33,8 @@ __all__ = [
     "open_store",
     "part_size",
     "read_named_file",
+    "read_pieces",
+    "read_whole",
     "redact",
     "remove_leftover",
     "scheme_of",

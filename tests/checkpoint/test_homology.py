@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from paramdelta_dist.checkpoint import compare, open_checkpoint
-from paramdelta_dist.checkpoint.tokenizer import read_vocabulary
+from paramdelta_dist.checkpoint.tokenizer import Tokenizers
 from paramdelta_dist.errors import CheckpointError, HomologyError
 from paramdelta_dist.storage import StorageConfig
 from tests.handmade import folder
@@ -274,7 +274,8 @@ UNIGRAM = [["a", -1.0], ["b", -2.0], ["c", -2.5], ["ab", -3.0], ["bc", -3.5], ["
 
 
 def ids(checkpoint):
-    vocabulary = read_vocabulary(checkpoint, STORAGE)
+    tokenizers = Tokenizers(STORAGE)
+    vocabulary = tokenizers.vocabulary(tokenizers.of(checkpoint.url, checkpoint.side_files))
     return vocabulary.ids
 
 
