@@ -132,15 +132,18 @@ def test_a_killed_merge_goes_on_and_its_output_is_verified_and_cleaned_up_after(
 
 
 @pytest.mark.parametrize("cloud", ["az"], indirect=True)
-def test_ray_does_not_change_a_byte_on_azure(cloud: Cloud, local_models: tuple[Path, Path, Path], reference: dict[str, str]) -> None:
+def test_ray_does_not_change_a_byte_on_azure(
+    cloud: Cloud, local_models: tuple[Path, Path, Path], reference: dict[str, str], tmp_path: Path
+) -> None:
     """An embedded Ray, whose workers have the environment of the command; on a cluster it is the nodes' own."""
     urls = [f"{cloud.root}/{folder.name}" for folder in local_models]
     for folder, url in zip(local_models, urls, strict=True):
         upload(folder, url)
     new, post, old = urls
-    deltas, out = f"{post}:{old}:0.8", f"{cloud.root}/out"
-    options = ["--shard-size", SHARD, "--engine", "ray", "--workers", "1"]
-    merge = cloud.start("merge", "--base", new, "--delta", deltas, "--output", out, *options)
+    out, path = f"{cloud.root}/out", tmp_path / "recipe.yaml"
+    text = {"base": new, "deltas": [{"post": post, "base": old, "weight": 0.8}], "output": out, "shard_size": SHARD}
+    path.write_text(json.dumps(text))
+    merge = cloud.start("merge", str(path), "--engine", "ray", "--workers", "1")
     errors = merge.communicate(timeout=2 * SECONDS)[1]
     assert merge.returncode == 0, errors
     assert digests(out) == reference
