@@ -155,7 +155,8 @@ def test_a_stop_reaches_the_merge_and_leaves_no_process_behind(place, rays, s3_s
         first = node(*merge, cwd=place, PDD_PORT=port, PDD_RAY_ARGUMENTS=arguments[0], **store)
         until = time.monotonic() + SECONDS
         while not proxy.faults:
-            assert first.poll() is None and time.monotonic() < until, ended(first)
+            assert first.poll() is None, ended(first)
+            assert time.monotonic() < until, "the merge never began"
             time.sleep(0.1)
         first.send_signal(number)
         got, told = ended(first)
