@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = (
     ("errors", "sizes", "_version"),
     ("stopping",),
-    ("storage", "kernels", "template", "process"),
+    ("storage", "kernels", "template", "process", "threads"),
     ("checkpoint", "methods"),
     ("recipe",),
     ("planning", "importing"),

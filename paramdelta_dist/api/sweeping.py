@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import Store, open_store, redact
+from paramdelta_dist.threads import Threads
 
 if TYPE_CHECKING:
     from paramdelta_dist.execution.receipts import Receipt
@@ -80,7 +80,7 @@ def _claim_points(sweep: SweepPlan, *, overwrite: bool) -> dict[str, _Point]:
         store = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config)
         return _Point(merge_plan, store, claim(store, merge_plan, overwrite=overwrite))
 
-    with ThreadPoolExecutor(len(sweep.points)) as pool:
+    with Threads(len(sweep.points)) as pool:
         return dict(zip(sweep.points, pool.map(claimed, sweep.points.values()), strict=True))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
@@ -16,6 +15,7 @@ from paramdelta_dist.checkpoint.parsing import Parser
 from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file
 from paramdelta_dist.errors import CheckpointError, NotFound
 from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store
+from paramdelta_dist.threads import Threads
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG = 16 << 20
@@ -81,7 +81,7 @@ def open_checkpoint(url: str, storage: StorageConfig) -> Checkpoint:
 def open_checkpoints(urls: Sequence[str], storage: StorageConfig) -> dict[str, Checkpoint]:
     """Several at the same time, by URL. Where headers are the same, so are the objects that tell of their tensors."""
     parser = Parser()
-    with ThreadPoolExecutor(max(1, len(urls))) as pool:
+    with Threads(max(1, len(urls))) as pool:
         return dict(zip(urls, pool.map(lambda url: _open(url, storage, parser), urls), strict=True))
 
 
@@ -100,7 +100,7 @@ def _open(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{store.url}: {INDEX_NAME} names files that are not there: {_some(missing)}")
     files = tuple(WeightFile(name, present[name]) for name in names)
-    with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
+    with Threads(HEADERS_IN_FLIGHT) as pool:
         texts = pool.map(lambda file: _read_header(store, file), files)
         headers = [
             parser.header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position)
@@ -137,7 +137,7 @@ def _probed(store: Store, names: Iterable[str]) -> dict[str, Identity]:
         except NotFound:
             return None
 
-    with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
+    with Threads(HEADERS_IN_FLIGHT) as pool:
         return dict(hit for hit in pool.map(probe, names) if hit is not None)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from paramdelta_dist.execution.pieces import read_pieces
 from paramdelta_dist.execution.receipts import FOLDER, MAX_RECEIPT, Receipt, parse_receipt, receipt_name
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.storage import Identity, Store
+from paramdelta_dist.threads import Threads
 
 PLAN = f"{FOLDER}/plan.json"
 COMMIT = f"{FOLDER}/commit.json"
@@ -126,7 +126,7 @@ def _receipts(store: Store, plan: MergePlan, present: Mapping[str, Identity]) ->
             return None, 0
         return _holding(store, receipt, present)
 
-    with ThreadPoolExecutor(16) as pool:
+    with Threads(16) as pool:
         found = list(pool.map(kept, [shard.file for shard in plan.shards]))
     return {receipt.file: receipt for receipt, _ in found if receipt is not None}, sum(size for _, size in found)
 
@@ -171,7 +171,7 @@ def require_shards(store: Store, receipts: Mapping[str, Receipt]) -> dict[str, R
     """The receipts, once more held against what is there now, before it is called a model. Raises OutputOccupied when a
     shard is no longer what was made."""
     present = store.list() or {}
-    with ThreadPoolExecutor(16) as pool:
+    with Threads(16) as pool:
         held = {
             file: receipt
             for file, (receipt, _) in zip(receipts, pool.map(lambda r: _holding(store, r, present), receipts.values()), strict=True)
@@ -190,7 +190,7 @@ def _clear(store: Store, present: Mapping[str, Identity]) -> None:
     first = [name for name in (COMMIT, "config.json", INDEX_NAME, SINGLE_NAME, PLAN) if name in present]
     for name in first:
         store.delete(name)
-    with ThreadPoolExecutor(16) as pool:
+    with Threads(16) as pool:
         list(pool.map(store.delete, [name for name in ours if name not in first]))
 
 
