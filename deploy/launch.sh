@@ -111,14 +111,14 @@ lead() {
   address=$PDD_NODE_IP:$PORT
   start_ray --head --port="$PORT" --include-dashboard=false
   trap end_ray EXIT
-  trap 'exit 143' TERM INT
+  trap 'exit 143' TERM INT HUP
   until answers "$PDD_NODE_IP"; do
     kill -0 "$ray" 2>/dev/null || { say "Ray's head did not start"; exit "$TEMPORARY_FAILURE"; }
     sleep 0.5
   done
   wait_for_nodes "$address" || { say "Ray's head at $address cannot be joined"; exit "$TEMPORARY_FAILURE"; }
   RAY_ADDRESS=$address "$@" &
-  trap 'kill -TERM '$!' 2>/dev/null' TERM INT # the command ends in good order and says how
+  trap 'kill -TERM '$!' 2>/dev/null' TERM INT HUP # the command ends in good order and says how
   finished $! || code=$?
   say "the command ended with $code"
   exit "$code"
@@ -131,7 +131,7 @@ follow() {
     sleep 2
   done
   start_ray --address="$head:$PORT"
-  trap 'kill -TERM "$ray" 2>/dev/null' TERM INT # Ray tells the head that this node leaves
+  trap 'kill -TERM "$ray" 2>/dev/null' TERM INT HUP # Ray tells the head that this node leaves
   finished "$ray" || true
   if answers "$head"; then
     say "Ray ended here while the first node goes on"

@@ -15,7 +15,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = (
     ("errors", "sizes", "_version"),
     ("stopping",),
-    ("storage", "kernels", "template", "process"),
+    ("threads", "process"),
+    ("storage", "kernels", "template"),
     ("checkpoint", "methods"),
     ("recipe",),
     ("planning", "importing"),

@@ -16,7 +16,6 @@ import socket
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -36,6 +35,7 @@ from paramdelta_dist.planning.chunks import CHUNK, Piece
 from paramdelta_dist.planning.plan import Shard, TensorPlan
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.storage import Store
+from paramdelta_dist.threads import Threads
 
 EVERY = 64
 """One chunk in so many is measured."""
@@ -231,7 +231,7 @@ def collect(store: Store, shards: Sequence[Shard], watcher: DeltaWatcher | Outpu
     """What the notes of a watcher say that are in an output."""
     tensors: list[TensorPlan] = []
     parts, lanes, sketch = [Measured.nothing(watcher.vectors, (0,))], [], np.zeros(LENGTH)
-    with ThreadPoolExecutor(16) as pool:
+    with Threads(16) as pool:
         notes = pool.map(lambda shard: _note(store, watcher, shard), shards)
         for shard, note in zip(shards, notes, strict=True):
             if note is not None:

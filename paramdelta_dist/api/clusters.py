@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import open_store, redact, scheme_of
+from paramdelta_dist.threads import Threads
 
 
 def submit(
@@ -161,7 +161,7 @@ def _agreed(plans: Sequence[MergePlan], confirm: Confirm | None) -> bool:
 
 def _look_at_points(sweep: SweepPlan, overwrite: bool) -> Literal["free", "begun", "finished"]:
     """What is in the outputs of a sweep: it is finished when all of them are, and the folder says so."""
-    with ThreadPoolExecutor(len(sweep.points)) as pool:
+    with Threads(len(sweep.points)) as pool:
         states = set(pool.map(lambda point: _look(point, overwrite), sweep.points.values()))
     if states == {"free"}:
         return "free"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from paramdelta_dist.errors import OutputOccupied
 from paramdelta_dist.execution.replacing import Replacement, look_over
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.storage import open_store
+from paramdelta_dist.threads import Threads
 
 Confirm = Callable[[Mapping[str, Sequence[str]]], bool]
 """Told, by output folder, which files that no merge of ours has made would be deleted; says whether they may be."""
@@ -21,7 +21,7 @@ def replacements(plans: Sequence[MergePlan], confirm: Confirm | None) -> list[Re
 
     Deletes nothing. Raises OutputOccupied where there is nobody to ask, or the answer is no.
     """
-    with ThreadPoolExecutor(max(1, len(plans))) as pool:
+    with Threads(max(1, len(plans))) as pool:
         found = list(pool.map(_of, plans))
     foreign = {replacement.output: replacement.foreign for replacement in found if replacement.foreign}
     if foreign and not (confirm is not None and confirm(foreign)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import Store, open_store, redact
+from paramdelta_dist.threads import Threads
 
 if TYPE_CHECKING:
     from paramdelta_dist.execution.receipts import Receipt
@@ -87,7 +87,7 @@ def _claim_points(sweep: SweepPlan, replaced: Sequence[Replacement] | None) -> d
         store = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config)
         return _Point(merge_plan, store, claim(store, merge_plan, replacement))
 
-    with ThreadPoolExecutor(len(sweep.points)) as pool:
+    with Threads(len(sweep.points)) as pool:
         claims = pool.map(claimed, sweep.points.values(), replaced or [None] * len(sweep.points))
         return dict(zip(sweep.points, claims, strict=True))
 

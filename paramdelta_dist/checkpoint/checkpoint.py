@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
@@ -18,6 +17,7 @@ from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file, 
 from paramdelta_dist.checkpoint.standins import FIRST_BYTES, refuse_stand_in, require_own_files
 from paramdelta_dist.errors import CheckpointError, CredentialsError, InputError, NotFound
 from paramdelta_dist.storage import NO_FILE, Identity, StorageConfig, Store, closed_folders, open_store, read_whole, scheme_of
+from paramdelta_dist.threads import Threads
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG = 16 << 20
@@ -86,7 +86,7 @@ def open_checkpoints(urls: Sequence[str], storage: StorageConfig, room: Room | N
     """Several at the same time, by URL, in as much memory as there is `room`, else OverBudget is raised. Where headers are the
     same, so are the objects that tell of their tensors."""
     parser = Parser(room)
-    with ThreadPoolExecutor(max(1, len(urls))) as pool:
+    with Threads(max(1, len(urls))) as pool:
         return dict(zip(urls, pool.map(lambda url: _open(url, storage, parser), urls), strict=True))
 
 
@@ -117,7 +117,7 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
         raise CheckpointError(f"{store.url}: {INDEX_NAME} names files that are not there: {_some(missing)}")
     side_files, closed = _side_files(store, url, present)
     files = tuple(WeightFile(name, present[name]) for name in names)
-    with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
+    with Threads(HEADERS_IN_FLIGHT) as pool:
         texts = pool.map(lambda file: _read_header(store, file, parser.room), files)
         headers = []
         for position, (file, text) in enumerate(zip(files, texts, strict=True)):
@@ -177,7 +177,7 @@ def _probed(store: Store, names: Iterable[str]) -> dict[str, Identity]:
         except NotFound:
             return None
 
-    with ThreadPoolExecutor(HEADERS_IN_FLIGHT) as pool:
+    with Threads(HEADERS_IN_FLIGHT) as pool:
         return dict(hit for hit in pool.map(probe, names) if hit is not None)
 
 

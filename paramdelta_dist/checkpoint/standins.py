@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from paramdelta_dist.errors import CheckpointError
 from paramdelta_dist.storage import Buffer, Identity, Store
+from paramdelta_dist.threads import Threads
 
 FIRST_BYTES = 1024
 """Read of a file to know; a pointer of Git LFS is shorter than that."""
@@ -44,5 +44,5 @@ def require_own_files(store: Store, files: Mapping[str, Identity]) -> None:
         refuse_stand_in(first, where=f"{store.url}/{name}")
 
     if files:
-        with ThreadPoolExecutor(min(REQUESTS_IN_FLIGHT, len(files))) as pool:
+        with Threads(min(REQUESTS_IN_FLIGHT, len(files))) as pool:
             list(pool.map(look, files.items()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from paramdelta_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME
@@ -13,6 +12,7 @@ from paramdelta_dist.execution.documents import MAX_DOCUMENT, parse_document
 from paramdelta_dist.execution.holding import PLAN
 from paramdelta_dist.execution.receipts import FOLDER
 from paramdelta_dist.storage import Leftover, Store, is_earlier_part, is_part
+from paramdelta_dist.threads import Threads
 
 _SHARD = re.compile(rf"{re.escape(SINGLE_NAME)}|model-\d{{5}}-of-\d{{5,}}\.safetensors")
 NOT_OURS = "its name is not one of ours"
@@ -86,7 +86,7 @@ def _outputs(store: Store, found: Iterable[Leftover]) -> dict[str, frozenset[str
         listed = [shard["file"] for shard in plan.get("shards", ())] + [entry[1] for entry in plan.get("side_files", ())]
         return folder, frozenset([*listed, INDEX_NAME])
 
-    with ThreadPoolExecutor(16) as pool:
+    with Threads(16) as pool:
         return dict(known for known in pool.map(names, sorted(folders)) if known is not None)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from paramdelta_dist.errors import ParamDeltaError
 from paramdelta_dist.execution.executor import Function, J, R, U
 from paramdelta_dist.storage.retry import retrying
+from paramdelta_dist.threads import Threads
 
 
 class LocalExecutor:
@@ -53,7 +54,7 @@ class LocalExecutor:
 
             return retrying(once, what=unit.file, sleep=stop.wait)
 
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="worker") as pool:
+        with Threads(self.workers, thread_name_prefix="worker") as pool:
             running: set[Future[R]] = {pool.submit(work, unit) for unit in units}
             try:
                 while running:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ from paramdelta_dist.execution.receipts import FOLDER, MAX_RECEIPT, RECEIPTS, Re
 from paramdelta_dist.execution.replacing import REPORT, Replacement, remains_of, some, take_over
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.storage import Identity, Store, read_pieces
+from paramdelta_dist.threads import Threads
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _receipts(store: Store, hold: Hold, plan: MergePlan, present: Mapping[str, I
             return None, 0
         return _holding(store, hold, receipt, present)
 
-    with ThreadPoolExecutor(16) as pool:
+    with Threads(16) as pool:
         found = list(pool.map(kept, [shard.file for shard in plan.shards]))
     return {receipt.file: receipt for receipt, _ in found if receipt is not None}, sum(size for _, size in found)
 
@@ -224,7 +224,7 @@ def require_shards(store: Store, hold: Hold, receipts: Mapping[str, Receipt]) ->
     """The receipts, once more held against what is there now, before it is called a model. Raises OutputOccupied when a
     shard is no longer what was made."""
     present = store.list() or {}
-    with ThreadPoolExecutor(16) as pool:
+    with Threads(16) as pool:
         held = {
             file: receipt
             for file, (receipt, _) in zip(receipts, pool.map(lambda r: _holding(store, hold, r, present), receipts.values()), strict=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import posixpath
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from paramdelta_dist.execution.holding import COMMIT, PLAN, REPLACES, RUN, Hold,
 from paramdelta_dist.execution.receipts import FOLDER, MAX_RECEIPT, RECEIPTS, parse_receipt
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.storage import Identity, Store, find_leftovers, open_store, redact, remove_leftover, shared_files
+from paramdelta_dist.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def take_over(store: Store, plan: MergePlan, replacement: Replacement) -> Hold:
 
     for name in first:
         remove(name)
-    with ThreadPoolExecutor(16) as pool:
+    with Threads(16) as pool:
         list(pool.map(remove, [name for name in names if name not in first]))
     return write_plan(store, document, hold.plan)
 
@@ -115,7 +115,7 @@ def _listed(store: Store, present: Mapping[str, Identity]) -> tuple[bool, set[st
     if listed:
         return True, set().union(*listed)
     receipts = [name for name in present if name.startswith(f"{RECEIPTS}/")]
-    with ThreadPoolExecutor(16) as pool:
+    with Threads(16) as pool:
         proofs = list(pool.map(lambda name: parse_receipt(store.read(name, limit=MAX_RECEIPT)), receipts))
     files = {str(receipt.file) for receipt in proofs if receipt is not None}
     return bool(files), {name for name in files if _may_go(name)}

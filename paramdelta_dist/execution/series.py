@@ -10,7 +10,6 @@ at all, and a run that finds its merge done puts it right.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from typing import Any
@@ -24,6 +23,7 @@ from paramdelta_dist.execution.output import holds
 from paramdelta_dist.execution.receipts import FOLDER
 from paramdelta_dist.storage import NO_FILE, StorageConfig, Store, open_store, redact
 from paramdelta_dist.template import expand, folder_of, series_name
+from paramdelta_dist.threads import Threads
 
 MAX_NOTE = 64 << 10
 """Longest pointer or record, in bytes; real ones have a few hundred."""
@@ -130,7 +130,7 @@ def series_status(store: Store) -> dict[str, Any] | None:
     outputs = sorted(name.removesuffix(f"/{PLAN}") for name in present if name.endswith(f"/{PLAN}"))
     complete = [name for name in outputs if f"{name}/{COMMIT}" in present]
     names = sorted(name for name, found in present.items() if _may_be_pointer(name) and found != NO_FILE and found.size <= MAX_NOTE)
-    with ThreadPoolExecutor(16) as pool:
+    with Threads(16) as pool:
         found = list(pool.map(lambda name: _pointer(store, name), names))
     latest = {name: pointer for name, pointer in zip(names, found, strict=True) if pointer is not None}
     if not outputs and not latest:

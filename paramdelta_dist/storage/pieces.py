@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 from paramdelta_dist.errors import InputChanged, InputError
 from paramdelta_dist.sizes import format_size
 from paramdelta_dist.storage.store import Identity, Store
+from paramdelta_dist.threads import Threads
 
 PIECE = 8 << 20
 """Bytes of one piece."""
@@ -22,7 +22,7 @@ def read_pieces(store: Store, name: str, identity: Identity) -> Iterator[memoryv
     """The bytes of the object that has `identity`, in order. Raises what `Store.read_range` does. They may be the chunks of a
     `Store.put`: other threads read them."""
     starts = iter(range(0, identity.size, PIECE))
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="read") as pool:
+    with Threads(AHEAD, thread_name_prefix="read") as pool:
 
         def read(start: int) -> memoryview:
             return store.read_range(name, start, min(start + PIECE, identity.size), identity=identity)

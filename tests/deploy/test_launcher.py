@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.files import CLUSTER, DEPLOY, ROOT
+from tests.faults import fault_proxy, stalled
 from tests.handmade import folder, one_tensor
 from tests.servers import free_ports
 
@@ -141,18 +143,25 @@ def test_the_first_node_goes_on_without_those_that_do_not_come(place, rays):
 
 
 @pytest.mark.slow
-def test_a_stop_reaches_the_command_and_leaves_no_process_behind(place, rays):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_stop_reaches_the_merge_and_leaves_no_process_behind(place, rays, s3_server, number):
+    """The command is a child that a script started in the background, where SIGINT is ignored."""
     port, arguments = rays
-    waiting = (
-        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); print('BEGUN', flush=True); time.sleep(600)"
-    )
-    first = node(sys.executable, "-c", waiting, cwd=place, PDD_PORT=port, PDD_RAY_ARGUMENTS=arguments[0])
-    for line in first.stdout:
-        if "BEGUN" in line:
-            break
-    first.send_signal(signal.SIGTERM)
-    got, told = ended(first)
+    with fault_proxy(s3_server.endpoint) as proxy:
+        proxy.rule(stalled(), method="PUT", path="model", times=math.inf)  # so that the merge is under way when it is stopped
+        (place / "held.yaml").write_text((place / "good.yaml").read_text().replace(f"{place}/out", f"s3://{s3_server.make_bucket()}/out"))
+        store = {**s3_server.environ, "AWS_ENDPOINT_URL": proxy.endpoint}
+        merge = [*MERGE, "held.yaml", "--engine", "ray"]
+        first = node(*merge, cwd=place, PDD_PORT=port, PDD_RAY_ARGUMENTS=arguments[0], **store)
+        until = time.monotonic() + SECONDS
+        while not proxy.faults:
+            assert first.poll() is None, ended(first)
+            assert time.monotonic() < until, "the merge never began"
+            time.sleep(0.1)
+        first.send_signal(number)
+        got, told = ended(first)
     assert got == 130, told
+    assert "stopped. What is finished is kept" in told
     temporary = arguments[0].split("--temp-dir=")[1].split()[0]
     until = time.monotonic() + 60
     while left := [pid for pid in filter(str.isdigit, os.listdir("/proc")) if temporary in command_line(pid)]:
