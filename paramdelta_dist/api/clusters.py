@@ -14,6 +14,7 @@ from paramdelta_dist.errors import CredentialsError, IntegrityError, OutputOccup
 from paramdelta_dist.execution.output import look
 from paramdelta_dist.execution.points import is_written_down
 from paramdelta_dist.jobs import connect, watching
+from paramdelta_dist.jobs.job import Cluster
 from paramdelta_dist.jobs.naming import parse_job_id
 from paramdelta_dist.jobs.parcel import check_ship
 from paramdelta_dist.jobs.reading import Listener, Silent
@@ -56,7 +57,7 @@ def submit(
     seen = _look_ahead(recipe, means, overwrite, report_page, listener) if check else _Seen()
     if seen.state == "finished":
         return {"state": "nothing to do", "job": None, "exit_code": 0, "output": seen.output, "fingerprint": seen.fingerprint}
-    cluster = connect(address)
+    cluster = connect(address, listener.note)
     local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
     if local:
         listener.note(f"{local[0]} is a local path: every node of the cluster must see the same files there")
@@ -79,31 +80,38 @@ def submit(
     return {**document, "joined": made.joined, "fingerprint": seen.fingerprint}
 
 
-def list_jobs(address: str | None = None) -> list[dict[str, Any]]:
+def list_jobs(address: str | None = None, *, listener: Listener | None = None) -> list[dict[str, Any]]:
     """The merges that were submitted to a cluster, the latest first."""
-    return sorted(
-        (watching.describe(job) for job in connect(address).jobs() if parse_job_id(job.id)), key=lambda job: job["began"] or 0, reverse=True
-    )
+    found = [watching.describe(job) for job in _connect(address, listener).jobs() if parse_job_id(job.id)]
+    return sorted(found, key=lambda job: job["began"] or 0, reverse=True)
 
 
-def logs(job_id: str, *, address: str | None = None) -> str:
+def logs(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> str:
     """What a job has written so far. Raises NotFound where the cluster knows no such job."""
-    return connect(address).log(_job_id(job_id))
+    job_id = _job_id(job_id)
+    return _connect(address, listener).log(job_id)
 
 
 def follow(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
     """Follow a job to its end; returns and raises what `submit` does."""
-    return watching.watch(connect(address), _job_id(job_id), listener or Silent())
+    job_id = _job_id(job_id)
+    return watching.watch(_connect(address, listener), job_id, listener or Silent())
 
 
-def stop(job_id: str, *, wait: bool = False, address: str | None = None) -> dict[str, Any]:
+def stop(job_id: str, *, wait: bool = False, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
     """Stop a job, which leaves what is finished for the next attempt; with `wait` return when it has ended."""
-    return watching.stop(connect(address), _job_id(job_id), wait=wait)
+    job_id = _job_id(job_id)
+    return watching.stop(_connect(address, listener), job_id, wait=wait)
 
 
-def job_status(job_id: str, *, address: str | None = None) -> dict[str, Any]:
+def job_status(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
     """How far a job has come, or how it ended: bytes, shards, rate, workers, retries, seconds left."""
-    return watching.look(connect(address), _job_id(job_id))
+    job_id = _job_id(job_id)
+    return watching.look(_connect(address, listener), job_id)
+
+
+def _connect(address: str | None, listener: Listener | None) -> Cluster:
+    return connect(address, (listener or Silent()).note)
 
 
 def _job_id(text: str) -> str:

@@ -65,7 +65,8 @@ def verify(
             if again is not None:
                 job = again.crew.job(again.plan)
                 job = replace(job, statistics=look_first(store, again.plan, job, executor, observer, keep=False).statistics)
-            observer.started("verifying", sum(check.size for check in checks), details={"files": len(checks)})
+            total = sum(check.size for check in checks)
+            observer.started("verifying", total, details={"files": len(checks)}, counts=executor.counts)
             for verdict in executor.run(check_file, VerifyJob(url, storage, job), checks, advance=observer.advanced):
                 verdicts.append(verdict)
                 observer.finished(verdict)

@@ -28,7 +28,8 @@ BOTH = {"RAY_API_SERVER_ADDRESS": "http://api:1", "RAY_ADDRESS": "http://ray:2"}
         ("flag:6379", BOTH, "flag:6379", "--address"),
         ("auto", BOTH, None, "the cluster on this machine"),
         (None, BOTH, "http://api:1", "RAY_API_SERVER_ADDRESS"),
-        ("", {**BOTH, "RAY_API_SERVER_ADDRESS": ""}, "http://ray:2", "RAY_ADDRESS"),
+        (None, {**BOTH, "RAY_API_SERVER_ADDRESS": ""}, "http://ray:2", "RAY_ADDRESS"),
+        (None, {"RAY_API_SERVER_ADDRESS": " ", "RAY_ADDRESS": ""}, None, "the cluster on this machine"),
         (None, {"RAY_ADDRESS": "auto"}, None, "the cluster on this machine"),
         (None, {}, None, "the cluster on this machine"),
         ("https://host/prefix/", {}, "https://host/prefix", "--address"),
@@ -38,6 +39,12 @@ BOTH = {"RAY_API_SERVER_ADDRESS": "http://api:1", "RAY_ADDRESS": "http://ray:2"}
 def test_a_given_address_wins_over_the_environment_and_that_over_this_machine(given, environ, text, source):
     assert choose_address(given, environ).text == text
     assert choose_address(given, environ).source == source
+
+
+@pytest.mark.parametrize("given", ["", " ", "\t\n"])
+def test_an_empty_address_goes_nowhere_whatever_runs_here_and_whatever_the_environment_says(given):
+    with pytest.raises(UsageError, match="--address is empty"):
+        choose_address(given, BOTH)
 
 
 @pytest.mark.parametrize("text", ["ray://head:10001", "file:///x", "http://", "anyscale://x"])
