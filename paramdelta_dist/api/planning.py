@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from paramdelta_dist.api.collector import collector_paused
 from paramdelta_dist.api.models import check, open_models, read_vocabularies
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, find_side_files
+from paramdelta_dist.execution.output import as_begun
 from paramdelta_dist.execution.series import Series
 from paramdelta_dist.planning import MergePlan, build_plan
 from paramdelta_dist.planning.sweep import SweepPlan, build_sweep
 from paramdelta_dist.planning.vocabulary import Vocabularies
 from paramdelta_dist.recipe import Recipe
-from paramdelta_dist.storage import Identity
+from paramdelta_dist.storage import Identity, open_store
 from paramdelta_dist.template import is_template
 
 FEW_POINTS = 8
@@ -34,16 +36,34 @@ def plan(recipe: Recipe) -> tuple[MergePlan, HomologyReport]:
         return sweep.reading, replace(report, notes=(*report.notes, note))
     with collector_paused():
         inputs, report = _open_inputs(recipe)
-        made = build_plan(recipe, *inputs)
-        series = series_of(recipe)
-        return (made if series is None else into(made, series.output(series.find(made.fingerprint), made.fingerprint))), report
+        return _into_its_output(build_plan(recipe, *inputs)), report
 
 
 def plan_sweep(recipe: Recipe) -> tuple[SweepPlan, HomologyReport]:
     """The plan of a recipe with `sweep:`; raises what `plan` does, and UsageError where the points cannot share one reading."""
     with collector_paused():
         inputs, report = _open_inputs(recipe)
-        return build_sweep(recipe, *inputs), report
+        sweep = build_sweep(recipe, *inputs)
+    with ThreadPoolExecutor(len(sweep.points)) as pool:
+        return replace(sweep, points=dict(zip(sweep.points, pool.map(_as_begun, sweep.points.values()), strict=True))), report
+
+
+def _into_its_output(made: MergePlan) -> MergePlan:
+    """The plan as its output knows it; of a template, with the folder that it stands for."""
+    series = series_of(made.recipe)
+    if series is None:
+        return _as_begun(made)
+    if made.fingerprint != made.unlocated:
+        begun = _as_begun(into(made, series.output(series.find(made.unlocated), made.unlocated)))
+        if begun.fingerprint == made.unlocated:
+            return begun
+    return into(made, series.output(series.find(made.fingerprint), made.fingerprint))
+
+
+def _as_begun(made: MergePlan) -> MergePlan:
+    if made.fingerprint == made.unlocated:
+        return made
+    return as_begun(open_store(made.recipe.output, made.recipe.storage_config), made)
 
 
 def _open_inputs(recipe: Recipe) -> tuple[tuple[dict[str, Checkpoint], Mapping[str, Identity], Vocabularies], HomologyReport]:

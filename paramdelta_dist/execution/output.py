@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from paramdelta_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from paramdelta_dist.checkpoint.sidefiles import is_side_file
-from paramdelta_dist.errors import AlreadyExists, InputChanged, IntegrityError, NotFound, OutputOccupied, UsageError
+from paramdelta_dist.errors import AlreadyExists, InputChanged, IntegrityError, NotFound, OutputOccupied, ParamDeltaError, UsageError
 from paramdelta_dist.execution.documents import read_document, render_document
 from paramdelta_dist.execution.pieces import read_pieces
 from paramdelta_dist.execution.receipts import FOLDER, MAX_RECEIPT, Receipt, parse_receipt, receipt_name
@@ -81,6 +81,20 @@ def look(store: Store, plan: MergePlan) -> Literal["free", "begun", "finished"]:
     return "finished"
 
 
+def as_begun(store: Store, plan: MergePlan) -> MergePlan:
+    """The plan, by the fingerprint that its output has of it: one that was begun when it did not count where inputs live is
+    still the output of this merge. Writes nothing."""
+    if plan.fingerprint == plan.unlocated:
+        return plan
+    try:
+        found = read_document(store, PLAN)
+    except ParamDeltaError:  # whoever claims the output comes by it again
+        return plan
+    ours = plan.as_document()["locations"]
+    known = found.get("fingerprint") == plan.unlocated and found.get("locations", ours) == ours
+    return replace(plan, fingerprint=plan.unlocated) if known else plan
+
+
 def _require_empty(store: Store, present: Mapping[str, Identity]) -> None:
     if present:
         raise OutputOccupied(
@@ -105,7 +119,20 @@ def _differences(found: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     changed = sorted(f"{url}/{name}" for url in mine for name in mine[url] if url in theirs and theirs[url].get(name) != mine[url][name])
     if changed:
         return f"the inputs changed since: {_some(changed)}"
+    places = _elsewhere(found.get("locations", {}), ours["locations"])
+    if places and found.get("recipe") == ours["recipe"]:
+        return f"by the recipe's `storage:` its inputs live elsewhere: {places}; with the settings as they were it goes on"
     return "another recipe" if found.get("recipe") != ours["recipe"] else "other side files or another version of the format"
+
+
+def _elsewhere(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """In what the storage settings of two plans differ, in words; empty where they do not."""
+    texts = []
+    for url in sorted({*theirs, *ours}):
+        then, now = theirs.get(url, {}), ours.get(url, {})
+        differing = [name for name in ("endpoint", "region", "profile") if then.get(name) != now.get(name)]
+        texts += [f"{name} of {url} was {then.get(name, 'not set')}, is {now.get(name, 'not set')}" for name in differing]
+    return _some(texts) if texts else ""
 
 
 def _unchanged(store: Store, commit: Mapping[str, Any], present: Mapping[str, Identity]) -> None:

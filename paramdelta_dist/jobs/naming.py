@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -20,9 +21,11 @@ class JobName:
         return f"{self.stem}-{self.attempt}"
 
 
-def stem_of(what: str, output: str) -> str:
-    """`what` is the plan's fingerprint, or the recipe's text where no plan could be made."""
-    return f"pdd-{blake2b(json.dumps([what, output]).encode(), digest_size=6).hexdigest()}"
+def stem_of(what: str, output: str, location: Mapping[str, str]) -> str:
+    """`what` is the plan's fingerprint, or the recipe's text where no plan could be made; `location` what the recipe's storage
+    settings say of where the output lives: the same URL is another folder at another endpoint."""
+    named = [what, output, *([dict(location)] if location else [])]
+    return f"pdd-{blake2b(json.dumps(named, sort_keys=True).encode(), digest_size=6).hexdigest()}"
 
 
 def parse_job_id(text: str) -> JobName | None:

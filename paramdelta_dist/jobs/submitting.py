@@ -39,7 +39,9 @@ class Submission:
 
     @property
     def stem(self) -> str:
-        return stem_of(self.fingerprint or self.text, self.recipe.output)
+        output = self.recipe.output
+        location = self.recipe.storage_config.locations([output]).get(output, {})
+        return stem_of(self.fingerprint or self.text, output, location)
 
 
 @dataclass(frozen=True)
