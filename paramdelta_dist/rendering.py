@@ -461,12 +461,16 @@ def status_lines(document: dict[str, Any]) -> None:
 
 def job_id(document: dict[str, Any]) -> None:
     """For `submit --no-wait`: the id alone, so that a script can take it."""
-    print(document["job"] or f"nothing to do: {document['output']} holds this merge of these inputs already")
+    if document["state"] == "nothing to do":
+        print(f"nothing to do: {document['output']} holds this merge of these inputs already", file=sys.stderr)
+    print(document["job"])
 
 
 def job_end(document: dict[str, Any]) -> None:
     """How a followed job ended; what it wrote was shown while it came."""
-    if document["state"] == "nothing to do":
+    if document["state"] == "nothing to do" and document["output"] is None:
+        print(f"{document['job']} stands for no job: there was nothing to do when it was submitted")
+    elif document["state"] == "nothing to do":
         merge_summary(document)
     elif "error" in document:
         print(f"error: {document['error']['message']}", file=sys.stderr)
@@ -477,7 +481,9 @@ def job_end(document: dict[str, Any]) -> None:
 
 
 def job_stopped(document: dict[str, Any]) -> None:
-    if not document["told_to_stop"]:
+    if document["state"] == "nothing to do":
+        print(f"{document['job']} stands for no job: there was nothing to do when it was submitted, and nothing is to stop")
+    elif not document["told_to_stop"]:
         print(f"job {document['job']} was over already: {document['state']}")
     elif document["state"] == "stopped":
         print(f"job {document['job']} is stopped; what is finished is kept, and submitting again goes on from there")
@@ -501,7 +507,8 @@ def job_table(document: dict[str, Any]) -> None:
 def job_lines(document: dict[str, Any]) -> None:
     """The status of a job, running or over."""
     console = Console(highlight=False, soft_wrap=True)
-    facts = {"job": document["job"], "state": document["state"], "output": document["output"] or "unknown"}
+    facts = {"job": document["job"], "state": document["state"]}
+    facts |= {"output": document["output"]} if document["output"] else {}
     if document["seconds"] is not None:
         facts["time"] = format_seconds(document["seconds"])
     result = document.get("result", {})

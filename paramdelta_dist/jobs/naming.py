@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
-_ID = re.compile(r"(pdd-[0-9a-f]{12})-([1-9]\d{0,5})")
+_ID = re.compile(r"(pdd-[0-9a-f]{12})-(0|[1-9]\d{0,5})")
 
 
 @dataclass(frozen=True, order=True)
@@ -16,6 +16,7 @@ class JobName:
     stem: str
     """Of one merge into one output."""
     attempt: int = 1
+    """0 stands for no job: there was nothing to do, and a script has an id that it can go on with."""
 
     def __str__(self) -> str:
         return f"{self.stem}-{self.attempt}"
