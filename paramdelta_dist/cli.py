@@ -448,6 +448,15 @@ def methods(
 
 
 @app.command()
+def schema(as_json: JsonOption = False) -> None:
+    """Print the JSON Schema of the recipe, for editors and CI; with or without --json it is the same."""
+    with _reporting(as_json):
+        from paramdelta_dist import api
+
+        _print_json(api.schema())
+
+
+@app.command()
 def demo(
     folder: Annotated[str, typer.Argument(help="Where to put the demo's models.")] = "paramdelta-demo",
     engine: EngineOption = Engine.ray,
