@@ -1,9 +1,12 @@
 """Merges submitted to a real Ray cluster through its dashboard, from and to S3, as a user does it."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 
@@ -178,6 +181,33 @@ def test_the_way_out_of_a_job_that_would_not_overwrite_is_the_one_that_is_told(s
     assert done.returncode == 0, done.stderr
     assert job_of(done.stderr) == job.removesuffix("-1") + "-2"
     assert "kept from an earlier run" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_cluster_that_nobody_named_is_named_before_anything_is_sent_and_an_empty_address_finds_none(site, tmp_path):
+    (tmp_path / "ray").mkdir()
+    shutil.copy(f"{site.cluster.folder}/head/ray_current_cluster", tmp_path / "ray")  # by which Ray finds it on this machine
+    here = {**os.environ, **site.environ, "RAY_TMPDIR": str(tmp_path), "RAY_ADDRESS": ""}
+    recipe = site.recipe("found")
+
+    def run(*arguments):
+        line = [sys.executable, "-m", "paramdelta_dist", *map(str, arguments)]
+        return subprocess.run(line, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=120, check=False)
+
+    empty = run("submit", recipe, "--address", "")
+    assert (empty.returncode, empty.stdout) == (2, "")
+    assert "--address: an empty string is given" in empty.stderr
+    assert not [job for job in site.document("jobs")["jobs"] if job["output"].endswith("/found")]
+    done = run("submit", recipe, "--no-wait")
+    assert done.returncode == 0, done.stderr
+    named = f"using the Ray cluster at {site.cluster.dashboard}, which was found on this machine"
+    assert done.stderr.index(named) < done.stderr.index("submitted on")
+    job = done.stdout.strip()
+    for command in (["jobs"], ["status", job], ["logs", job], ["logs", "-f", job], ["stop", job]):
+        told = run(*command)
+        assert told.returncode == 0, told.stderr
+        assert named in told.stderr
+        assert named not in told.stdout
 
 
 @pytest.mark.slow
