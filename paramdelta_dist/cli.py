@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from paramdelta_dist import process, stopping
 from paramdelta_dist._version import __version__
@@ -18,8 +19,36 @@ from paramdelta_dist.errors import Interrupted, ParamDeltaError, StorageError, U
 if TYPE_CHECKING:
     from paramdelta_dist.api.consent import Confirm
     from paramdelta_dist.recipe import Recipe
+    from paramdelta_dist.storage import StorageConfig
 
-app = typer.Typer(
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class _Command(TyperCommand):
+    """A command to which text that is given and empty is a mistake: it comes from a variable that a script left unset."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for parameter in self.params:
+            given = ctx.params.get(parameter.name or "")
+            texts = given if isinstance(given, (list, tuple)) else (given,)
+            if any(isinstance(text, str) and not text.strip() for text in texts):
+                _fail(_empty(parameter), bool(ctx.params.get("as_json")))
+        return super().invoke(ctx)
+
+
+def _empty(parameter: Any) -> UsageError:
+    option = parameter.param_type_name == "option"
+    name = max(parameter.opts, key=len) if option else (parameter.metavar or parameter.name.upper()).strip("[]")
+    remedy = "give it a value, or leave it out" if option else "give it a value"
+    return UsageError(f"{name}: an empty string is given, perhaps from a variable that is not set; {remedy}")
+
+
+class _App(typer.Typer):
+    def command(self, name: str | None = None, **options: Any) -> Callable[[_Function], _Function]:
+        return super().command(name, cls=_Command, **options)
+
+
+app = _App(
     name="paramdelta-dist",
     help="Merge very large models as a stream: from storage through workers to storage, on a laptop or a Ray cluster.",
     no_args_is_help=True,
@@ -175,12 +204,16 @@ def check(
 
 
 @app.command()
-def inspect(url: Annotated[str, typer.Argument(help="Model folder, local or at a URL.")], as_json: JsonOption = False) -> None:
+def inspect(
+    url: Annotated[str, typer.Argument(help="Model folder, local or at a URL.")],
+    recipe: Annotated[str | None, typer.Option("--recipe", help="A recipe, where storage settings are needed to reach the model.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a checkpoint holds, from its headers alone."""
     with _reporting(as_json, tells=True):
         from paramdelta_dist import api, rendering
 
-        _show(api.inspect(url), rendering.inspect_tables, as_json)
+        _show(api.inspect(url, _storage(recipe)), rendering.inspect_tables, as_json)
 
 
 @app.command("import")
@@ -266,7 +299,7 @@ def jobs(address: AddressOption = None, as_json: JsonOption = False) -> None:
     with _reporting(as_json, tells=True):
         from paramdelta_dist import api, rendering
 
-        _show({"jobs": api.list_jobs(address)}, rendering.job_table, as_json)
+        _show({"jobs": api.list_jobs(address, listener=rendering.notes())}, rendering.job_table, as_json)
 
 
 @app.command()
@@ -281,7 +314,7 @@ def logs(
         from paramdelta_dist import api, rendering
 
         if not follow:
-            log = api.logs(job, address=address)
+            log = api.logs(job, address=address, listener=rendering.notes())
             _print_json({"job": job, "log": log}) if as_json else print(_printable(log, keep="\n\t"), end="")
             return
         with rendering.job_view(sys.stderr if as_json else sys.stdout) as view:
@@ -304,12 +337,15 @@ def stop(
     with _reporting(as_json):
         from paramdelta_dist import api, rendering
 
-        _show(api.stop(job, wait=wait, address=address), rendering.job_stopped, as_json)
+        _show(api.stop(job, wait=wait, address=address, listener=rendering.notes()), rendering.job_stopped, as_json)
 
 
 @app.command()
 def status(
     what: Annotated[str, typer.Argument(metavar="OUTPUT|JOB", help="Output folder, local or at a URL, or the id of a job.")],
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="The recipe, where storage settings are needed to reach the output.")
+    ] = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -318,10 +354,12 @@ def status(
         from paramdelta_dist import api, rendering
         from paramdelta_dist.jobs.naming import parse_job_id
 
-        if parse_job_id(what):
-            _show(api.job_status(what, address=address), rendering.job_lines, as_json)
+        if not parse_job_id(what):
+            _show(api.status(what, _storage(recipe)), rendering.status_lines, as_json)
+        elif recipe is not None:
+            raise UsageError(f"--recipe: {what} is a job, which its cluster tells of; storage settings are for output folders")
         else:
-            _show(api.status(what), rendering.status_lines, as_json)
+            _show(api.job_status(what, address=address, listener=rendering.notes()), rendering.job_lines, as_json)
 
 
 @app.command()
@@ -401,8 +439,7 @@ def clean(
         from paramdelta_dist import api, rendering
 
         age = _seconds(older_than, "--older-than") or 0.0
-        storage = api.load_recipe(recipe).storage_config if recipe else None
-        _show(api.clean(output, older_than=age, remove=yes, storage=storage), rendering.clean_lines, as_json)
+        _show(api.clean(output, older_than=age, remove=yes, storage=_storage(recipe)), rendering.clean_lines, as_json)
 
 
 @app.command()
@@ -418,6 +455,15 @@ def methods(
             _show({"methods": api.methods()}, rendering.method_list, as_json)
         else:
             _show(api.method(name), rendering.method_page, as_json)
+
+
+@app.command()
+def schema(as_json: JsonOption = False) -> None:
+    """Print the JSON Schema of the recipe, for editors and CI; with or without --json it is the same."""
+    with _reporting(as_json):
+        from paramdelta_dist import api
+
+        _print_json(api.schema())
 
 
 @app.command()
@@ -523,6 +569,15 @@ def _ask(foreign: Mapping[str, Sequence[str]]) -> bool:
         return typer.confirm("Delete these files?", err=True)
     except typer.Abort:
         raise KeyboardInterrupt from None
+
+
+def _storage(recipe: str | None) -> StorageConfig | None:
+    """The storage settings of a recipe file, where one is given."""
+    if recipe is None:
+        return None
+    from paramdelta_dist.api import load_recipe
+
+    return load_recipe(recipe).storage_config
 
 
 def _bytes(text: str | None, flag: str) -> int | None:

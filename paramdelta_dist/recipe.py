@@ -16,14 +16,24 @@ from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
 from paramdelta_dist.checkpoint.rules import is_rules, parse_value
 from paramdelta_dist.errors import ParamDeltaError, RecipeError
 from paramdelta_dist.methods import METHODS, Method, Parameter, Roles, find_method
-from paramdelta_dist.sizes import parse_size
+from paramdelta_dist.sizes import SIZE_PATTERN, parse_size
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.urls import inside, normalize, redact
 from paramdelta_dist.template import check_template, is_template
@@ -34,6 +44,7 @@ MOST_POINTS = 64
 """A sweep writes so many outputs at most."""
 SMALLEST_SHARD = 1000
 """Fewer bytes are surely a forgotten unit."""
+ENDPOINT = r"^https?://[^@/]+(/[^@?]*)?$"
 MAX_FLOAT = sys.float_info.max
 
 FLOATS = {spelling: dtype.name for dtype in DTYPES.values() if dtype.kind is Kind.FLOAT for spelling in (dtype.name, *dtype.aliases)}
@@ -129,9 +140,19 @@ def _swept(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
 
 
-Url = Annotated[str, BeforeValidator(_as_value_error(_url))]
-Size = Annotated[int, BeforeValidator(_as_value_error(_size))]
-Weight = Annotated[float, Field(strict=True, allow_inf_nan=False), WrapValidator(_unless_rules)]
+_TEXT = {"type": "string", "minLength": 1}
+_GLOBS = WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]})
+_SWEPT = {"anyOf": [{"type": ["number", "boolean"]}, {"type": "string", "pattern": r"^[A-Za-z0-9_.+-]+$"}]}
+_SWEEP = {
+    "type": "object",
+    "propertyNames": {"pattern": r"^((deltas|models)\.\d+\.)?\w+$"},
+    "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True, "items": _SWEPT},
+}
+_SIZE = {"anyOf": [{"type": "integer", "minimum": SMALLEST_SHARD}, {"type": "string", "pattern": SIZE_PATTERN}]}
+
+Url = Annotated[str, BeforeValidator(_as_value_error(_url)), WithJsonSchema(_TEXT)]
+Size = Annotated[int, BeforeValidator(_as_value_error(_size)), WithJsonSchema(_SIZE)]
+Weight = Annotated[float, Field(strict=True, allow_inf_nan=False), WrapValidator(_unless_rules), WithJsonSchema({})]
 """A number; or rules, which are a list and looked at with the method's card."""
 
 
@@ -145,6 +166,7 @@ class _Entry(_Section):
     model_config = ConfigDict(extra="allow")
 
     weight: Weight = 1.0
+    """Factor of this delta or model: a number, or rules that choose it by tensor."""
 
     @property
     def given(self) -> dict[str, Any]:
@@ -157,6 +179,7 @@ class Delta(_Entry):
     """What one post-training added: `weight` · (`post` − `base`)."""
 
     post: Url
+    """The model after the post-training."""
     base: Url | None = None
     """The base that `post` grew from; None means the recipe's base."""
 
@@ -165,21 +188,26 @@ class Entry(_Entry):
     """A model that is merged as it is."""
 
     model: Url
+    """A folder of a model."""
 
 
 class StorageSection(_Section):
     """How to reach the URLs below one prefix. Secrets come from the environment and are no keys here."""
 
     engine: Literal["auto", "obstore", "fsspec"] = "auto"
-    endpoint: str | None = None
+    """What speaks to the store: obstore, fsspec, or whichever suits the URL."""
+    endpoint: Annotated[str | None, Field(json_schema_extra={"pattern": ENDPOINT})] = None
+    """Base URL of the service, without credentials; http:// allows unencrypted traffic."""
     region: str | None = None
     profile: str | None = None
+    """Section of the AWS configuration files."""
     anonymous: bool = False
+    """Send unsigned requests, for public buckets."""
 
     @field_validator("endpoint")
     @classmethod
     def _endpoint_is_a_url(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"https?://[^@/]+(/[^@?]*)?$", value):
+        if value is not None and not re.match(ENDPOINT, value):
             raise ValueError("should be http(s)://host[:port], without credentials")
         return value
 
@@ -192,30 +220,37 @@ class Recipe(_Section):
     """
 
     method: str = "paramdelta"
+    """How the models are merged; `paramdelta-dist methods` lists what there is."""
     parameters: dict[str, Any] = {}
     """Of the method, as given: for all deltas or models alike."""
-    given_base: Annotated[str | None, BeforeValidator(_as_value_error(_url))] = Field(default=None, alias="base")
+    given_base: Annotated[str | None, BeforeValidator(_as_value_error(_url)), WithJsonSchema(_TEXT)] = Field(default=None, alias="base")
     """What `base:` says: for ParamΔ Θ'_base, the new base, which receives the deltas."""
     deltas: Annotated[tuple[Delta, ...], BeforeValidator(_list_of("deltas", "post"))] = ()
     entries: Annotated[tuple[Entry, ...], BeforeValidator(_list_of("models", "model"))] = Field(default=(), alias="models")
     """What `models:` says."""
     output: Url
     """A folder, or a template of one (see `template`) that becomes a folder when the plan is made."""
-    dtype: Annotated[str | None, BeforeValidator(_dtype)] = None
+    dtype: Annotated[str | None, BeforeValidator(_dtype), WithJsonSchema({"enum": [*FLOATS, None]})] = None
     """Safetensors name of the dtype floating-point tensors are written in; None keeps the base's, tensor by tensor."""
     shard_size: Size = 5 * 10**9
     """Most bytes of tensor data in a shard, unless one tensor alone has more."""
-    tokenizer_from: Annotated[str | int | None, BeforeValidator(_as_value_error(_tokenizer_source))] = None
+    tokenizer_from: Annotated[
+        str | int | None,
+        BeforeValidator(_as_value_error(_tokenizer_source)),
+        WithJsonSchema({"anyOf": [_TEXT, {"type": "integer", "minimum": 0}, {"type": "null"}]}),
+    ] = None
     """base, post, the position of a delta, or a URL; None is the first delta's post."""
-    include: Annotated[tuple[str, ...], BeforeValidator(_globs)] = ()
+    include: Annotated[tuple[str, ...], BeforeValidator(_globs), _GLOBS] = ()
     """Globs on the names of tensors: only these are merged, the others copied from the base. None given, all are."""
-    exclude: Annotated[tuple[str, ...], BeforeValidator(_globs)] = ()
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_globs), _GLOBS] = ()
     """Globs on the names of tensors that are copied from the base."""
     vocab: Literal["strict", "pad", "by-token"] = "strict"
     """What is done where vocabularies differ: refused; rows beyond the common ones whole from one model; rows by token."""
     allow_nonfinite: bool = False
+    """Whether NaN and infinity of the inputs are merged as they are; else they are an error."""
     storage: dict[str, StorageSection] = {}
-    sweep: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_sweep)] = {}
+    """How to reach URLs, by the prefix they begin with; the longest that fits counts."""
+    sweep: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_sweep), WithJsonSchema(_SWEEP)] = {}
     """Values to try of parameters: every combination is a merge of its own, into a folder of its own below `output`. What
     the rest of the recipe says is then the first of them."""
 

@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 10.0
 """Between two progress lines in a log."""
+PACE_SECONDS = 60.0
+"""Over how long a rate is taken, and"""
+SHORTEST_PACE = 1.0
+"""after how many seconds of work there is one."""
 FEW = 12
 """Rows of a list that are shown before the rest is only counted."""
 
@@ -95,34 +100,77 @@ class ProgressBar:
     def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None: ...
 
 
+class Pace:
+    """How fast bytes are made now: over the last minute in which some were.
+
+    A silence counts as `LINE_SECONDS` at most. Before the first byte, and whenever a cluster gives no worker for a while, nothing is
+    made, which says nothing of how fast it goes with the workers there are.
+    """
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        """When it was heard of last, on the caller's clock."""
+        self._worked = 0.0
+        """Seconds since the first byte, silences cut."""
+        self._now = (0.0, 0)
+        self._marks: deque[tuple[float, int]] = deque()
+        """Where it was at some moments of the last minute, the first of them a little before it."""
+
+    def reached(self, done: int, now: float) -> None:
+        """`done` bytes are there."""
+        self._worked += 0.0 if self._last is None else min(now - self._last, LINE_SECONDS)
+        self._last = now
+        if not self._marks or self._worked - self._marks[-1][0] >= PACE_SECONDS / 60:
+            self._marks.append((self._worked, done))
+        while len(self._marks) > 2 and self._worked - self._marks[1][0] >= PACE_SECONDS:
+            self._marks.popleft()
+        self._now = self._worked, done
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second; None where nothing can be said yet."""
+        if not self._marks:
+            return None
+        (before, first), (now, done) = self._marks[0], self._now
+        return max(0.0, (done - first) / (now - before)) if now - before >= SHORTEST_PACE else None
+
+
 class ProgressLines:
     """One JSON object a line on stderr: at the start, every ten seconds, and for each finished shard."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._total = self._done = self._kept = 0
+        self._total = self._done = 0
         self._counts: Callable[[], Mapping[str, int]] = dict
-        self._began = self._told = time.monotonic()
+        self._told = time.monotonic()
+        self._pace = Pace()
 
     def started(
         self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
     ) -> None:
         self._counts = counts
-        self._total, self._done, self._kept = total, done, done
-        self._began = self._told = time.monotonic()
+        self._total, self._done = total, done
+        self._told, self._pace = time.monotonic(), Pace()
         self._tell("started", what=what, bytes_total=total, bytes_done=done, **details)
 
     def advanced(self, size: int) -> None:
         with self._lock:
             self._done += size
-            done, due = self._done, time.monotonic() - self._told >= LINE_SECONDS
+            now, done = time.monotonic(), self._done
+            if size:
+                self._pace.reached(done, now)
+            due = now - self._told >= LINE_SECONDS
             if due:
-                self._told = time.monotonic()
+                self._told = now
+            rate = self._pace.rate if due else None
         if due:
-            rate = (done - self._kept) / max(time.monotonic() - self._began, 1e-9)
-            left = round((self._total - done) / rate, 1) if rate > 0 else None
-            told: dict[str, Any] = {"bytes_total": self._total, "bytes_done": done, "bytes_per_second": round(rate), "seconds_left": left}
-            self._tell("progress", **told, **self._counts())
+            counts = self._counts()
+            if counts.get("workers") == 0:  # how long that lasts is not known
+                rate = None
+            speed = None if rate is None else round(rate)
+            left = round((self._total - done) / rate, 1) if rate else None
+            told: dict[str, Any] = {"bytes_total": self._total, "bytes_done": done, "bytes_per_second": speed, "seconds_left": left}
+            self._tell("progress", **told, **counts)
 
     def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None:
         told = ("file", "size", "seconds", "worker", "problems")
@@ -154,6 +202,11 @@ def job_view(stream: TextIO) -> Iterator[JobView]:
 
 class NobodyReads(Exception):
     """There is nobody left to tell, and telling was all there was to do."""
+
+
+def notes() -> JobView:
+    """What is said about a job, on stderr; for who shows its log in another way, or not at all."""
+    return JobView(lambda line: print(line, file=sys.stderr, flush=True), None)
 
 
 class JobView:
@@ -427,12 +480,16 @@ def status_lines(document: dict[str, Any]) -> None:
 
 def job_id(document: dict[str, Any]) -> None:
     """For `submit --no-wait`: the id alone, so that a script can take it."""
-    print(document["job"] or f"nothing to do: {document['output']} holds this merge of these inputs already")
+    if document["state"] == "nothing to do":
+        print(f"nothing to do: {document['output']} holds this merge of these inputs already", file=sys.stderr)
+    print(document["job"])
 
 
 def job_end(document: dict[str, Any]) -> None:
     """How a followed job ended; what it wrote was shown while it came."""
-    if document["state"] == "nothing to do":
+    if document["state"] == "nothing to do" and document["output"] is None:
+        print(f"{document['job']} stands for no job: there was nothing to do when it was submitted")
+    elif document["state"] == "nothing to do":
         merge_summary(document)
     elif "error" in document:
         print(f"error: {document['error']['message']}", file=sys.stderr)
@@ -443,7 +500,9 @@ def job_end(document: dict[str, Any]) -> None:
 
 
 def job_stopped(document: dict[str, Any]) -> None:
-    if not document["told_to_stop"]:
+    if document["state"] == "nothing to do":
+        print(f"{document['job']} stands for no job: there was nothing to do when it was submitted, and nothing is to stop")
+    elif not document["told_to_stop"]:
         print(f"job {document['job']} was over already: {document['state']}")
     elif document["state"] == "stopped":
         print(f"job {document['job']} is stopped; what is finished is kept, and submitting again goes on from there")
@@ -467,7 +526,8 @@ def job_table(document: dict[str, Any]) -> None:
 def job_lines(document: dict[str, Any]) -> None:
     """The status of a job, running or over."""
     console = Console(highlight=False, soft_wrap=True)
-    facts = {"job": document["job"], "state": document["state"], "output": document["output"] or "unknown"}
+    facts = {"job": document["job"], "state": document["state"]}
+    facts |= {"output": document["output"]} if document["output"] else {}
     if document["seconds"] is not None:
         facts["time"] = format_seconds(document["seconds"])
     result = document.get("result", {})

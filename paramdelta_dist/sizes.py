@@ -12,6 +12,8 @@ _UNITS = {
 }  # fmt: skip
 
 _SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", re.ASCII)
+SIZE_PATTERN = r"^\s*\d{1,18}(\.\d{1,9})?\s*([Bb]|[KMGTkmgt]([Ii]?[Bb])?)?\s*$"
+"""What of it a regular expression of any kind can say."""
 
 
 def parse_size(text: str | int) -> int:

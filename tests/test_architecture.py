@@ -19,7 +19,7 @@ LEVELS = (
     ("storage", "kernels", "template"),
     ("checkpoint", "methods"),
     ("recipe",),
-    ("planning", "importing"),
+    ("planning", "importing", "schema"),
     ("execution", "jobs"),
     ("analysis",),
     ("api",),

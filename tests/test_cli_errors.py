@@ -1,12 +1,16 @@
 """What users meet when something is wrong: one message, the right exit code, no traceback, and nothing written."""
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+import typing
 
 import pytest
+import typer
 
+from paramdelta_dist import cli
 from tests.handmade import entry, folder, one_tensor, weight_file
 from tests.terminal import call
 
@@ -75,8 +79,8 @@ FLAGS = ("--base", "new", "--delta", "post:old", "--output", "out")
         (["merge", "recipe.yaml", "--memory", "abc"], "--memory: 'abc' is not a size; write a number with a unit, such as 5GB or 512MiB"),
         (["merge", "recipe.yaml", "--memory", "0"], "--memory: 0 is nothing"),
         (["plan", "recipe.yaml", "--bandwidth", "fast"], "--bandwidth: 'fast' is not a size"),
-        (["merge", "--base", "", "--delta", "post", "--output", "out"], "base: an empty string is not a path or URL"),
-        (["inspect", ""], "an empty string is not a path or URL"),
+        (["merge", "--base", "", "--delta", "post", "--output", "out"], "--base: an empty string is given"),
+        (["inspect", ""], "URL: an empty string is given"),
         (["inspect", "s3://key:SECRET@bucket/x"], "credentials do not belong in a URL"),
         (["inspect", "gopher://host/x"], "gopher://host/x"),
         (["inspect", "local:///x"], "local:///x"),
@@ -87,6 +91,39 @@ def test_a_mistake_of_usage_is_one_message_and_exit_code_2(here, arguments, name
     message = refused(here, *arguments, code=2)
     assert named in message
     assert "SECRET" not in message
+
+
+def texts():
+    """Every command with each of its arguments and options that take text."""
+    for each in cli.app.registered_commands:
+        name = each.name or each.callback.__name__
+        hints = typing.get_type_hints(each.callback, include_extras=True)
+        taken = {key: hint.__metadata__[0] for key, hint in hints.items() if key != "return"}
+        text = [key for key in taken if typing.get_args(hints[key])[0] in (str, str | None, list[str] | None)]
+        arguments = [key for key in taken if isinstance(taken[key], typer.models.ArgumentInfo)]
+        defaults = inspect.signature(each.callback).parameters
+        needed = ["x" for key in arguments if defaults[key].default is inspect.Parameter.empty]
+        for key in text:
+            flags = taken[key].param_decls or (f"--{key.replace('_', '-')}",)
+            yield from [[name, "{}"]] if key in arguments else [[name, *needed, flag, "{}"] for flag in flags]
+
+
+TEXTS = list(texts())
+
+
+@pytest.mark.parametrize("arguments", TEXTS, ids=" ".join)
+def test_an_empty_string_is_a_mistake_wherever_text_is_taken(here, arguments):
+    for empty in ("", " "):
+        message = refused(here, *(argument.format(empty) for argument in arguments), code=2)
+        assert "an empty string is given, perhaps from a variable that is not set" in message
+        if len(arguments) > 2 and arguments[-2].startswith("--"):
+            assert f"{arguments[-2]}: " in message
+
+
+def test_every_way_to_name_a_place_is_among_those_that_may_not_be_empty():
+    for flag in ("--address", "--output", "--recipe", "--base", "--delta", "--ship", "--memory", "--patience", "--older-than"):
+        assert any(flag in arguments for arguments in TEXTS)
+    assert ["inspect", "{}"] in TEXTS
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from paramdelta_dist.api.models import check, inspect, open_models
 from paramdelta_dist.api.observing import Observer
 from paramdelta_dist.api.outputs import clean, status
 from paramdelta_dist.api.planning import plan, plan_sweep
-from paramdelta_dist.api.recipes import import_mergekit, load_recipe
+from paramdelta_dist.api.recipes import import_mergekit, load_recipe, schema
 from paramdelta_dist.api.results import MergeResult, State
 from paramdelta_dist.api.sizing import plan_workers
 from paramdelta_dist.api.verifying import verify
@@ -39,6 +39,7 @@ __all__ = [
     "plan_document",
     "plan_sweep",
     "plan_workers",
+    "schema",
     "status",
     "stop",
     "submit",

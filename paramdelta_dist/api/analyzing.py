@@ -74,6 +74,7 @@ def analyze(
             "analyzing",
             sum(unit.size for unit in units),
             details={"shards": len(units), "memory": asdict(sizing)},
+            counts=executor.counts,
         )
         with closing(executor.run(survey_shard, job, units, advance=observer.advanced)) as results:
             for survey in results:

@@ -11,14 +11,15 @@ from paramdelta_dist.api.crew import Means
 from paramdelta_dist.api.engines import Device
 from paramdelta_dist.api.planning import plan, plan_sweep, series_of
 from paramdelta_dist.api.sizing import NO_PAGE, page_memory, sweep_page_memory
-from paramdelta_dist.errors import CredentialsError, IntegrityError, OutputOccupied, StorageError, UsageError
+from paramdelta_dist.errors import CredentialsError, EngineError, IntegrityError, OutputOccupied, StorageError, UsageError
 from paramdelta_dist.execution.output import look
 from paramdelta_dist.execution.points import is_written_down
 from paramdelta_dist.jobs import connect, watching
-from paramdelta_dist.jobs.naming import parse_job_id
+from paramdelta_dist.jobs.job import Cluster
+from paramdelta_dist.jobs.naming import JobName, parse_job_id
 from paramdelta_dist.jobs.parcel import check_ship
 from paramdelta_dist.jobs.reading import Listener, Silent
-from paramdelta_dist.jobs.submitting import Submission
+from paramdelta_dist.jobs.submitting import Submission, last_attempt
 from paramdelta_dist.jobs.submitting import submit as submit_job
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
@@ -47,21 +48,25 @@ def submit(
     """Run a merge as a job on a Ray cluster, and with `wait` follow it to its end.
 
     The same merge into the same output is the same job: one that runs is joined, one that failed or was stopped is followed
-    by its next attempt, and what is done already is not submitted. With `check` the plan is made here first, unless the
+    by its next attempt, and what is done already is not submitted. A job that runs keeps its options, which is noted where they are
+    others, and refused where it would not `overwrite`. With `check` the plan is made here first, unless the
     inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `patience` and `report_page` as in `merge`, `ship`
     as in `parcel.pack`. What `overwrite` would delete that is not ours is asked of `confirm` here, where the plan can be made here,
     and allowed to the job then; `yes` allows it unasked.
 
     Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
-    `exit_code` when it is over, and the merge's `result` or the `error`. Raises what a wrong recipe or plan raises,
-    EngineError when the cluster cannot be reached or is lost, Interrupted on Ctrl-C, which leaves the job running.
+    `exit_code` when it is over, and the merge's `result` or the `error`. Without `wait` there is always a `job`: where nothing is
+    to do, the last one that made the output, or an id of attempt 0, of which `job_status` and the others say so. Raises what a
+    wrong recipe or plan raises, OutputOccupied where a job that runs stands in the way, EngineError when the cluster cannot be
+    reached or is lost, Interrupted on Ctrl-C, which leaves the job running.
     """
     listener, means = listener or Silent(), Means("ray", workers, memory, device, patience)
     check_ship(ship)
     seen = _look_ahead(recipe, means, overwrite, (lambda _: True) if yes else confirm, report_page, listener) if check else _Seen()
     if seen.state == "finished":
-        return {"state": "nothing to do", "job": None, "exit_code": 0, "output": seen.output, "fingerprint": seen.fingerprint}
-    cluster = connect(address)
+        job = None if wait else _made_by(address, Submission(recipe, seen.fingerprint).stem, listener)
+        return {"state": "nothing to do", "job": job, "exit_code": 0, "output": seen.output, "fingerprint": seen.fingerprint}
+    cluster = connect(address, listener.note)
     local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
     if local:
         listener.note(f"{local[0]} is a local path: every node of the cluster must see the same files there")
@@ -82,40 +87,61 @@ def submit(
         listener.note(note)
     listener.note(f"job {made.name} {'runs already' if made.joined else 'submitted'} on {redact(cluster.url)}")
     document = watching.watch(cluster, str(made.name), listener) if wait else watching.look(cluster, str(made.name))
-    return {**document, "joined": made.joined, "fingerprint": seen.fingerprint}
+    return {**document, "joined": made.joined, "notes": list(made.notes), "fingerprint": seen.fingerprint}
 
 
-def list_jobs(address: str | None = None) -> list[dict[str, Any]]:
+def _made_by(address: str | None, stem: str, listener: Listener) -> str:
+    """The id of the last job of a merge that is done; where its cluster knows none, or does not answer, the one that stands for none."""
+    try:
+        last = last_attempt(connect(address, listener.note).jobs(), stem)
+    except (EngineError, CredentialsError) as error:
+        listener.note(f"which job made it cannot be asked: {error}")
+        last = None
+    return str(JobName(stem, 0) if last is None else last[0])
+
+
+def list_jobs(address: str | None = None, *, listener: Listener | None = None) -> list[dict[str, Any]]:
     """The merges that were submitted to a cluster, the latest first."""
-    return sorted(
-        (watching.describe(job) for job in connect(address).jobs() if parse_job_id(job.id)), key=lambda job: job["began"] or 0, reverse=True
-    )
+    found = [watching.describe(job) for job in _connect(address, listener).jobs() if parse_job_id(job.id)]
+    return sorted(found, key=lambda job: job["began"] or 0, reverse=True)
 
 
-def logs(job_id: str, *, address: str | None = None) -> str:
+def logs(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> str:
     """What a job has written so far. Raises NotFound where the cluster knows no such job."""
-    return connect(address).log(_job_id(job_id))
+    return "" if _stands_for_none(job_id) else _connect(address, listener).log(job_id)
 
 
 def follow(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
     """Follow a job to its end; returns and raises what `submit` does."""
-    return watching.watch(connect(address), _job_id(job_id), listener or Silent())
+    return _nothing(job_id) if _stands_for_none(job_id) else watching.watch(_connect(address, listener), job_id, listener or Silent())
 
 
-def stop(job_id: str, *, wait: bool = False, address: str | None = None) -> dict[str, Any]:
+def stop(job_id: str, *, wait: bool = False, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
     """Stop a job, which leaves what is finished for the next attempt; with `wait` return when it has ended."""
-    return watching.stop(connect(address), _job_id(job_id), wait=wait)
+    if _stands_for_none(job_id):
+        return {**_nothing(job_id), "told_to_stop": False}
+    return watching.stop(_connect(address, listener), job_id, wait=wait)
 
 
-def job_status(job_id: str, *, address: str | None = None) -> dict[str, Any]:
+def job_status(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
     """How far a job has come, or how it ended: bytes, shards, rate, workers, retries, seconds left."""
-    return watching.look(connect(address), _job_id(job_id))
+    return _nothing(job_id) if _stands_for_none(job_id) else watching.look(_connect(address, listener), job_id)
 
 
-def _job_id(text: str) -> str:
-    if parse_job_id(text) is None:
-        raise UsageError(f"{text!r} is not the id of a job of ours, such as pdd-0123456789ab-1; `paramdelta-dist jobs` lists them")
-    return text
+def _connect(address: str | None, listener: Listener | None) -> Cluster:
+    return connect(address, (listener or Silent()).note)
+
+
+def _stands_for_none(job_id: str) -> bool:
+    """Whether `submit` gave this id where there was nothing to do. Raises UsageError for what is no id of ours."""
+    name = parse_job_id(job_id)
+    if name is None:
+        raise UsageError(f"{job_id!r} is not the id of a job of ours, such as pdd-0123456789ab-1; `paramdelta-dist jobs` lists them")
+    return name.attempt == 0
+
+
+def _nothing(job_id: str) -> dict[str, Any]:
+    return {"job": job_id, "state": "nothing to do", "attempt": 0, "output": None, "began": None, "seconds": None, "exit_code": 0}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ def look_first(store: Store, merge_plan: MergePlan, job: Job, executor: Executor
     from paramdelta_dist.execution.statistics import gather
 
     def started(number: int, size: int) -> None:
-        observer.started(f"looking at the model, sweep {number + 1}", size, details={"shards": len(merge_plan.shards)})
+        details = {"shards": len(merge_plan.shards)}
+        observer.started(f"looking at the model, sweep {number + 1}", size, details=details, counts=executor.counts)
 
     return gather(store, merge_plan, job, executor, started=started, advance=observer.advanced, keep=keep)

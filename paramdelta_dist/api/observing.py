@@ -22,7 +22,7 @@ class Observer(Protocol):
         ...
 
     def advanced(self, size: int) -> None:
-        """`size` more bytes are done; negative where a piece of work starts again."""
+        """`size` more bytes are done; negative where a piece of work starts again, 0 where nothing is done and work goes on."""
         ...
 
     def finished(self, result: Receipt | FileVerdict | ShardSurvey) -> None:

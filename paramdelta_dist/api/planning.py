@@ -9,13 +9,15 @@ from paramdelta_dist.api.collector import collector_paused
 from paramdelta_dist.api.models import check, open_models, read_vocabularies
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport
 from paramdelta_dist.checkpoint.room import Room
+from paramdelta_dist.execution.output import as_begun
 from paramdelta_dist.execution.series import Series
 from paramdelta_dist.planning import MergePlan, build_plan
 from paramdelta_dist.planning.sweep import SweepPlan, build_sweep
 from paramdelta_dist.planning.vocabulary import Vocabularies
 from paramdelta_dist.recipe import Recipe
-from paramdelta_dist.storage import Identity
+from paramdelta_dist.storage import Identity, open_store
 from paramdelta_dist.template import is_template
+from paramdelta_dist.threads import Threads
 
 FEW_POINTS = 8
 """Points of a sweep that are named in a plan."""
@@ -36,9 +38,7 @@ def plan(recipe: Recipe, *, memory: int | None = None) -> tuple[MergePlan, Homol
         return sweep.reading, replace(report, notes=(*report.notes, note))
     with collector_paused():
         inputs, report, room = _open_inputs(recipe, memory)
-        made = replace(build_plan(recipe, *inputs), planning_memory=room.peak)
-        series = series_of(recipe)
-        return (made if series is None else into(made, series.output(series.find(made.fingerprint), made.fingerprint))), report
+        return _into_its_output(replace(build_plan(recipe, *inputs), planning_memory=room.peak)), report
 
 
 def plan_sweep(recipe: Recipe, *, memory: int | None = None) -> tuple[SweepPlan, HomologyReport]:
@@ -46,8 +46,27 @@ def plan_sweep(recipe: Recipe, *, memory: int | None = None) -> tuple[SweepPlan,
     with collector_paused():
         inputs, report, room = _open_inputs(recipe, memory)
         sweep = build_sweep(recipe, *inputs)
-        points = {name: replace(point, planning_memory=room.peak) for name, point in sweep.points.items()}
-        return replace(sweep, points=points), report
+    with Threads(len(sweep.points)) as pool:
+        points = pool.map(lambda point: _as_begun(replace(point, planning_memory=room.peak)), sweep.points.values())
+        return replace(sweep, points=dict(zip(sweep.points, points, strict=True))), report
+
+
+def _into_its_output(made: MergePlan) -> MergePlan:
+    """The plan as its output knows it; of a template, with the folder that it stands for."""
+    series = series_of(made.recipe)
+    if series is None:
+        return _as_begun(made)
+    if made.fingerprint != made.unlocated:
+        begun = _as_begun(into(made, series.output(series.find(made.unlocated), made.unlocated)))
+        if begun.fingerprint == made.unlocated:
+            return begun
+    return into(made, series.output(series.find(made.fingerprint), made.fingerprint))
+
+
+def _as_begun(made: MergePlan) -> MergePlan:
+    if made.fingerprint == made.unlocated:
+        return made
+    return as_begun(open_store(made.recipe.output, made.recipe.storage_config), made)
 
 
 def _open_inputs(

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from paramdelta_dist import importing
 from paramdelta_dist.errors import InputError, NotFound, UsageError
 from paramdelta_dist.importing import Imported
+from paramdelta_dist.methods import all_methods
 from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
+from paramdelta_dist.schema import recipe_schema
 from paramdelta_dist.storage import StorageConfig, normalize, open_store, read_named_file, redact, scheme_of
 
 
 def load_recipe(source: str) -> Recipe:
     """The recipe in a local file or at a URL. Raises RecipeError, or NotFound where there is none."""
     return parse_recipe(_read_text(source, "recipe"), where=redact(source))
+
+
+def schema() -> dict[str, Any]:
+    """A JSON Schema of the recipe, with all methods there are."""
+    return recipe_schema(all_methods())
 
 
 def import_mergekit(source: str, *, output: str) -> Imported:

@@ -13,11 +13,14 @@ from paramdelta_dist.api.looking import look_first
 from paramdelta_dist.api.observing import Observer, Unobserved
 from paramdelta_dist.api.planning import plan
 from paramdelta_dist.errors import InputChanged, UsageError
+from paramdelta_dist.execution.documents import read_document
+from paramdelta_dist.execution.holding import PLAN
 from paramdelta_dist.execution.machine import available_cores
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY
+from paramdelta_dist.planning.plan import located
 from paramdelta_dist.recipe import Recipe
-from paramdelta_dist.storage import StorageConfig, normalize, open_store, redact
+from paramdelta_dist.storage import StorageConfig, Store, normalize, open_store, redact
 
 if TYPE_CHECKING:
     from paramdelta_dist.execution.verify import FileVerdict
@@ -53,7 +56,7 @@ def verify(
     store = open_store(url, storage)
     commit = read_commit(store)
     problems, checkpoint = check_structure(store, storage, url, commit)
-    again = _plan_again(url, commit, recipe, Means(engine, workers)) if recompute else None
+    again = _plan_again(store, commit, recipe, Means(engine, workers)) if recompute else None
     tiles = {} if again is None else choose_tiles(again.plan.shards, tile_size=again.crew.sizing.tile_size, fraction=recompute, seed=seed)
     checks = plan_checks(store, commit, checkpoint, deep=deep, tiles=tiles)
     verdicts: list[FileVerdict] = []
@@ -65,7 +68,8 @@ def verify(
             if again is not None:
                 job = again.crew.job(again.plan)
                 job = replace(job, statistics=look_first(store, again.plan, job, executor, observer, keep=False).statistics)
-            observer.started("verifying", sum(check.size for check in checks), details={"files": len(checks)})
+            total = sum(check.size for check in checks)
+            observer.started("verifying", total, details={"files": len(checks)}, counts=executor.counts)
             for verdict in executor.run(check_file, VerifyJob(url, storage, job), checks, advance=observer.advanced):
                 verdicts.append(verdict)
                 observer.finished(verdict)
@@ -91,11 +95,13 @@ class _Again:
     crew: Crew
 
 
-def _plan_again(url: str, commit: Mapping[str, Any], recipe: Recipe | None, means: Means) -> _Again:
-    """Plan what was committed once more. Raises InputChanged where that is another merge by now."""
+def _plan_again(store: Store, commit: Mapping[str, Any], recipe: Recipe | None, means: Means) -> _Again:
+    """Plan what was committed once more, whichever way its inputs are reached now. Raises InputChanged where that is another
+    merge by now."""
     merge_plan, _ = plan(recipe or Recipe.model_validate(commit["recipe"]))
-    if merge_plan.fingerprint != commit["fingerprint"]:
+    known = commit["fingerprint"] in (merge_plan.fingerprint, merge_plan.unlocated)
+    if not known and commit["fingerprint"] != located(merge_plan.unlocated, read_document(store, PLAN).get("locations", {})):
         raise InputChanged(
-            f"{redact(url)}: its inputs, or the recipe given, are no longer those it was merged from; nothing can be recomputed"
+            f"{store.url}: its inputs, or the recipe given, are no longer those it was merged from; nothing can be recomputed"
         )
     return _Again(merge_plan, means.crew(merge_plan))

@@ -64,7 +64,7 @@ class Executor(Protocol):
 
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         """Results as units finish, when nothing works on the unit any more. `advance` is told bytes as they are done, and
-        taken back (negative) when a unit starts again.
+        taken back (negative) when a unit starts again; on a cluster also that there are none (0), every few seconds.
 
         An exception of a unit stops the others, leaves finished ones in place, and comes out; so does closing the
         iterator.

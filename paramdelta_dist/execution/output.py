@@ -9,7 +9,16 @@ from typing import Any, Literal
 
 from blake3 import blake3
 
-from paramdelta_dist.errors import AlreadyExists, InputChanged, IntegrityError, NotFound, OutputOccupied, OutputTaken, UsageError
+from paramdelta_dist.errors import (
+    AlreadyExists,
+    InputChanged,
+    IntegrityError,
+    NotFound,
+    OutputOccupied,
+    OutputTaken,
+    ParamDeltaError,
+    UsageError,
+)
 from paramdelta_dist.execution.documents import render_document
 from paramdelta_dist.execution.holding import (
     COMMIT,
@@ -144,6 +153,20 @@ def _commit_of(store: Store, plan: MergePlan, run: str, present: Mapping[str, Id
     return commit if find_document(store, REPORT) is not None else None
 
 
+def as_begun(store: Store, plan: MergePlan) -> MergePlan:
+    """The plan, by the fingerprint that its output has of it: one that was begun when it did not count where inputs live is
+    still the output of this merge. Writes nothing."""
+    if plan.fingerprint == plan.unlocated:
+        return plan
+    try:
+        found = find_document(store, PLAN) or {}
+    except ParamDeltaError:  # whoever claims the output comes by it again
+        return plan
+    ours = plan.as_document()["locations"]
+    known = found.get("fingerprint") == plan.unlocated and found.get("locations", ours) == ours
+    return replace(plan, fingerprint=plan.unlocated) if known else plan
+
+
 def _require_empty(store: Store, present: Mapping[str, Identity]) -> None:
     if present:
         raise OutputOccupied(
@@ -171,7 +194,20 @@ def _differences(found: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     )  # older plans have none
     if changed:
         return f"the inputs changed since: {some(changed)}"
+    places = _elsewhere(found.get("locations", {}), ours["locations"])
+    if places and found.get("recipe") == ours["recipe"]:
+        return f"by the recipe's `storage:` its inputs live elsewhere: {places}; with the settings as they were it goes on"
     return "another recipe" if found.get("recipe") != ours["recipe"] else "other side files or another version of the format"
+
+
+def _elsewhere(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """In what the storage settings of two plans differ, in words; empty where they do not."""
+    texts = []
+    for url in sorted({*theirs, *ours}):
+        then, now = theirs.get(url, {}), ours.get(url, {})
+        differing = [name for name in ("endpoint", "region", "profile") if then.get(name) != now.get(name)]
+        texts += [f"{name} of {url} was {then.get(name, 'not set')}, is {now.get(name, 'not set')}" for name in differing]
+    return some(texts) if texts else ""
 
 
 def _unchanged(store: Store, commit: Mapping[str, Any], present: Mapping[str, Identity]) -> None:

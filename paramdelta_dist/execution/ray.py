@@ -259,7 +259,14 @@ class RayExecutor:
         self.retries = self.copies = self.restarts = 0
         self.bytes_read_again = 0
         self.causes: dict[str, int] = {}
-        self.counts: Callable[[], dict[str, int]] = lambda: {"workers": 0, "retries": self.retries}
+        self._live: tuple[_Crew, Schedule] | None = None
+        """The run under way."""
+
+    def counts(self) -> dict[str, int]:
+        if self._live is None:
+            return {"workers": 0, "retries": self.retries}
+        crew, schedule = self._live
+        return {"workers": len(crew.working), "retries": self.retries + schedule.retries}
 
     def close(self) -> None:
         """End the embedded cluster, or leave the one we joined."""
@@ -272,8 +279,7 @@ class RayExecutor:
         work = ray.cloudpickle.dumps((function, job))
         crew = _Crew(schedule, partial(self._start, work), self._limit)
         metrics = Publisher(schedule.meter)
-        before = self.retries
-        self.counts = lambda: {"workers": len(crew.working), "retries": before + schedule.retries}
+        self._live = crew, schedule
         last_seen_alive = looked = time.monotonic()
         warned = False
         try:
@@ -290,6 +296,7 @@ class RayExecutor:
                     looked = now
                     crew.notice_leaving()
                     metrics.publish()
+                    advance(0)  # so that whoever watches hears what workers there are, also while none makes anything
                 if crew.working:
                     last_seen_alive, warned = now, False
                 elif now - last_seen_alive > self._patience:
@@ -301,6 +308,7 @@ class RayExecutor:
         finally:
             self.workers, self.nodes = max(self.workers, crew.largest), max(self.nodes, len(schedule.nodes))
             self.lost += crew.lost
+            self._live = None
             self.retries += schedule.retries
             self.copies += schedule.copies
             self.restarts += schedule.restarts

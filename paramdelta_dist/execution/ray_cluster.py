@@ -77,7 +77,7 @@ def join(workers: int | None) -> int | None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = os.environ.get("RAY_ADDRESS", "").strip()
     scheme = address.partition("://")[0] if "://" in address else ""
     if scheme:
         what = "a dashboard" if scheme.startswith("http") else "a Ray Client server"

@@ -28,7 +28,13 @@ class Address:
 
 
 def choose_address(given: str | None, environ: Mapping[str, str]) -> Address:
-    """Raises UsageError for addresses of another kind, such as Ray Client's ray://."""
+    """An empty variable is one that is not set, as it is to Ray; an empty address that was given is a mistake, such as a
+    variable that a script left unset, and no reason to go to whatever cluster runs here.
+
+    Raises UsageError for that, and for addresses of another kind, such as Ray Client's ray://.
+    """
+    if given is not None and not given.strip():
+        raise UsageError("--address is empty: give the dashboard's address, http://HEAD:8265, or leave the option out")
     named = [(given, "--address"), *((environ.get(name), name) for name in VARIABLES)]
     text, source = next(((text.strip(), source) for text, source in named if text and text.strip()), ("auto", ""))
     if text in ("auto", "local"):

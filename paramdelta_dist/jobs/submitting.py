@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from paramdelta_dist._version import __version__
+from paramdelta_dist.errors import OutputOccupied
 from paramdelta_dist.jobs import parcel, version
 from paramdelta_dist.jobs.job import Cluster, Job, JobExists
 from paramdelta_dist.jobs.naming import JobName, parse_job_id, stem_of
 from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import redact
 
 STOP_SECONDS = 30
 """How long a driver that is stopped may take to end its workers and uploads; Ray itself would kill it after three."""
-OVERWRITE = "overwrite"
+OVERWRITE, OPTIONS = "overwrite", "options"
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,23 @@ class Submission:
     ship: str = "image"
 
     @property
+    def asked(self) -> dict[str, str]:
+        """All that says how the job runs and what runs, as another submission may say it differently of the same merge."""
+        storage = {redact(prefix): section.model_dump(exclude_unset=True) for prefix, section in self.recipe.storage.items()}
+        given = {name: value or "yes" for name, _, value in (option.partition("=") for option in self.options)}
+        given |= {"--overwrite": "yes"} if self.overwrite else {}
+        given |= {"storage": json.dumps(storage, sort_keys=True)} if storage else {}
+        return given | {"--ship": self.ship, "version": __version__}
+
+    @property
     def text(self) -> str:
         return parcel.recipe_text(self.recipe)
 
     @property
     def stem(self) -> str:
-        return stem_of(self.fingerprint or self.text, self.recipe.output)
+        output = self.recipe.output
+        location = self.recipe.storage_config.locations([output]).get(output, {})
+        return stem_of(self.fingerprint or self.text, output, location)
 
 
 @dataclass(frozen=True)
@@ -53,9 +67,10 @@ class Submitted:
 
 
 def submit(cluster: Cluster, submission: Submission) -> Submitted:
+    """Raises OutputOccupied where a job that runs stands in the way."""
     last = last_attempt(cluster.jobs(), submission.stem)
     if last is not None and not last[1].over:
-        return Submitted(last[0], joined=True)
+        return _join(cluster, *last, submission)
     name = JobName(submission.stem, last[0].attempt + 1 if last else 1)
     overwrite, notes = submission.overwrite, list[str]()
     if overwrite and submission.begun and last is not None and last[1].metadata.get(OVERWRITE) == "true":
@@ -73,8 +88,39 @@ def submit(cluster: Cluster, submission: Submission) -> Submitted:
                 metadata=_metadata(submission, name),
             )
         except JobExists:  # somebody else submits the same at this moment
-            return Submitted(name, joined=True)
+            return _join(cluster, name, cluster.job(str(name)), submission)
     return Submitted(name, joined=False, notes=tuple(notes))
+
+
+def _join(cluster: Cluster, name: JobName, job: Job, submission: Submission) -> Submitted:
+    """The job that runs. Raises OutputOccupied where it does not do what is asked for now: it would leave in place what is to be
+    replaced."""
+    stop = f"paramdelta-dist stop {name} --wait{cluster.hint}"
+    if submission.overwrite and job.metadata.get(OVERWRITE) != "true":
+        raise OutputOccupied(
+            f"job {name} is making this output already, and not with --overwrite: leave the option out to join it, or stop it first "
+            f"(`{stop}`) and submit again"
+        )
+    differing = _differing(job, submission.asked)
+    if not differing:
+        return Submitted(name, joined=True)
+    note = f"job {name} runs with other options than these, and keeps them: {differing}. To change them, `{stop}` and submit again: "
+    return Submitted(name, joined=True, notes=(f"{note}what is finished is kept",))
+
+
+def _differing(job: Job, asked: Mapping[str, str]) -> str:
+    """In what a job that runs was submitted differently, in words; empty where it was not, or where it does not say."""
+    try:
+        running = dict(json.loads(job.metadata[OPTIONS]))
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+    def told(name: str, given: Mapping[str, str]) -> str:
+        value = str(given.get(name, "not given"))
+        return format_memory(int(value)) if name == "--memory" and value.isdigit() else value
+
+    names = [name for name in sorted({*running, *asked}) if running.get(name) != asked.get(name)]
+    return ", ".join(f"{name} is {told(name, running)}, asked for is {told(name, asked)}" for name in names)
 
 
 def last_attempt(jobs: Sequence[Job], stem: str) -> tuple[JobName, Job] | None:
@@ -90,4 +136,5 @@ def _metadata(submission: Submission, name: JobName) -> Mapping[str, str]:
         "fingerprint": submission.fingerprint or "",
         "attempt": str(name.attempt),
         OVERWRITE: "true" if submission.overwrite else "false",
+        OPTIONS: json.dumps(submission.asked),
     }

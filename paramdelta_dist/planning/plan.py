@@ -143,7 +143,11 @@ class MergePlan:
     """Every way in which a tensor is computed, the first tensor's first."""
     shards: tuple[Shard, ...]
     fingerprint: str
-    """Of all that decides the output's bytes: equal fingerprints, equal bytes."""
+    """Of all that decides the output's bytes, and where what it is made from lives: equal fingerprints, equal bytes."""
+    unlocated: str
+    """The fingerprint without where the inputs live, by which outputs were known when that did not count."""
+    locations: Mapping[str, Mapping[str, str]]
+    """What the recipe's storage settings say of where the inputs live, by URL; empty where they leave that to the environment."""
     inputs: dict[str, dict[str, tuple[int, str]]]
     """Size and tag of every file that is read, by model and name."""
     side_files: tuple[SideFile, ...]
@@ -192,6 +196,7 @@ class MergePlan:
             "fingerprint": self.fingerprint,
             "recipe": self.recipe.as_document(),
             "inputs": {redact(url): {name: list(i) for name, i in files.items()} for url, files in self.inputs.items()},
+            "locations": {redact(url): dict(location) for url, location in self.locations.items()},
             "side_files": [[redact(file.model), file.name, file.identity.size, file.identity.tag] for file in self.side_files],
             "shards": [
                 {"file": shard.file, "size": shard.size, "tensors": len(shard.tensors), "read": read}
@@ -243,12 +248,16 @@ def build_plan(
     writer = checkpoints.get(recipe.tokenizer_url) if recipe.vocab == "by-token" and recipe.tokenizer_url != recipe.base else None
     changes = config_changes(base.config, writer.config if writer and maps else None, embedding_rows(maps, base))
     changed_config(base.config, recipe.dtype, changes)  # what cannot be written is refused here
+    locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))
+    unlocated = _fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes)
     return MergePlan(
         recipe=recipe,
         models=models,
         settings=settings,
         shards=tuple(_shard(layout, opened, {**kinds, **dict.fromkeys(kept, True)}, settings, ways, maps) for layout in layouts),
-        fingerprint=_fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes),
+        fingerprint=located(unlocated, {redact(url): location for url, location in locations.items()}),
+        unlocated=unlocated,
+        locations=locations,
         inputs=inputs,
         side_files=side_files,
         merged=merged,
@@ -265,6 +274,17 @@ def _require_copyable(side_files: Sequence[SideFile]) -> None:
                 f"{redact(file.model)}: {shown(file.name)} would be copied beside the weights and has {format_size(file.identity.size)}, "
                 f"more than the {format_size(MAX_SIDE_FILE)} such a file may have; take it out of the folder"
             )
+
+
+def located(fingerprint: str, locations: Mapping[str, Mapping[str, str]]) -> str:
+    """The fingerprint of a merge whose inputs live where `locations` say, by redacted URL; `fingerprint` itself where they say nothing.
+
+    Two stores may hold other bytes under the same names, sizes and tags: not every store makes tags of bytes.
+    """
+    if not locations:
+        return fingerprint
+    text = json.dumps([fingerprint, locations], sort_keys=True, separators=(",", ":"))
+    return blake2b(text.encode(), digest_size=20).hexdigest()
 
 
 def _require_one_way_of_looking(settings: Sequence[Settings]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+from paramdelta_dist.storage.urls import scheme_of
 
 Engine = Literal["auto", "obstore", "fsspec"]
 
@@ -22,6 +24,12 @@ class StoreSettings:
     anonymous: bool = False
     """Send unsigned requests, for public buckets."""
 
+    @property
+    def location(self) -> dict[str, str]:
+        """Those that decide where the bytes at a URL live, as far as they are given; the others are about the way there."""
+        given = {"endpoint": self.endpoint and self.endpoint.rstrip("/"), "region": self.region, "profile": self.profile}
+        return {name: value for name, value in given.items() if value}
+
 
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
@@ -32,3 +40,11 @@ class StorageConfig:
     def for_url(self, url: str) -> StoreSettings:
         fitting = [prefix for prefix in self.by_prefix if not prefix or (url + "/").startswith(prefix.rstrip("/") + "/")]
         return self.by_prefix[max(fitting, key=len)] if fitting else StoreSettings()
+
+    def locations(self, urls: Iterable[str]) -> dict[str, dict[str, str]]:
+        """What the settings say of where the bytes at each of these URLs live; nothing of those of which they say nothing.
+
+        What the environment says is no part of it: on a cluster that is the nodes', and the same for every job.
+        """
+        found = {url: self.for_url(url).location for url in urls if scheme_of(url)}
+        return {url: location for url, location in found.items() if location}

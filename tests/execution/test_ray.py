@@ -10,7 +10,7 @@ import pytest
 import ray
 import torch
 
-from paramdelta_dist import api
+from paramdelta_dist import api, rendering
 from paramdelta_dist.api import crew, sizing
 from paramdelta_dist.errors import EngineError, NonFinite
 from paramdelta_dist.execution import ray as ray_engine
@@ -45,6 +45,29 @@ def test_a_killed_worker_costs_its_shards_and_nothing_else(models, quiet, tmp_pa
     assert len({receipt.worker for receipt in watcher.receipts}) >= 2
     assert watcher.bytes == watcher.total
     assert not ray.is_initialized()
+
+
+@pytest.mark.usefixtures("on_shared_ray")
+def test_progress_tells_of_the_workers_there_are_and_of_what_was_tried_again(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rendering, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.1)
+
+    class Lines(rendering.ProgressLines):
+        killed = False
+
+        def finished(self, receipt):
+            if not self.killed:
+                os.kill(int(receipt.worker.rpartition(":")[2]), signal.SIGKILL)
+            self.killed = True
+            super().finished(receipt)
+
+    result = api.merge(recipe(*models, tmp_path / "out", shard_size="1MB"), engine="ray", workers=2, observer=Lines())
+    told = [event for line in capsys.readouterr().err.splitlines() if line.startswith("{") and (event := json.loads(line))]
+    progress = [event for event in told if event["event"] == "progress"]
+    assert progress[0]["workers"] == 0, "before the first worker came"
+    assert {1, 2} & {event["workers"] for event in progress}
+    assert max(event["workers"] for event in progress) <= 2
+    assert progress[-1]["retries"] == result.report["retries"] >= 1
 
 
 @pytest.mark.usefixtures("on_shared_ray")

@@ -1,9 +1,12 @@
 """Merges submitted to a real Ray cluster through its dashboard, from and to S3, as a user does it."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 
@@ -11,6 +14,7 @@ import pytest
 
 from tests.clusters import ROOT, ray_cluster, relay
 from tests.jobs.conftest import Site
+from tests.servers import s3_server as start_s3_server
 
 TOKEN = "PLANTED-TOKEN-0123456789abcdef0123456789abcdef"
 
@@ -38,7 +42,14 @@ def test_a_stopped_job_is_no_success_and_the_next_attempt_finishes_it_over_a_con
     wait_for(lambda: site.document("status", job["job"])["shards"]["finished"] == 2, "the log to tell of them")
     running = site.document("status", job["job"])
     assert (running["state"], running["shards"]["total"]) == ("running", 8)
+    wait_for(lambda: (site.document("status", job["job"])["workers"] or 0) > 0, "a line that tells of the workers")
     assert running["bytes"]["total"] > 8_000_000
+    joined = site.run("submit", recipe, "--no-wait", "--workers", "1")
+    assert (joined.returncode, joined.stdout) == (0, f"{job['job']}\n")
+    assert "--workers is not given, asked for is 1" in joined.stderr
+    occupied = site.run("submit", recipe, "--overwrite")
+    assert occupied.returncode == 3
+    assert f"paramdelta-dist stop {job['job']} --wait --address {site.cluster.dashboard}" in occupied.stderr
     assert "is told to stop" in site.run("stop", job["job"]).stdout
     time.sleep(1)  # so that the driver is told; if it is not yet, it comes no further than the shards that are still held
     go.set()
@@ -76,6 +87,11 @@ def test_a_stopped_job_is_no_success_and_the_next_attempt_finishes_it_over_a_con
     again = site.run("submit", recipe, "--json")
     assert again.returncode == 0
     assert json.loads(again.stdout)["state"] == "nothing to do"
+    id_of_it = site.run("submit", recipe, "--no-wait")
+    assert (id_of_it.returncode, id_of_it.stdout) == (0, f"{job_of(err)}\n"), "the job that made it"
+    assert "nothing to do: " in id_of_it.stderr
+    none = site.run("submit", recipe, "--no-wait", address="http://127.0.0.1:1")
+    assert (none.returncode, none.stdout) == (0, re.sub(r"-\d+\n$", "-0\n", id_of_it.stdout)), "no cluster that could be asked"
     status = site.document("status", job_of(err))
     assert (status["state"], status["exit_code"]) == ("succeeded", 0)
     assert status["result"]["shards"]["made"] + status["result"]["shards"]["kept"] == 8
@@ -123,6 +139,75 @@ def test_ctrl_c_detaches_and_submitting_again_joins_the_job(site):
         assert each.returncode == 0, err
         assert "merged into" in out
     assert [job["state"] for job in site.document("jobs")["jobs"] if job["output"].endswith("/detached")] == ["succeeded"]
+
+
+@pytest.mark.slow
+def test_one_recipe_for_two_endpoints_is_two_jobs_and_two_outputs(site):
+    """Two servers with the same bucket, in which the same models are: all that differs is where."""
+    client, keys = site.server.client(), ("new/", "post/", "old/")
+    with start_s3_server() as other:
+        other.client().create_bucket(Bucket=site.bucket)
+        for entry in client.list_objects_v2(Bucket=site.bucket)["Contents"]:
+            if entry["Key"].startswith(keys):
+                body = client.get_object(Bucket=site.bucket, Key=entry["Key"])["Body"].read()
+                other.client().put_object(Bucket=site.bucket, Key=entry["Key"], Body=body)
+        go, ids = site.hold("placed", "[1-8]"), []
+        for endpoint in (site.proxy.endpoint, other.endpoint):
+            recipe = site.recipe("placed")
+            recipe.write_text(f'{recipe.read_text()}storage: {{"s3://": {{endpoint: "{endpoint}"}}}}\n')
+            ids.append(site.run("submit", recipe, "--no-wait").stdout.strip())
+        assert len(set(ids)) == 2
+        go.set()
+        for job in ids:
+            assert site.run("logs", job, "-f").returncode == 0
+        found = other.client().list_objects_v2(Bucket=site.bucket, Prefix="placed/")["Contents"]
+        assert {entry["Key"].partition("/")[2] for entry in found} == site.objects("placed")
+
+
+@pytest.mark.slow
+def test_the_way_out_of_a_job_that_would_not_overwrite_is_the_one_that_is_told(site):
+    recipe, go = site.recipe("stood"), site.hold("stood", "[3-8]")
+    job = site.run("submit", recipe, "--no-wait").stdout.strip()
+    wait_for(lambda: len(shards(site, "stood")) == 2, "the first shards to be published")
+    refused = site.run("submit", recipe, "--overwrite")
+    assert refused.returncode == 3
+    line = re.search(r"`paramdelta-dist (stop [^`]*)`", refused.stderr)[1].replace(f" --address {site.cluster.dashboard}", "")
+    stopping = site.start(*line.split())
+    time.sleep(1)
+    go.set()
+    assert stopping.wait(90) == 0
+    site.proxy.clear()
+    done = site.run("submit", recipe, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert job_of(done.stderr) == job.removesuffix("-1") + "-2"
+    assert "kept from an earlier run" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_cluster_that_nobody_named_is_named_before_anything_is_sent_and_an_empty_address_finds_none(site, tmp_path):
+    (tmp_path / "ray").mkdir()
+    shutil.copy(f"{site.cluster.folder}/head/ray_current_cluster", tmp_path / "ray")  # by which Ray finds it on this machine
+    here = {**os.environ, **site.environ, "RAY_TMPDIR": str(tmp_path), "RAY_ADDRESS": ""}
+    recipe = site.recipe("found")
+
+    def run(*arguments):
+        line = [sys.executable, "-m", "paramdelta_dist", *map(str, arguments)]
+        return subprocess.run(line, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=120, check=False)
+
+    empty = run("submit", recipe, "--address", "")
+    assert (empty.returncode, empty.stdout) == (2, "")
+    assert "--address: an empty string is given" in empty.stderr
+    assert not [job for job in site.document("jobs")["jobs"] if job["output"].endswith("/found")]
+    done = run("submit", recipe, "--no-wait")
+    assert done.returncode == 0, done.stderr
+    named = f"using the Ray cluster at {site.cluster.dashboard}, which was found on this machine"
+    assert done.stderr.index(named) < done.stderr.index("submitted on")
+    job = done.stdout.strip()
+    for command in (["jobs"], ["status", job], ["logs", job], ["logs", "-f", job], ["stop", job]):
+        told = run(*command)
+        assert told.returncode == 0, told.stderr
+        assert named in told.stderr
+        assert named not in told.stdout
 
 
 @pytest.mark.slow

@@ -7,16 +7,17 @@ import sys
 
 import pytest
 
-from paramdelta_dist.errors import CredentialsError, EngineError, NotFound, UsageError
+from paramdelta_dist.errors import CredentialsError, EngineError, NotFound, OutputOccupied, UsageError
 from paramdelta_dist.jobs import following, parcel
 from paramdelta_dist.jobs.address import choose_address
 from paramdelta_dist.jobs.ending import ending_of
 from paramdelta_dist.jobs.job import Job, JobExists, Unreachable
 from paramdelta_dist.jobs.naming import JobName, parse_job_id, stem_of
 from paramdelta_dist.jobs.reading import LogReader
-from paramdelta_dist.jobs.submitting import Submission, submit
+from paramdelta_dist.jobs.submitting import Submission, Submitted, submit
 from paramdelta_dist.jobs.watching import look
 from paramdelta_dist.recipe import Recipe, parse_recipe
+from tests.terminal import call
 
 BOTH = {"RAY_API_SERVER_ADDRESS": "http://api:1", "RAY_ADDRESS": "http://ray:2"}
 
@@ -28,7 +29,8 @@ BOTH = {"RAY_API_SERVER_ADDRESS": "http://api:1", "RAY_ADDRESS": "http://ray:2"}
         ("flag:6379", BOTH, "flag:6379", "--address"),
         ("auto", BOTH, None, "the cluster on this machine"),
         (None, BOTH, "http://api:1", "RAY_API_SERVER_ADDRESS"),
-        ("", {**BOTH, "RAY_API_SERVER_ADDRESS": ""}, "http://ray:2", "RAY_ADDRESS"),
+        (None, {**BOTH, "RAY_API_SERVER_ADDRESS": ""}, "http://ray:2", "RAY_ADDRESS"),
+        (None, {"RAY_API_SERVER_ADDRESS": " ", "RAY_ADDRESS": ""}, None, "the cluster on this machine"),
         (None, {"RAY_ADDRESS": "auto"}, None, "the cluster on this machine"),
         (None, {}, None, "the cluster on this machine"),
         ("https://host/prefix/", {}, "https://host/prefix", "--address"),
@@ -38,6 +40,12 @@ BOTH = {"RAY_API_SERVER_ADDRESS": "http://api:1", "RAY_ADDRESS": "http://ray:2"}
 def test_a_given_address_wins_over_the_environment_and_that_over_this_machine(given, environ, text, source):
     assert choose_address(given, environ).text == text
     assert choose_address(given, environ).source == source
+
+
+@pytest.mark.parametrize("given", ["", " ", "\t\n"])
+def test_an_empty_address_goes_nowhere_whatever_runs_here_and_whatever_the_environment_says(given):
+    with pytest.raises(UsageError, match="--address is empty"):
+        choose_address(given, BOTH)
 
 
 @pytest.mark.parametrize("text", ["ray://head:10001", "file:///x", "http://", "anyscale://x"])
@@ -56,11 +64,12 @@ def test_rays_own_helper_does_not_get_to_see_the_environment(monkeypatch):
 
 
 def test_a_job_is_named_by_what_it_makes_and_where():
-    stem = stem_of("fingerprint", "s3://a/out")
-    assert stem != stem_of("fingerprint", "s3://a/other")
-    assert stem != stem_of("other", "s3://a/out")
+    stem = stem_of("fingerprint", "s3://a/out", {})
+    assert stem != stem_of("fingerprint", "s3://a/other", {})
+    assert stem != stem_of("other", "s3://a/out", {})
+    assert stem != stem_of("fingerprint", "s3://a/out", {"endpoint": "http://minio:9000"})
     assert parse_job_id(str(JobName(stem, 12))) == JobName(stem, 12)
-    for other in ("raysubmit_abc", f"{stem}", f"{stem}-0", f"{stem}-1/x", "pdd-XYZ-1", ""):
+    for other in ("raysubmit_abc", f"{stem}", f"{stem}-01", f"{stem}-1/x", "pdd-XYZ-1", ""):
         assert parse_job_id(other) is None
 
 
@@ -276,18 +285,22 @@ class Register:
     """A cluster that only keeps what is submitted."""
 
     url = "http://fake"
+    hint = " --address http://fake"
 
     def __init__(self):
-        self.known, self.commands = {}, []
+        self.known, self.commands, self.recipe = {}, [], made()
 
     def jobs(self):
         return list(self.known.values())
+
+    def job(self, job_id):
+        return self.known[job_id]
 
     def python(self):
         return "/opt/python"
 
     def submit(self, job_id, command, *, folder, environment, metadata):
-        assert parse_recipe((folder / "recipe.yaml").read_text(), where="there") == made()
+        assert parse_recipe((folder / "recipe.yaml").read_text(), where="there") == self.recipe
         self.known[job_id] = Job(job_id, "running", metadata)
         self.commands.append(shlex.split(command))
 
@@ -310,9 +323,84 @@ def test_a_running_job_is_joined_and_an_ended_one_followed_by_the_next_attempt(f
 
 def test_who_submits_the_same_a_moment_later_joins(monkeypatch):
     cluster = Register()
+    submit(cluster, Submission(made(), "abc"))
     monkeypatch.setattr(cluster, "jobs", list)
     monkeypatch.setattr(cluster, "submit", lambda job_id, command, **_: (_ for _ in ()).throw(JobExists(job_id)))
     assert submit(cluster, Submission(made(), "abc")).joined
+    with pytest.raises(OutputOccupied):
+        submit(cluster, Submission(made(), "abc", overwrite=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "told"),
+    [
+        (("--workers=4",), {}, "--workers is 2, asked for is 4"),
+        ((), {}, "--workers is 2, asked for is not given"),
+        (("--workers=2", f"--memory={2 << 30}"), {}, "--memory is not given, asked for is 2 GiB"),
+        (("--workers=2", "--device=cuda"), {}, "--device is not given, asked for is cuda"),
+        (("--workers=2", "--patience=60s"), {}, "--patience is not given, asked for is 60s"),
+        (("--workers=2", "--report"), {}, "--report is not given, asked for is yes"),
+        (("--workers=2",), {"ship": "package"}, "--ship is image, asked for is package"),
+        (("--workers=2",), {}, ""),
+    ],
+)
+def test_a_job_that_runs_with_other_options_is_joined_with_a_note_of_what_differs(options, more, told):
+    cluster = Register()
+    first = submit(cluster, Submission(made(), "abc", ("--workers=2",)))
+    joined = submit(cluster, Submission(made(), "abc", options, **more))
+    assert (joined.name, joined.joined) == (first.name, True)
+    assert len(joined.notes) == bool(told)
+    for note in joined.notes:
+        assert told in note
+        assert f"paramdelta-dist stop {first.name} --wait --address http://fake" in note
+    assert len(cluster.commands) == 1
+
+
+def test_other_ways_to_the_storage_are_noted_too_and_other_places_are_another_job():
+    cluster = Register()
+    first = submit(cluster, Submission(made(), "abc"))
+    ways = made(storage={"s3://bucket/": {"anonymous": True}})
+    [note] = submit(cluster, Submission(ways, "abc")).notes
+    assert "storage is not given" in note
+    assert "anonymous" in note
+    cluster.recipe = made(storage={"s3://bucket/": {"endpoint": "http://minio:9000"}})
+    other = submit(cluster, Submission(cluster.recipe, "abc"))
+    assert other.name.stem != first.name.stem
+    assert not other.joined
+
+
+def test_what_is_to_be_replaced_is_not_left_to_a_job_that_would_keep_it():
+    cluster = Register()
+    first = submit(cluster, Submission(made(), "abc"))
+    with pytest.raises(OutputOccupied, match=f"stop {first.name} --wait --address http://fake") as raised:
+        submit(cluster, Submission(made(), "abc", overwrite=True))
+    assert raised.value.exit_code == 3
+    cluster.end(first.name, "stopped")
+    second = submit(cluster, Submission(made(), "abc", overwrite=True))
+    assert not second.joined
+    assert "--overwrite" in cluster.commands[-1]
+    assert submit(cluster, Submission(made(), "abc", overwrite=True)) == Submitted(second.name, joined=True)
+    [note] = submit(cluster, Submission(made(), "abc")).notes
+    assert "--overwrite is yes, asked for is not given" in note
+
+
+def test_a_job_that_does_not_say_how_it_was_submitted_is_joined():
+    cluster = Register()
+    first = submit(cluster, Submission(made(), "abc"))
+    for metadata in ({}, {"options": "no JSON"}, {"options": "[1]"}):
+        cluster.known[str(first.name)] = Job(str(first.name), "running", metadata)
+        assert submit(cluster, Submission(made(), "abc", ("--workers=4",))) == Submitted(first.name, joined=True)
+
+
+def test_an_id_that_stands_for_no_job_is_answered_without_a_cluster(tmp_path):
+    job, nowhere = "pdd-0123456789ab-0", ("--address", "http://127.0.0.1:1")
+    for command, *options in (["status"], ["logs"], ["logs", "-f"], ["stop"], ["stop", "--wait"]):
+        done = call(command, job, *options, *nowhere, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert "nothing" in done.stdout or done.stdout == ""
+        document = json.loads(call(command, job, *options, *nowhere, "--json", cwd=tmp_path).stdout)
+        assert document["job"] == job
+        assert document.get("exit_code", 0) == 0
 
 
 def test_a_job_that_overwrites_may_delete_what_its_submitter_agreed_to():
