@@ -399,7 +399,7 @@ def clean(
 def prune(
     keep: Annotated[int, typer.Option(metavar="N", help="Whole outputs to keep, the newest, beside those that a pointer names.")],
     output: Annotated[
-        str | None, typer.Argument(metavar="[OUTPUT_TEMPLATE]", help="As in the recipe: s3://models/nightly/{date}. Default: the recipe's.")
+        str | None, typer.Argument(metavar="OUTPUT_TEMPLATE", help="As in the recipe: s3://models/nightly/{date}. Default: the recipe's.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is found; without it, it is only listed.")] = False,
     recipe: Annotated[

@@ -50,7 +50,7 @@ def meaning(method, path):
 @pytest.fixture
 def asked(s3_server, monkeypatch, tmp_path):
     """Every right that the whole life of an output asks for, with each engine: merge, a failing upload, status, verify, again with
-    other inputs, and cleaning up after a killed run."""
+    other inputs, pruning, and cleaning up after a killed run."""
     import torch
 
     from paramdelta_dist import api
@@ -72,6 +72,8 @@ def asked(s3_server, monkeypatch, tmp_path):
             text += f"output: s3://{OUTPUTS}/{engine}/{{date}}-{{inputs}}\n"
             text += f"storage: {{'s3://': {{engine: {engine}}}}}\n"
             client.put_object(Bucket=INPUTS, Key=f"{engine}.yaml", Body=text.encode())
+            half = text.replace("old}]", "old, weight: 0.5}]")
+            client.put_object(Bucket=INPUTS, Key=f"{engine}-half.yaml", Body=half.encode())
             recipe = api.load_recipe(f"s3://{INPUTS}/{engine}.yaml")
             proxy.rule(refused(400, "InvalidRequest"), method="PUT", path="partNumber=2")  # an upload that fails is aborted
             with pytest.raises(ParamDeltaError):
@@ -82,6 +84,10 @@ def asked(s3_server, monkeypatch, tmp_path):
             assert api.status(output)
             assert api.verify(output, deep=True, recompute=1.0, recipe=recipe)["ok"]
             assert api.merge(recipe, overwrite=True).state == "merged"
+            other = api.merge(api.load_recipe(f"s3://{INPUTS}/{engine}-half.yaml"))
+            pruned = api.prune(recipe.output, keep=1, remove=True, storage=recipe.storage_config)["pruned"]
+            assert [each["output"] for each in pruned] == [output]
+            output = other.output
             client.create_multipart_upload(Bucket=OUTPUTS, Key=f"{output.partition(OUTPUTS)[2][1:]}/model.safetensors")
             assert api.clean(output, older_than=0.0, remove=True, storage=recipe.storage_config)
             assert not s3_server.open_uploads(OUTPUTS)
