@@ -30,6 +30,7 @@ POINTS = {
     "between shards and index": 1,
     "before the commit": 1,
     "before the pointer": 1,
+    "while an output is removed": 4,
 }
 """How many times a process comes to each point until it is struck there: beyond the first, something is finished and can be kept."""
 PARTS_ARRIVE_SECONDS = 0.3
@@ -83,7 +84,7 @@ def watched(chunks, size):
 def watch_store(name):
     def patch(module):
         store = getattr(module, name)
-        put, write = store.put, store.write
+        put, write, delete = store.put, store.write, store.delete
 
         def watched_put(self, name, chunks, *, size):
             with (folder / "started").open("a") as log:
@@ -101,7 +102,11 @@ def watch_store(name):
                 arrive("before the pointer")
             return write(self, name, data, **options)
 
-        store.put, store.write = watched_put, watched_write
+        def watched_delete(self, name):
+            arrive("while an output is removed")
+            return delete(self, name)
+
+        store.put, store.write, store.delete = watched_put, watched_write, watched_delete
 
     return patch
 
