@@ -220,6 +220,21 @@ def test_a_night_says_what_an_output_had_lost_and_keeps_what_it_had_not(disk, at
     assert "2 files it had lost since it was finished" in capsys.readouterr().out
 
 
+def test_a_submitted_night_finds_that_the_output_lost_files_and_starts_its_job(disk, at):
+    from paramdelta_dist.api.clusters import _look_ahead
+    from paramdelta_dist.api.crew import Means
+    from paramdelta_dist.jobs.reading import Silent
+
+    def ahead():
+        return _look_ahead(disk.recipe(), Means("ray", 1, None, "auto", None), False, False, Silent()).state
+
+    assert ahead() == "free"
+    api.merge(disk.recipe())
+    assert ahead() == "finished"
+    disk.expire("2026-11-23/config.json")
+    assert ahead() == "begun"
+
+
 def test_a_file_of_an_output_that_was_changed_is_not_made_again_over_it(disk, at):
     """It may have been meant; only what is gone is made again by itself."""
     first = api.merge(disk.recipe())
