@@ -24,7 +24,8 @@ folder=/tmp/paramdelta-$SLURM_JOB_ID
 export PDD_RAY_ARGUMENTS="--num-cpus=$SLURM_CPUS_PER_TASK --temp-dir=$folder"
 
 code=0
-srun --kill-on-bad-exit=0 --wait=120 deploy/launch.sh paramdelta-dist merge "$1" --engine ray "${@:2}" || code=$?
+# srun is told the cores again: since Slurm 22.05 it does not take them from sbatch, and without them a task is bound to one.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=120 deploy/launch.sh paramdelta-dist merge "$1" --engine ray "${@:2}" || code=$?
 srun --ntasks-per-node=1 rm -rf "$folder" || true
 
 # 75 means: try again later. The same job begins again, with what is finished kept; three times at most.

@@ -443,6 +443,30 @@ def clean(
 
 
 @app.command()
+def prune(
+    keep: Annotated[int, typer.Option(metavar="N", help="Whole outputs to keep, the newest, beside those that a pointer names.")],
+    output: Annotated[
+        str | None, typer.Argument(metavar="OUTPUT_TEMPLATE", help="As in the recipe: s3://models/nightly/{date}. Default: the recipe's.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is found; without it, it is only listed.")] = False,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="The recipe: for its output, and where storage settings are needed.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find, and with --yes remove, old outputs of a recipe that runs every night; never the one that latest.json names."""
+    with _reporting(as_json, "stopped. An output that is half removed is no model any more; the same command goes on"):
+        from paramdelta_dist import api, rendering
+
+        given = api.load_recipe(recipe) if recipe else None
+        template = output or (given.output if given else None)
+        if template is None:
+            raise UsageError("name the outputs as the recipe does, such as s3://models/nightly/{date}, or give --recipe")
+        document = api.prune(template, keep=keep, remove=yes, storage=given.storage_config if given else None)
+        _show(document, rendering.prune_lines, as_json)
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A method, to be explained; left out, all are listed.")] = None,
     as_json: JsonOption = False,

@@ -241,7 +241,8 @@ def _shown(text: str) -> str:
 def merge_document(result: MergeResult) -> dict[str, Any]:
     pointer = {"pointer": result.pointer} if result.pointer else {}
     page = {"page": result.page} if result.page else {}
-    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **pointer, **page, **result.report}
+    mended = {**({"lost": list(result.lost)} if result.lost else {}), **({"gone": result.gone} if result.gone else {})}
+    return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **pointer, **page, **mended, **result.report}
 
 
 def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> None:
@@ -262,6 +263,10 @@ def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> 
         console.print(f"  … and {len(document['points']) - FEW} more points")
     if latest:
         console.print(latest)
+    if "lost" in document:
+        console.print(f"  {_plural(len(document['lost']), 'file')} it had lost since it was finished: {escape(_first(document['lost']))}")
+    if "gone" in document:
+        console.print(f"  {escape(document['gone'])}, the output of this merge, is not there any more")
     console.print(
         f"  {format_size(document['bytes_read'])} read, {format_size(document['bytes_written'])} written in "
         f"{format_seconds(document['seconds'])}: {format_size(moved / max(document['seconds'], 1e-9))}/s"
@@ -556,15 +561,26 @@ def job_lines(document: dict[str, Any]) -> None:
     _facts(console, facts)
 
 
+_DANGLING = {"absent": "which is NOT THERE", "damaged": "which LOST FILES", "unfinished": "which is NOT FINISHED"}
+
+
 def _series_facts(document: dict[str, Any]) -> dict[str, str]:
     complete, unfinished = document["complete"], document["unfinished"]
     facts = {"outputs in": document["output"]}
     for name, pointer in document["latest"].items():
         facts[name] = f"{pointer['output']}, committed {pointer['committed']}"
+        if name in document["dangling"]:
+            facts[name] += f"; {_DANGLING[document['dangling'][name]]}: the next merge of these inputs makes it again"
     facts["complete"] = _few(complete)
+    if document["damaged"]:
+        facts["damaged"] = f"{_few(document['damaged'])}; files are missing or changed since"
     if unfinished:
         facts["unfinished"] = f"{_few(unfinished)}; running or stopped, the same merge command goes on"
     return facts
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _few(names: list[str]) -> str:
@@ -646,6 +662,23 @@ def clean_lines(document: dict[str, Any]) -> None:
 def _leftover_line(leftover: dict[str, Any]) -> str:
     what = "unfinished file" if leftover["kind"] == "file" else "open multipart upload of"
     return f"{what} {escape(_shown(leftover['name']))}, {format_seconds(leftover['age_seconds'])} old"
+
+
+def prune_lines(document: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    done = "removed" if document["removed"] else "would go"
+    for output in document["pruned"]:
+        console.print(f"{done}: {escape(output['output'])}, {output['state']}, {format_size(output['bytes'])}")
+    for output in document["kept"]:
+        console.print(f"stays: {escape(output['output'])}, {escape(output['why'])}")
+    for folder in document["left"]:
+        names = f": {escape(_first(folder['files']))}" if "files" in folder else ""
+        console.print(f"left alone: {escape(folder['output'])}, {folder['why']}{names}")
+    count = _plural(len(document["pruned"]), "output")
+    if document["removed"]:
+        console.print(f"{count} removed")
+    else:
+        console.print(f"{count} found, none removed: --yes removes them" if document["pruned"] else "nothing to remove")
 
 
 def _memory_line(memory: dict[str, Any]) -> str:

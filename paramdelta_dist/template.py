@@ -7,6 +7,7 @@ was begun, and `{inputs}`, twelve hexadecimal digits of the fingerprint of recip
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import date
 
 from paramdelta_dist.errors import UsageError
@@ -16,6 +17,7 @@ INPUTS_DIGITS = 12
 _FIELD = re.compile(r"\{(date|inputs)\}")
 _FIELDS = re.compile(rf"{_FIELD.pattern}(?:[-_.]?{_FIELD.pattern})*")
 _BRACED = re.compile(r"\{[^{}/]*\}")
+_VALUES = {"date": r"[0-9]{4}-[0-9]{2}-[0-9]{2}", "inputs": f"[0-9a-f]{{{INPUTS_DIGITS}}}"}
 _KNOWN = "{date} (the UTC day the merge is begun) and {inputs} (a short fingerprint of recipe and inputs)"
 
 
@@ -54,3 +56,27 @@ def series_name(template: str) -> str:
     `{date}` and `{date}-{inputs}` are `latest`, `llama-{date}` is `llama-latest`, `{date}/llama` is `latest-llama`.
     """
     return _FIELDS.sub("latest", template[len(folder_of(template)) :].lstrip("/").replace("/", "-"))
+
+
+def fields_of(template: str, name: str) -> Mapping[str, str] | None:
+    """What stands for {date} and {inputs} in `name`, a path in the template's folder; None where the template makes no such name."""
+    tail = template[len(folder_of(template)) :].lstrip("/")
+    literal, *rest = _FIELD.split(tail)  # literal, field, literal, field, ...
+    pattern, seen = re.escape(literal), set[str]()
+    for field, literal in zip(rest[::2], rest[1::2], strict=True):
+        pattern += (f"(?P={field})" if field in seen else f"(?P<{field}>{_VALUES[field]})") + re.escape(literal)
+        seen.add(field)
+    match = re.fullmatch(pattern, name)
+    if match is None:
+        return None
+    found = match.groupdict()
+    try:
+        date.fromisoformat(found.get("date", "2000-01-01"))
+    except ValueError:
+        return None
+    return found
+
+
+def depth_of(template: str) -> int:
+    """How many folders deep in the template's folder its outputs lie."""
+    return template[len(folder_of(template)) :].strip("/").count("/") + 1

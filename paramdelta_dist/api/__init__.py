@@ -10,6 +10,7 @@ from paramdelta_dist.api.models import check, inspect, open_models
 from paramdelta_dist.api.observing import Observer
 from paramdelta_dist.api.outputs import clean, status
 from paramdelta_dist.api.planning import plan, plan_sweep
+from paramdelta_dist.api.pruning import prune
 from paramdelta_dist.api.recipes import import_mergekit, load_recipe, schema
 from paramdelta_dist.api.results import MergeResult, State
 from paramdelta_dist.api.sizing import plan_workers
@@ -39,6 +40,7 @@ __all__ = [
     "plan_document",
     "plan_sweep",
     "plan_workers",
+    "prune",
     "schema",
     "status",
     "stop",

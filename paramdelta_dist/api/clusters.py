@@ -12,6 +12,7 @@ from paramdelta_dist.api.engines import Device
 from paramdelta_dist.api.planning import plan, plan_sweep, series_of
 from paramdelta_dist.api.sizing import NO_PAGE, page_memory, sweep_page_memory
 from paramdelta_dist.errors import CredentialsError, EngineError, IntegrityError, OutputOccupied, StorageError, UsageError
+from paramdelta_dist.execution.mending import lost_files
 from paramdelta_dist.execution.output import look
 from paramdelta_dist.execution.points import is_written_down
 from paramdelta_dist.jobs import connect, watching
@@ -171,8 +172,9 @@ def _look_ahead(recipe: Recipe, means: Means, overwrite: bool, confirm: Confirm 
         means.crew(merge_plan, page=page_memory(merge_plan) if report_page else NO_PAGE)
         seen = _Seen(merge_plan.fingerprint)
         seen = replace(seen, agreed=overwrite and _agreed([merge_plan], confirm))
-        state = _look(merge_plan, overwrite)
-        if state == "finished" and (series := series_of(recipe)) is not None:
+        series = series_of(recipe)
+        state = "begun" if series is not None and not overwrite and _lost_files(merge_plan) else _look(merge_plan, overwrite)
+        if state == "finished" and series is not None:
             series.point(series.find(merge_plan.fingerprint), merge_plan.fingerprint)
         return replace(seen, state=state, output=redact(merge_plan.recipe.output))
     except (CredentialsError, StorageError) as error:
@@ -205,6 +207,11 @@ def _look(merge_plan: MergePlan, overwrite: bool) -> Literal["free", "begun", "f
             return "free"
         raise
     return "free" if state == "finished" and overwrite else state
+
+
+def _lost_files(merge_plan: MergePlan) -> list[str]:
+    """What a finished output of this very merge lost, which the job will make again."""
+    return lost_files(open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config), merge_plan)
 
 
 def _options(means: Means) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from paramdelta_dist.api.planning import into, plan, series_of
 from paramdelta_dist.api.results import MergeResult, Work, outcome
 from paramdelta_dist.api.sizing import NO_PAGE, page_memory
 from paramdelta_dist.api.sweeping import merge_sweep
+from paramdelta_dist.execution.mending import mend
 from paramdelta_dist.execution.output import Claim, claim, committed_meanwhile, require_shards
 from paramdelta_dist.execution.replacing import Replacement
 from paramdelta_dist.jobs.version import require_submitters_version
@@ -59,12 +60,15 @@ def merge(
     if series is None:
         replacement = replacements([merge_plan], confirm)[0] if overwrite else None
         return _merge_into_folder(merge_plan, crew, replacement, began=began, report_page=report_page, observer=observer)
+    before = series.recorded(merge_plan.fingerprint)
     day = series.begin(merge_plan.fingerprint, anew=overwrite)
     merge_plan = into(merge_plan, series.output(day, merge_plan.fingerprint))
     replacement = replacements([merge_plan], confirm)[0] if overwrite else None
+    lost = [] if overwrite else mend(open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config), merge_plan)
+    gone = None if overwrite or before in (None, day) else series.output(before, merge_plan.fingerprint)
     result = _merge_into_folder(merge_plan, crew, replacement, began=began, report_page=report_page, observer=observer)
     series.point(day, merge_plan.fingerprint)
-    return replace(result, pointer=series.pointer_url)
+    return replace(result, pointer=series.pointer_url, lost=tuple(lost), gone=gone and redact(gone))
 
 
 def _merge_into_folder(

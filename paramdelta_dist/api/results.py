@@ -33,6 +33,10 @@ class MergeResult:
     """The file that names the latest output, where the recipe's output is a template."""
     page: str | None = None
     """The report, where this run wrote one."""
+    lost: tuple[str, ...] = ()
+    """Files that the output, where the recipe's output is a template, had lost since it was finished; they are made again."""
+    gone: str | None = None
+    """An earlier output of this merge that is not there any more, which is why it was made again."""
 
 
 @dataclass(frozen=True)

@@ -101,12 +101,11 @@ def look(store: Store, plan: MergePlan) -> Literal["free", "begun", "finished"]:
 
 
 def holds(store: Store, fingerprint: str) -> bool:
-    """Whether there is an output of the plan with this fingerprint, finished or not."""
+    """Whether there is an output of the plan with this fingerprint, finished or not, or what is left of one."""
     plan = find_document(store, PLAN)
     if plan is not None:
         return plan.get("fingerprint") == fingerprint
-    present = store.list() or {}
-    return PLAN in present and _proves(store, fingerprint, present)
+    return _proves(store, fingerprint, store.list() or {})
 
 
 def _listed(store: Store) -> Mapping[str, Identity]:

@@ -81,7 +81,20 @@ JOB_SPEC = _strict(
     shutdownAfterJobFinishes=_FLAG,
     ttlSecondsAfterFinished=_COUNT,
     suspend=_FLAG,
-    deletionStrategy=_FREE,
+    deletionStrategy=_strict(
+        ("deletionRules",),
+        deletionRules={
+            "type": "array",
+            "minItems": 1,
+            "items": _strict(
+                ("policy", "condition"),
+                policy={"enum": ["DeleteCluster", "DeleteWorkers", "DeleteSelf", "DeleteNone"]},
+                condition=_strict(
+                    (), jobStatus={"enum": ["SUCCEEDED", "FAILED"]}, jobDeploymentStatus={"enum": ["Failed"]}, ttlSeconds=_COUNT
+                ),
+            ),
+        },
+    ),
     managedBy={"enum": ["ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue"]},
 )
 LONGEST_NAME = {"RayJob": 47, "RayCluster": 53}
@@ -114,6 +127,9 @@ def _validate_job(spec: dict[str, Any]) -> None:
     assert shut or not spec.get("ttlSecondsAfterFinished"), "a time to live needs shutdownAfterJobFinishes"
     assert shut or not spec.get("suspend"), "suspend needs shutdownAfterJobFinishes"
     assert not (shut and "deletionStrategy" in spec), "deletionStrategy and shutdownAfterJobFinishes exclude each other"
+    for rule in spec.get("deletionStrategy", {}).get("deletionRules", ()):
+        assert ("jobStatus" in rule["condition"]) != ("jobDeploymentStatus" in rule["condition"]), "a rule has one of the two"
+        assert not (rule["policy"] == "DeleteWorkers" and spec["rayClusterSpec"].get("enableInTreeAutoscaling")), "the autoscaler does that"
     assert not (spec.get("backoffLimit") and "clusterSelector" in spec), "a retry makes a new cluster"
     if spec.get("submissionMode") == "InteractiveMode":
         assert "entrypoint" not in spec

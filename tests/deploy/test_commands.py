@@ -47,7 +47,7 @@ def test_commands_are_found_where_there_are_some():
 
 
 def test_jobs_on_a_cluster_of_their_own_merge_there_and_the_nightly_one_submits():
-    started = {name(path): arguments for path, arguments in COMMANDS if path.suffix != ".md"}
+    started = {name(path): arguments for path, arguments in reversed(COMMANDS) if path.suffix != ".md"}
     for path in (
         "cluster/slurm.sh",
         "deploy/aws-batch/job-definition.json",

@@ -200,8 +200,10 @@ def slurm(place):
     (place / "bin").mkdir()
     programs = {
         "srun": f"""
-            while [[ $1 == --* ]]; do shift; done
+            cores=1  # as since Slurm 22.05: it takes none from sbatch
+            while [[ $1 == --* ]]; do [[ $1 == --cpus-per-task=* ]] && cores=${{1#*=}}; shift; done
             [[ $1 == rm ]] && exec "$@"
+            echo "$cores" >cores
             read -ra agents <<<"$AGENTS"
             SLURM_PROCID=1 PDD_RAY_ARGUMENTS="$PDD_RAY_ARGUMENTS {ANY_WORKER_PORTS} ${{agents[1]}}" "$@" >second.log 2>&1 & second=$!
             code=0; SLURM_PROCID=0 PDD_RAY_ARGUMENTS="$PDD_RAY_ARGUMENTS {ANY_WORKER_PORTS} ${{agents[0]}}" "$@" || code=$?
@@ -217,7 +219,9 @@ def slurm(place):
     [job] = free_ports(1)
 
     def run(*arguments: str, **more: object) -> tuple[int, str]:
-        given = environment(SLURM_JOB_ID=job, SLURM_NTASKS=2, SLURM_CPUS_PER_TASK=1, SLURM_JOB_NODELIST="n[1-2]", AGENTS=agents, **more)
+        given = environment(
+            SLURM_JOB_ID=job, SLURM_NTASKS=2, AGENTS=agents, **{"SLURM_CPUS_PER_TASK": 1, "SLURM_JOB_NODELIST": "n[1-2]", **more}
+        )
         given["PATH"] = f"{place}/bin:{given['PATH']}"
         done = subprocess.run(
             [str(CLUSTER / "slurm.sh"), *arguments], cwd=place, env=given, capture_output=True, text=True, timeout=SECONDS, check=False
@@ -242,8 +246,9 @@ def test_the_slurm_script_queues_again_what_may_pass(place, slurm, code, restart
     (place / "deploy").mkdir()
     (place / "deploy/launch.sh").write_text(f'#!/bin/sh\n[ "$SLURM_PROCID" = 0 ] && exit {code}; exit 0\n')
     (place / "deploy/launch.sh").chmod(0o755)
-    got, told = slurm("good.yaml", SLURM_RESTART_COUNT=restarts)
+    got, told = slurm("good.yaml", SLURM_RESTART_COUNT=restarts, SLURM_CPUS_PER_TASK=7)
     assert got == code, told
+    assert (place / "cores").read_text() == "7\n", "tasks get the cores that the job asked for"
     assert (place / "scontrol.log").exists() == again
 
 

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from tests.deploy.files import DEPLOY, load
+from tests.deploy.files import CLUSTER, DEPLOY, load
 from tests.faults import fault_proxy, refused
 
 INPUTS, OUTPUTS = "my-models", "my-merged-models"
@@ -50,7 +50,7 @@ def meaning(method, path):
 @pytest.fixture
 def asked(s3_server, monkeypatch, tmp_path):
     """Every right that the whole life of an output asks for, with each engine: merge, a failing upload, status, verify, again with
-    other inputs, and cleaning up after a killed run."""
+    other inputs, pruning, and cleaning up after a killed run."""
     import torch
 
     from paramdelta_dist import api
@@ -72,6 +72,8 @@ def asked(s3_server, monkeypatch, tmp_path):
             text += f"output: s3://{OUTPUTS}/{engine}/{{date}}-{{inputs}}\n"
             text += f"storage: {{'s3://': {{engine: {engine}}}}}\n"
             client.put_object(Bucket=INPUTS, Key=f"{engine}.yaml", Body=text.encode())
+            half = text.replace("old}]", "old, weight: 0.5}]")
+            client.put_object(Bucket=INPUTS, Key=f"{engine}-half.yaml", Body=half.encode())
             recipe = api.load_recipe(f"s3://{INPUTS}/{engine}.yaml")
             proxy.rule(refused(400, "InvalidRequest"), method="PUT", path="partNumber=2")  # an upload that fails is aborted
             with pytest.raises(ParamDeltaError):
@@ -82,6 +84,10 @@ def asked(s3_server, monkeypatch, tmp_path):
             assert api.status(output)
             assert api.verify(output, deep=True, recompute=1.0, recipe=recipe)["ok"]
             assert api.merge(recipe, overwrite=True).state == "merged"
+            other = api.merge(api.load_recipe(f"s3://{INPUTS}/{engine}-half.yaml"))
+            pruned = api.prune(recipe.output, keep=1, remove=True, storage=recipe.storage_config)["pruned"]
+            assert [each["output"] for each in pruned] == [output]
+            output = other.output
             client.create_multipart_upload(Bucket=OUTPUTS, Key=f"{output.partition(OUTPUTS)[2][1:]}/model.safetensors")
             assert api.clean(output, older_than=0.0, remove=True, storage=recipe.storage_config)
             assert not s3_server.open_uploads(OUTPUTS)
@@ -136,7 +142,23 @@ def test_ec2_actions_of_the_head_exist():
             service, operation = action.split(":")
             assert action == "iam:PassRole" or (service == "ec2" and operation in operations), action
             changes = not operation.startswith("Describe")
-            assert not changes or "Condition" in statement, f"{action} is bounded"
+            nodes = any(fnmatchcase("arn:aws:ec2:us-west-2:1:instance/i-1", pattern) for pattern in as_list(statement["Resource"]))
+            assert not (changes and nodes) or "Condition" in statement, f"{action} is bounded to nodes of its own"
+
+
+def test_the_head_may_start_nodes_of_its_cluster_in_every_region():
+    policy = load(DEPLOY / "iam/ray-head-policy.json")
+    assert not re.search(r"[a-z]{2}-[a-z]+-\d", (DEPLOY / "iam/ray-head-policy.json").read_text())
+    name = load(CLUSTER / "aws.yaml")["cluster_name"]
+    bounds = [
+        v for s in policy["Statement"] for c in s.get("Condition", {}).values() for k, v in c.items() if k.endswith("/ray-cluster-name")
+    ]
+    assert bounds == [name, name]
+
+
+@pytest.mark.parametrize("file", ["s3-lifecycle.json", "gcs-lifecycle.json"])
+def test_no_rule_of_a_bucket_expires_what_is_served(file):
+    assert not re.search(r'Expiration|"Delete"', (DEPLOY / "iam" / file).read_text())
 
 
 def test_the_s3_rule_for_open_uploads_is_one_that_a_store_takes(s3_server):

@@ -2,10 +2,8 @@
 
 import json
 import threading
-from datetime import date
 
 import pytest
-import torch
 from blake3 import blake3
 
 from paramdelta_dist import api
@@ -13,90 +11,8 @@ from paramdelta_dist.errors import IntegrityError, OutputOccupied, RecipeError
 from paramdelta_dist.execution import publish as publishing
 from paramdelta_dist.execution import series, shard
 from paramdelta_dist.execution.series import Series
-from paramdelta_dist.storage import StorageConfig, open_store
-from tests.models import recipe, save_model
-
-MONDAY, TUESDAY, WEDNESDAY = date(2026, 11, 23), date(2026, 11, 24), date(2026, 11, 25)
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-def tensors(scale=1.0):
-    generator = torch.Generator().manual_seed(0)
-    return {f"layers.{n}.weight": scale * torch.randn(40, 25, generator=generator) for n in range(4)}
-
-
-class Place:
-    """Where models lie and outputs are written: a folder on disk or a prefix of a bucket."""
-
-    def __init__(self, root, folder, client=None):
-        self.root, self.folder, self.client = root, folder, client
-        for name, scale in (("new", 1.0), ("post", 1.1), ("old", 0.9)):
-            self.train(name, scale)
-
-    def train(self, name, scale):
-        """A model, there from now on, in place of what was there."""
-        folder = save_model(self.folder / name, tensors(scale), files=2)
-        for path in folder.iterdir() if self.client is not None else ():
-            self.client.put_object(Bucket=self.root.removeprefix("s3://"), Key=f"{name}/{path.name}", Body=path.read_bytes())
-
-    def recipe(self, template="{date}", **more):
-        new, post, old = (f"{self.root}/{name}" for name in ("new", "post", "old"))
-        return recipe(new, post, old, f"{self.root}/nightly/{template}", shard_size="5KB", **more)
-
-    @property
-    def store(self):
-        return open_store(f"{self.root}/nightly", StorageConfig())
-
-    def pointer(self, name="latest.json"):
-        return json.loads(self.store.read(name, limit=1 << 16))
-
-    def outputs(self):
-        return sorted({name.partition("/")[0] for name in self.store.list() if name.endswith(".safetensors")})
-
-    def state(self):
-        return self.store.list()
-
-
-@pytest.fixture
-def disk(tmp_path):
-    return Place(tmp_path, tmp_path)
-
-
-@pytest.fixture(params=["disk", "s3"])
-def place(request, tmp_path, monkeypatch):
-    if request.param == "disk":
-        return Place(tmp_path, tmp_path)
-    server = request.getfixturevalue("s3_server")
-    for name, value in server.environ.items():
-        monkeypatch.setenv(name, value)
-    return Place(f"s3://{server.make_bucket()}", tmp_path, server.client())
-
-
-@pytest.fixture
-def at(monkeypatch):
-    """Make it that day."""
-
-    def at(day):
-        monkeypatch.setattr(series, "today", lambda: day)
-
-    at(MONDAY)
-    return at
-
-
-def killed_in(monkeypatch, module, name, *, after=0):
-    """The process ends when that function is called for the time after these."""
-    real, calls = getattr(module, name), []
-
-    def dying(*arguments, **options):
-        calls.append(1)
-        if len(calls) > after:
-            raise Killed
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(module, name, dying)
+from tests.models import recipe
+from tests.nightly import MONDAY, TUESDAY, WEDNESDAY, Killed, Place, killed_in
 
 
 def test_nights_without_and_with_a_change(place, at):
@@ -251,13 +167,129 @@ def test_an_output_that_was_deleted_is_made_again_under_the_name_of_the_day(disk
     assert disk.pointer()["output"] == second.output
 
 
-def test_an_output_that_lost_a_file_is_not_called_done(disk, at):
-    first = api.merge(disk.recipe())
-    (disk.folder / "nightly/2026-11-23/config.json").unlink()
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ["config.json"],
+        ["model-00002-of-00004.safetensors"],
+        ["model-00002-of-00004.safetensors", ".paramdelta/receipts/model-00002-of-00004.safetensors.json", "README.md"],
+        [".paramdelta/plan.json"],
+        [".paramdelta/plan.json", "model-00001-of-00004.safetensors"],
+        [".paramdelta/plan.json", ".paramdelta/commit.json", "config.json"],
+        [".paramdelta/commit.json"],
+    ],
+    ids=lambda lost: f"{len(lost)} of {lost[0]}",
+)
+@pytest.mark.parametrize("template", ["{date}", "{inputs}"])
+def test_an_output_that_expired_in_part_is_made_whole_by_the_next_night(disk, at, lost, template):
+    first = api.merge(disk.recipe(template))
+    before = set(disk.store.list())
+    folder = first.output.rpartition("/")[2]
+    disk.expire(*(f"{folder}/{name}" for name in lost))
     at(TUESDAY)
-    with pytest.raises(IntegrityError, match="is missing now"):
+    second = api.merge(disk.recipe(template))
+    if lost[:2] == [".paramdelta/plan.json", ".paramdelta/commit.json"] and template == "{date}":
+        assert second.output == f"{disk.store.url}/2026-11-24", "nothing that is left tells whose it is without a look at all receipts"
+    else:
+        assert second.output == first.output
+        assert set(disk.store.list()) == before
+    assert api.verify(second.output, deep=True, recompute=1.0)["ok"]
+    assert disk.pointer()["output"] == second.output
+    assert api.merge(disk.recipe(template)).state == "nothing to do"
+    assert api.status(f"{disk.root}/nightly")["dangling"] == {}
+
+
+def test_an_output_that_expired_in_part_is_made_whole_in_a_bucket_too(place, at):
+    first = api.merge(place.recipe())
+    place.expire(*(name for name in place.store.list() if name.endswith(("plan.json", "00003-of-00004.safetensors", "config.json"))))
+    at(TUESDAY)
+    second = api.merge(place.recipe())
+    assert (second.state, second.output, second.report["shards"]) == ("merged", first.output, {"made": 1, "kept": 3})
+    assert api.verify(second.output, deep=True)["ok"]
+
+
+def test_a_night_says_what_an_output_had_lost_and_keeps_what_it_had_not(disk, at, capsys):
+    from paramdelta_dist import rendering
+
+    api.merge(disk.recipe())
+    disk.expire("2026-11-23/model-00002-of-00004.safetensors", "2026-11-23/README.md")
+    result = api.merge(disk.recipe())
+    assert sorted(result.lost) == ["README.md", "model-00002-of-00004.safetensors"]
+    assert result.report["shards"] == {"made": 1, "kept": 3}
+    rendering.merge_summary(rendering.merge_document(result))
+    assert "2 files it had lost since it was finished" in capsys.readouterr().out
+
+
+def test_a_submitted_night_finds_that_the_output_lost_files_and_starts_its_job(disk, at):
+    from paramdelta_dist.api.clusters import _look_ahead
+    from paramdelta_dist.api.crew import Means
+    from paramdelta_dist.jobs.reading import Silent
+
+    def ahead():
+        return _look_ahead(disk.recipe(), Means("ray", 1, None, "auto", None), False, False, Silent()).state
+
+    assert ahead() == "free"
+    api.merge(disk.recipe())
+    assert ahead() == "finished"
+    disk.expire("2026-11-23/config.json")
+    assert ahead() == "begun"
+
+
+def test_a_file_of_an_output_that_was_changed_is_not_made_again_over_it(disk, at):
+    """It may have been meant; only what is gone is made again by itself."""
+    first = api.merge(disk.recipe())
+    path = disk.folder / "nightly/2026-11-23/config.json"
+    path.write_text(path.read_text() + "\n")
+    (disk.folder / "nightly/2026-11-23/README.md").unlink()
+    at(TUESDAY)
+    with pytest.raises(IntegrityError, match="--overwrite makes it again"):
         api.merge(disk.recipe())
+    assert api.status(f"{disk.root}/nightly")["dangling"] == {"latest.json": "damaged"}
     assert disk.pointer()["output"] == first.output
+    again = api.merge(disk.recipe(), overwrite=True)
+    assert api.verify(again.output, deep=True)["ok"]
+
+
+def test_an_output_without_a_template_that_lost_a_file_is_still_an_error(disk):
+    plain = disk.recipe("fixed")
+    api.merge(plain)
+    (disk.folder / "nightly/fixed/config.json").unlink()
+    with pytest.raises(IntegrityError, match="is missing now"):
+        api.merge(plain)
+
+
+@pytest.mark.parametrize(
+    ("lost", "state"),
+    [
+        (lambda name: True, "absent"),
+        (lambda name: name.endswith(".safetensors"), "damaged"),
+        (lambda name: name.endswith("plan.json"), "damaged"),
+        (lambda name: name.endswith("commit.json"), "unfinished"),
+    ],
+)
+def test_status_tells_of_a_pointer_to_an_output_that_is_not_whole(place, at, lost, state, capsys):
+    from paramdelta_dist import rendering
+
+    first = api.merge(place.recipe())
+    at(TUESDAY)
+    api.merge(place.recipe(weight=0.5))
+    place.expire(*(name for name in place.store.list() if name.startswith("2026-11-24/") and lost(name)))
+    status = api.status(f"{place.root}/nightly/{{date}}")
+    assert status["dangling"] == {"latest.json": state}
+    assert status["complete"] == ["2026-11-23"]
+    assert status["damaged"] == (["2026-11-24"] if state == "damaged" else [])
+    rendering.status_lines(status)
+    assert "the next merge of these inputs makes it again" in capsys.readouterr().out
+    result = api.merge(place.recipe(weight=0.5))
+    assert result.output != first.output
+    assert (result.gone is None) == (state != "absent" or result.output.endswith("2026-11-24"))
+    assert api.status(f"{place.root}/nightly")["dangling"] == {}
+
+
+def test_a_pointer_that_names_an_output_under_another_mount_is_no_dangling_one(disk, at):
+    api.merge(disk.recipe())
+    (disk.folder / "nightly").rename(disk.folder / "elsewhere")
+    assert api.status(f"{disk.root}/elsewhere")["dangling"] == {}
 
 
 @pytest.mark.parametrize("name", [".paramdelta/latest/{}.json", "latest.json"])

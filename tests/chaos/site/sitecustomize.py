@@ -48,6 +48,7 @@ POINTS = {
     "amid the deletes": 5,
     "before the plan without its list": 2,
     "after the plan without its list": 2,
+    "while an output is removed": 4,
 }
 """How many times a process comes to each point until it is struck there: beyond the first, something is finished and can be kept."""
 WRITES = {
@@ -141,6 +142,7 @@ def watch_store(name):
 
         def watched_delete(self, name):
             arrive("before the first delete")
+            arrive("while an output is removed")
             arrive("amid the deletes")
             delete(self, name)
             arrive("after the first delete")

@@ -1,0 +1,70 @@
+"""Nightly runs: models and outputs in one place, days, and deaths."""
+
+import json
+from datetime import date
+
+import torch
+
+from paramdelta_dist.storage import StorageConfig, open_store
+from tests.models import recipe, save_model
+
+MONDAY, TUESDAY, WEDNESDAY = date(2026, 11, 23), date(2026, 11, 24), date(2026, 11, 25)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def tensors(scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    return {f"layers.{n}.weight": scale * torch.randn(40, 25, generator=generator) for n in range(4)}
+
+
+class Place:
+    """Where models lie and outputs are written: a folder on disk or a prefix of a bucket."""
+
+    def __init__(self, root, folder):
+        self.root, self.folder = root, folder
+        for name, scale in (("new", 1.0), ("post", 1.1), ("old", 0.9)):
+            self.train(name, scale)
+
+    def train(self, name, scale):
+        """A model, there from now on, in place of what was there."""
+        folder = save_model(self.folder / name, tensors(scale), files=2)
+        for path in folder.iterdir() if self.root != self.folder else ():
+            open_store(f"{self.root}/{name}", StorageConfig()).write(path.name, path.read_bytes())
+
+    def recipe(self, template="{date}", **more):
+        new, post, old = (f"{self.root}/{name}" for name in ("new", "post", "old"))
+        return recipe(new, post, old, f"{self.root}/nightly/{template}", shard_size="5KB", **more)
+
+    @property
+    def store(self):
+        return open_store(f"{self.root}/nightly", StorageConfig())
+
+    def pointer(self, name="latest.json"):
+        return json.loads(self.store.read(name, limit=1 << 16))
+
+    def outputs(self):
+        return sorted({name.partition("/")[0] for name in self.store.list() if name.endswith(".safetensors")})
+
+    def state(self):
+        return self.store.list()
+
+    def expire(self, *names):
+        """What a lifecycle rule does to objects that are old enough."""
+        for name in names:
+            self.store.delete(name)
+
+
+def killed_in(monkeypatch, module, name, *, after=0):
+    """The process ends when that function is called for the time after these."""
+    real, calls = getattr(module, name), []
+
+    def dying(*arguments, **options):
+        calls.append(1)
+        if len(calls) > after:
+            raise Killed
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, dying)
