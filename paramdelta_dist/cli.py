@@ -14,16 +14,42 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import Interrupted, ParamDeltaError, UsageError
 from paramdelta_dist.execution.machine import keep_freed_memory
+from paramdelta_dist.redaction import print_traceback, redact_process, redacted, redacted_values
 
 if TYPE_CHECKING:
     from paramdelta_dist.recipe import Recipe
 
+
+class _Commands(TyperGroup):
+    """Repeats no secret of an argument that it does not know."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _usage():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = redacted(message)  # type: ignore[attr-defined]
+        raise
+
+
 app = typer.Typer(
     name="paramdelta-dist",
+    cls=_Commands,
     help="Merge very large models as a stream: from storage through workers to storage, on a laptop or a Ray cluster.",
     no_args_is_help=True,
     add_completion=False,
@@ -192,9 +218,9 @@ def import_(
 
         made = api.import_mergekit(config, output=output)
         if recipe is not None:
-            _write_new(recipe, made.text)
+            _write_new(recipe, redacted(made.text))
         elif not as_json:
-            typer.echo(made.text, nl=False)
+            typer.echo(redacted(made.text), nl=False)
         document = {"recipe": made.text, "written": recipe, "notes": list(made.notes)}
         _show(document, rendering.import_lines, as_json)
 
@@ -433,8 +459,12 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy starts a thread for each core, which nothing here uses
     keep_freed_memory()
     gc.set_threshold(100_000, 50, 100)  # a plan is a million objects without a cycle, and searching them takes a second each time
+    redact_process()
     try:
         app()
+    except Exception as error:  # a bug of ours
+        print_traceback(error)
+        sys.exit(1)
     finally:
         gc.freeze()  # so that the interpreter does not search them once more before it ends
 
@@ -458,8 +488,9 @@ def _fail(error: ParamDeltaError, as_json: bool) -> None:
 
 
 def _printable(value: Any, *, keep: str = "") -> Any:
-    """Plain values without the characters that a terminal obeys: names among them may come from a stranger's file."""
+    """Plain values without secrets, and without the characters that a terminal obeys: names among them may come from a stranger's file."""
     if isinstance(value, str):
+        value = redacted(value)
         return value if value.isprintable() else "".join(c if c in keep or c.isprintable() else repr(c)[1:-1] for c in value)
     if isinstance(value, dict):
         return {_printable(key): _printable(entry) for key, entry in value.items()}
@@ -474,7 +505,7 @@ def _show(document: dict[str, Any], render: Any, as_json: bool) -> None:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2), flush=True)  # ASCII, so that no name and no terminal's encoding can stop it
+    print(json.dumps(redacted_values(document), indent=2), flush=True)  # ASCII, so that no name and no terminal's encoding can stop it
 
 
 def _recipe(source: str | None, base: str | None, deltas: list[str] | None, output: str | None, *, output_needed: bool = True) -> Recipe:

@@ -21,6 +21,7 @@ from paramdelta_dist.execution.output import CARD, REPORT, commit
 from paramdelta_dist.execution.receipts import Receipt
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning.plan import MergePlan
+from paramdelta_dist.redaction import redacted
 from paramdelta_dist.storage import StorageConfig, Store, open_store, redact
 
 SideFiles = Callable[[str, str], bytes]
@@ -56,7 +57,7 @@ def publish(store: Store, plan: MergePlan, receipts: Mapping[str, Receipt], repo
     if len(plan.shards) > 1:
         weight_map = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         write(INDEX_NAME, render_index(weight_map, total_size=plan.total_size, total_parameters=plan.total_parameters))
-    write(CARD, _card(plan).encode(errors="backslashreplace"))
+    write(CARD, redacted(_card(plan)).encode(errors="backslashreplace"))
     store.write(REPORT, render_document(report))
     write(CONFIG_NAME, config, redact(plan.recipe.base))
     document = {

@@ -6,6 +6,7 @@ import os
 import re
 
 from paramdelta_dist.errors import UsageError
+from paramdelta_dist.redaction import by_form, is_signed
 
 _SAME = {"s3a": "s3", "gcs": "gs", "azure": "az"}
 """Other spellings of a scheme, so that one place has one URL."""
@@ -38,19 +39,18 @@ def normalize(url: str) -> str:
     user = url.partition("://")[2].partition("/")[0].rpartition("@")[0]  # alone it is harmless, as in sftp:// or abfs://
     if ":" in user or (user and scheme_of(url) in ("s3", "gs", "http", "https")):
         raise UsageError(f"{redact(url)}: credentials do not belong in a URL; put them in the environment or a profile")
+    if is_signed(url):
+        raise UsageError(f"{redact(url)}: a signature does not belong in a URL; put it in the environment")
     if "?" in url and scheme_of(url) in ("http", "https"):
         raise UsageError(f"{redact(url)}: a query string cannot be part of a folder's URL")
     return url.rstrip("/") if not url.endswith("://") else url
 
 
 def redact(url: str) -> str:
-    """`url` without user, password and query string, for people and logs."""
-    if not scheme_of(url):
-        return url
-    head, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    path = path.partition("?")[0] if scheme_of(url) in ("http", "https") else path
-    return f"{head}://{host.rpartition('@')[2]}{slash}{path}"
+    """`url` without password, signature and, of http, query string, for people and documents; the same on every machine."""
+    if scheme_of(url) in ("http", "https"):
+        url = url.partition("?")[0]
+    return by_form(url)
 
 
 def inside(url: str, folder: str) -> bool:

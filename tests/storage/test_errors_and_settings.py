@@ -396,13 +396,23 @@ def test_credentials_in_a_url_are_refused_and_never_echoed(scheme: str) -> None:
     for secret in ("AKIAKEY", "pass", "word"):
         assert secret not in str(caught.value)
         assert secret not in redact(url)
-    assert redact(url) == f"{scheme}://host/folder"
+    assert redact(url) == f"{scheme}://***@host/folder"
 
 
 def test_redact_leaves_the_rest_of_a_url() -> None:
     assert redact("/a/b@c?d") == "/a/b@c?d"
     assert redact("s3://bucket/a@b") == "s3://bucket/a@b"
     assert redact("https://host:80/a?signature=abc") == "https://host:80/a"
+    assert redact("abfss://container@account.dfs.core.windows.net/a") == "abfss://container@account.dfs.core.windows.net/a"
+    assert redact("az://container/a?sv=2024&sig=abc%2Fdef&se=1") == "az://container/a?sv=2024&sig=***&se=1"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "abfss", "hf", "https", "sftp"])
+@pytest.mark.parametrize("query", ["sv=2024&sig=PLANTED", "X-Amz-Signature=PLANTED", "X-Goog-Signature=PLANTED", "token=PLANTED"])
+def test_a_signature_in_a_url_is_refused_whatever_the_scheme(scheme: str, query: str) -> None:
+    with pytest.raises(UsageError, match=r"does not belong in a URL") as caught:
+        normalize(f"{scheme}://place/folder?{query}")
+    assert "PLANTED" not in str(caught.value)
 
 
 def test_inside_is_about_folders_and_not_letters(tmp_path: Path) -> None:
