@@ -47,7 +47,7 @@ _FORMS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
     # what must be in the text in lower case for the pattern to be worth a try; the pattern; what takes its place
     (("-----begin",), re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[A-Za-z0-9+/=\s:,-]|\\[nr])*"), HIDDEN),
     (("://",), re.compile(r"(?<=://)[^\s/?#'\"<>\\]*:[^\s/?#'\"<>\\]*@"), f"{HIDDEN}@"),
-    (("http",), re.compile(r"(?i)(?<![a-z0-9])(https?://)[^\s/?#'\"<>\\@]+@(?!/)"), rf"\1{HIDDEN}@"),
+    (("://",), re.compile(r"(?i)(?<![a-z0-9])((?:https?|s3a?|gs)://)[^\s/?#'\"<>\\@]+@(?!/)"), rf"\1{HIDDEN}@"),
     (("authorization",), re.compile(r"(?i)\b((?:proxy-)?authorization['\"]?\s*[:=]\s*b?['\"]?)[^\r\n'\"\\]+"), rf"\1{HIDDEN}"),
     (("bearer",), re.compile(r"(?i:\b(bearer\s+))(?=[a-z]*[A-Z0-9_~+/=.-])[A-Za-z0-9._~+/=-]{16,}"), rf"\1{HIDDEN}"),
     (("sharedaccesssignature",), re.compile(rf"(?i)\b(sharedaccesssignature=)[^{_END.replace('&', '')}]+"), rf"\1{HIDDEN}"),

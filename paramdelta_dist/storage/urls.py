@@ -36,20 +36,34 @@ def normalize(url: str) -> str:
     if not scheme:
         return os.path.abspath(os.path.expanduser(url))
     url = _SAME.get(scheme, scheme) + url[len(scheme) :]
-    user = url.partition("://")[2].partition("/")[0].rpartition("@")[0]  # alone it is harmless, as in sftp:// or abfs://
-    if ":" in user or (user and scheme_of(url) in ("s3", "gs", "http", "https")):
-        raise UsageError(f"{redact(url)}: credentials do not belong in a URL; put them in the environment or a profile")
-    if is_signed(url):
-        raise UsageError(f"{redact(url)}: a signature does not belong in a URL; put it in the environment")
+    refuse_secrets(url)
     if "?" in url and scheme_of(url) in ("http", "https"):
         raise UsageError(f"{redact(url)}: a query string cannot be part of a folder's URL")
     return url.rstrip("/") if not url.endswith("://") else url
 
 
+def refuse_secrets(url: str) -> None:
+    """Raises UsageError where a URL, or the beginning of one, carries a password or a signature."""
+    user = url.partition("://")[2].partition("/")[0].rpartition("@")[0]  # alone it is harmless, as in sftp:// or abfs://
+    if ":" in user or (user and scheme_of(url) in ("s3", "gs", "http", "https")):
+        raise UsageError(f"{redact(url)}: credentials do not belong in a URL; put them in the environment or a profile")
+    if is_signed(url):
+        raise UsageError(f"{redact(url)}: a signature does not belong in a URL; put it in the environment")
+
+
 def redact(url: str) -> str:
-    """`url` without password, signature and, of http, query string, for people and documents; the same on every machine."""
-    if scheme_of(url) in ("http", "https"):
+    """`url` without user, password, signature and, of http, query string, for people and documents; the same on every machine.
+
+    What stands before the @ in abfss://container@account is no user.
+    """
+    scheme = scheme_of(url)
+    if scheme in ("http", "https"):
         url = url.partition("?")[0]
+    head, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    before, _, after = host.rpartition("@")
+    if scheme and (":" in before or scheme not in ("abfs", "abfss")):
+        url = f"{head}{separator}{after}{slash}{path}"
     return by_form(url)
 
 
