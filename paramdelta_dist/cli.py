@@ -10,11 +10,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from paramdelta_dist import process, stopping
 from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import Interrupted, ParamDeltaError, StorageError, UsageError
+from paramdelta_dist.redaction import redacted, redacted_values
 
 if TYPE_CHECKING:
     from paramdelta_dist.api.consent import Confirm
@@ -48,8 +49,31 @@ class _App(typer.Typer):
         return super().command(name, cls=_Command, **options)
 
 
+class _Commands(TyperGroup):
+    """Repeats no secret of an argument that it does not know."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _usage():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = redacted(message)  # type: ignore[attr-defined]
+        raise
+
+
 app = _App(
     name="paramdelta-dist",
+    cls=_Commands,
     help="Merge very large models as a stream: from storage through workers to storage, on a laptop or a Ray cluster.",
     no_args_is_help=True,
     add_completion=False,
@@ -229,9 +253,9 @@ def import_(
 
         made = api.import_mergekit(config, output=output)
         if recipe is not None:
-            _write_new(recipe, made.text)
+            _write_new(recipe, redacted(made.text))
         elif not as_json:
-            typer.echo(made.text, nl=False)
+            typer.echo(redacted(made.text), nl=False)
         document = {"recipe": made.text, "written": recipe, "notes": list(made.notes)}
         _show(document, rendering.import_lines, as_json)
 
@@ -542,8 +566,9 @@ def _tell(error: ParamDeltaError, as_json: bool) -> None:
 
 
 def _printable(value: Any, *, keep: str = "") -> Any:
-    """Plain values without the characters that a terminal obeys: names among them may come from a stranger's file."""
+    """Plain values without secrets, and without the characters that a terminal obeys: names among them may come from a stranger's file."""
     if isinstance(value, str):
+        value = redacted(value)
         return value if value.isprintable() else "".join(c if c in keep or c.isprintable() else repr(c)[1:-1] for c in value)
     if isinstance(value, dict):
         return {_printable(key): _printable(entry) for key, entry in value.items()}
@@ -558,7 +583,7 @@ def _show(document: dict[str, Any], render: Any, as_json: bool) -> None:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2), flush=True)  # ASCII, so that no name and no terminal's encoding can stop it
+    print(json.dumps(redacted_values(document), indent=2), flush=True)  # ASCII, so that no name and no terminal's encoding can stop it
 
 
 def _recipe(source: str | None, base: str | None, deltas: list[str] | None, output: str | None, *, output_needed: bool = True) -> Recipe:

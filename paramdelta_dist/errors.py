@@ -23,14 +23,19 @@ ParamDeltaError                1   never raised itself
 
 from __future__ import annotations
 
+from paramdelta_dist.redaction import redacted
+
 
 class ParamDeltaError(Exception):
-    """A mistake or misfortune that is not a bug of ours: shown as one message, without a traceback."""
+    """A mistake or misfortune that is not a bug of ours: shown as one message, without a traceback, and without any secret."""
 
     exit_code = 1
     retryable = False
     bytes_read = 0
     """Bytes of inputs that were read for work which this error made void."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(redacted(each) if isinstance(each, str) else each for each in arguments))
 
 
 class UsageError(ParamDeltaError):

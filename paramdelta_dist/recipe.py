@@ -35,7 +35,7 @@ from paramdelta_dist.errors import ParamDeltaError, RecipeError
 from paramdelta_dist.methods import METHODS, Method, Parameter, Roles, find_method
 from paramdelta_dist.sizes import SIZE_PATTERN, parse_size
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
-from paramdelta_dist.storage.urls import inside, normalize, redact
+from paramdelta_dist.storage.urls import inside, normalize, redact, refuse_secrets
 from paramdelta_dist.template import check_template, is_template
 
 MAX_RECIPE = 1 << 20
@@ -69,6 +69,13 @@ def _url(value: Any) -> str:
     except UnicodeEncodeError:  # a name of odd bytes on the command line; it could not be written down beside the output
         raise ValueError(f"{value!r} is not valid Unicode; rename the folder") from None
     return normalize(value)
+
+
+def _prefixes(value: Any) -> Any:
+    """The sections of `storage:`, whose keys travel with the recipe as URLs do."""
+    for prefix in value if isinstance(value, dict) else ():
+        refuse_secrets(str(prefix))
+    return value
 
 
 def _size(value: Any) -> int:
@@ -248,7 +255,7 @@ class Recipe(_Section):
     """What is done where vocabularies differ: refused; rows beyond the common ones whole from one model; rows by token."""
     allow_nonfinite: bool = False
     """Whether NaN and infinity of the inputs are merged as they are; else they are an error."""
-    storage: dict[str, StorageSection] = {}
+    storage: Annotated[dict[str, StorageSection], BeforeValidator(_as_value_error(_prefixes))] = {}
     """How to reach URLs, by the prefix they begin with; the longest that fits counts."""
     sweep: Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_sweep), WithJsonSchema(_SWEEP)] = {}
     """Values to try of parameters: every combination is a merge of its own, into a folder of its own below `output`. What

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from paramdelta_dist import process
 from paramdelta_dist.jobs.reading import Progress as JobProgress
+from paramdelta_dist.redaction import redacted, redacted_values
 from paramdelta_dist.sizes import format_memory, format_seconds, format_size
 
 if TYPE_CHECKING:
@@ -178,7 +179,8 @@ class ProgressLines:
 
     @staticmethod
     def _tell(event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, "time": round(time.time(), 3), **fields}), file=sys.stderr, flush=True)
+        told = {"event": event, "time": round(time.time(), 3), **redacted_values(fields)}
+        print(json.dumps(told), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -235,7 +237,7 @@ class JobView:
 
 
 def _shown(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in redacted(text))
 
 
 def merge_document(result: MergeResult) -> dict[str, Any]:

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "paramdelta_dist"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = (
-    ("errors", "sizes", "_version"),
+    ("redaction", "_version"),
+    ("errors", "sizes"),
     ("stopping",),
     ("threads", "process"),
     ("storage", "kernels", "template"),

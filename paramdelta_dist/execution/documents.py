@@ -9,6 +9,7 @@ from typing import Any
 from blake3 import blake3
 
 from paramdelta_dist.errors import IntegrityError
+from paramdelta_dist.redaction import redacted_values
 from paramdelta_dist.storage import Store
 
 SEAL = "seal"
@@ -16,7 +17,8 @@ MAX_DOCUMENT = 256 << 20
 
 
 def render_document(content: Mapping[str, Any]) -> bytes:
-    """JSON of `content` and its seal, a line for each key. ASCII, so that any name can be written."""
+    """JSON of `content`, without secrets, and its seal, a line for each key. ASCII, so that any name can be written."""
+    content = redacted_values(content)
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in {**content, SEAL: _seal(content)}.items())
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 

@@ -22,6 +22,7 @@ from paramdelta_dist.execution.receipts import Receipt
 from paramdelta_dist.execution.replacing import CARD, REPORT
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning.plan import MergePlan, SideFile
+from paramdelta_dist.redaction import redacted
 from paramdelta_dist.storage import PIECE, Identity, StorageConfig, Store, open_store, read_pieces, read_whole, redact
 from paramdelta_dist.storage.retry import persisting
 
@@ -101,7 +102,7 @@ def publish(
     if len(plan.shards) > 1:
         weight_map = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
         write(INDEX_NAME, render_index(weight_map, total_size=plan.total_size, total_parameters=plan.total_parameters))
-    write(CARD, _card(plan).encode(errors="backslashreplace"))
+    write(CARD, redacted(_card(plan)).encode(errors="backslashreplace"))
     write_held(store, hold, REPORT, render_document(report))
     write(CONFIG_NAME, config, redact(plan.recipe.base))
     document = {

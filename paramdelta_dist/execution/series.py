@@ -22,7 +22,7 @@ from paramdelta_dist.execution.holding import COMMIT, PLAN
 from paramdelta_dist.execution.output import holds
 from paramdelta_dist.execution.receipts import FOLDER
 from paramdelta_dist.execution.removing import require_no_removal
-from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store, redact
+from paramdelta_dist.storage import NO_FILE, Identity, StorageConfig, Store, open_store, redact
 from paramdelta_dist.template import expand, folder_of, series_name
 from paramdelta_dist.threads import Threads
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 
+from paramdelta_dist.redaction import redact_process
+
 KEPT = 8
 """Warnings kept until the driver asks for them; of more in between, the last."""
 
@@ -20,7 +22,8 @@ class WorkerLog(logging.Handler):
         self._stream.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(place)s: %(message)s"))
 
     def install(self) -> None:
-        """Take the lines of this process: ours from INFO on, those of libraries from WARNING on."""
+        """Take the lines of this process: ours from INFO on, those of libraries from WARNING on; none with a secret."""
+        redact_process()
         logging.getLogger().addHandler(self)
         logging.getLogger("paramdelta_dist").setLevel(logging.INFO)
 

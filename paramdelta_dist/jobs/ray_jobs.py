@@ -27,7 +27,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from paramdelta_dist.errors import CredentialsError, EngineError, NotFound, ParamDeltaError, UsageError
 from paramdelta_dist.jobs.address import VARIABLES, Address
 from paramdelta_dist.jobs.job import Job, JobExists, State, Unreachable
-from paramdelta_dist.storage import redact
+from paramdelta_dist.storage import bundle, explained, redact
 
 REQUEST_SECONDS = (10.0, 120.0)
 """How long a request may take to connect, and to be answered: the dashboard itself asks other processes."""
@@ -168,8 +168,9 @@ def _headers() -> dict[str, str]:
 
 
 def _certificates() -> str | bool:
-    """Whom to trust, for the log's connection as for the requests."""
-    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
+    """Whom to trust, for the log's connection as for the requests: those whom the stores trust."""
+    path = bundle()
+    return str(path) if path else True
 
 
 def _dashboard(address: Address) -> str:
@@ -226,8 +227,8 @@ def _told(url: str, job_id: str | None = None) -> Iterator[None]:
     except aiohttp.WSServerHandshakeError as error:
         raise _refused(shown, job_id, error.status, error.message) from error
     except (requests.RequestException, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-        if isinstance(error.__context__, requests.exceptions.SSLError):
-            raise UsageError(f"{shown} is not trusted: name the certificates of who signed for it in REQUESTS_CA_BUNDLE") from error
+        if told := explained(error, f"the cluster at {shown}", url):
+            raise told from error
         raise Unreachable(f"the cluster at {shown} does not answer ({type(error).__name__})") from error
     except RuntimeError as error:
         found = _STATUS.search(str(error))

@@ -14,6 +14,7 @@ from paramdelta_dist.jobs import parcel, version
 from paramdelta_dist.jobs.job import Cluster, Job, JobExists
 from paramdelta_dist.jobs.naming import JobName, parse_job_id, stem_of
 from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.redaction import redacted
 from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import redact
 
@@ -130,7 +131,7 @@ def last_attempt(jobs: Sequence[Job], stem: str) -> tuple[JobName, Job] | None:
 
 def _metadata(submission: Submission, name: JobName) -> Mapping[str, str]:
     """For people who look at the dashboard, and for the next submission. Everybody on the cluster can read it."""
-    return {
+    told = {
         "paramdelta-dist": __version__,
         "output": redact(submission.recipe.output),
         "fingerprint": submission.fingerprint or "",
@@ -138,3 +139,4 @@ def _metadata(submission: Submission, name: JobName) -> Mapping[str, str]:
         OVERWRITE: "true" if submission.overwrite else "false",
         OPTIONS: json.dumps(submission.asked),
     }
+    return {name: redacted(value) for name, value in told.items()}

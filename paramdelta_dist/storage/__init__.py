@@ -3,12 +3,14 @@
 from paramdelta_dist.storage.blocks import WRITE_MEMORY
 from paramdelta_dist.storage.leftovers import Leftover, find_leftovers, remove_leftover
 from paramdelta_dist.storage.local import closed_folders, read_named_file
+from paramdelta_dist.storage.network import explained
 from paramdelta_dist.storage.opening import open_store
 from paramdelta_dist.storage.parts import is_earlier_part, is_part
 from paramdelta_dist.storage.pieces import PIECE, PIECES_MEMORY, read_pieces, read_whole
 from paramdelta_dist.storage.sameness import shared_files
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.store import NO_FILE, Buffer, Identity, Store
+from paramdelta_dist.storage.trust import bundle
 from paramdelta_dist.storage.uploads import PARTS_IN_FLIGHT, part_size
 from paramdelta_dist.storage.urls import inside, normalize, redact, scheme_of
 
@@ -24,7 +26,9 @@ __all__ = [
     "StorageConfig",
     "Store",
     "StoreSettings",
+    "bundle",
     "closed_folders",
+    "explained",
     "find_leftovers",
     "inside",
     "is_earlier_part",

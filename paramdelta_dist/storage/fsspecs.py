@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import posixpath
 import secrets
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import fsspec
@@ -31,7 +32,8 @@ from paramdelta_dist.errors import (
     TransientStorageError,
     UsageError,
 )
-from paramdelta_dist.storage import aws
+from paramdelta_dist.storage import aws, network, trust
+from paramdelta_dist.storage.border import OURS, translated
 from paramdelta_dist.storage.parts import is_part, part_name
 from paramdelta_dist.storage.retry import persisting
 from paramdelta_dist.storage.settings import StoreSettings
@@ -39,6 +41,8 @@ from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_
 from paramdelta_dist.storage.uploads import part_size
 from paramdelta_dist.storage.urls import redact, scheme_of
 
+_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp", "botocore", "paramiko")
+"""Libraries whose own exceptions are about a connection."""
 _TAGS = ("generation", "ETag", "etag", "blob_id", "oid", "mtime", "LastModified", "last_modified", "modified", "created")
 
 
@@ -56,8 +60,10 @@ def service_reply(error: BaseException) -> tuple[str, str]:
     return "", ""
 
 
-def classified(error: BaseException, where: str) -> ParamDeltaError:
-    """The error of our tree that an exception of a file system means."""
+def classified(error: BaseException, where: str, endpoint: str | None = None) -> ParamDeltaError:
+    """The error of our tree that an exception of a file system means; `endpoint` is the service's URL where it is known."""
+    if told_by_network := network.explained(error, where, endpoint):
+        return told_by_network
     kind, text = type(error).__name__, str(error).partition("\n")[0][:400]
     code, status = service_reply(error)
     if code in aws.PASSING_CODES or kind == "ClientPayloadError":  # a broken body, which aiohttp gives the status 400
@@ -77,7 +83,9 @@ def classified(error: BaseException, where: str) -> ParamDeltaError:
     refused = status == "501" or (status.startswith("4") and status not in ("408", "409", "425", "429"))
     if isinstance(error, (NotImplementedError, ValueError, TypeError)) or refused:
         return StorageError(f"{where}: {text or kind}")
-    return TransientStorageError(f"{where}: {text or kind}")
+    if not isinstance(error, library_errors()) and type(error).__module__.partition(".")[0] not in _CLIENTS:
+        return StorageError(f"{where}: the library of this store failed ({kind}: {text})")
+    return TransientStorageError(f"{where}: {text or kind}{network.by_proxy(error, endpoint)}")
 
 
 @cache
@@ -109,7 +117,7 @@ class FsspecStore:
         self.url = redact(url)
         self._fs = _connect(url, settings)
         self._root = str(self._fs._strip_protocol(url)).rstrip("/")
-        self._errors = library_errors()
+        self._endpoint = aws.endpoint(settings) if scheme_of(url) in ("s3", "s3a") else settings.endpoint
         self._staged = "s3" in self._fs.protocol or "gs" in self._fs.protocol
         """Whether an open file appears only when committed; elsewhere we write beside the target and move."""
         self._creating = threading.Lock()  # memory:// looks whether a name is free and takes it in two steps
@@ -117,12 +125,8 @@ class FsspecStore:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if self._root else name
 
-    @contextmanager
-    def _translated(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except self._errors as error:
-            raise classified(error, f"{self.url}/{name}" if name else self.url) from error
+    def _translated(self, name: str) -> AbstractContextManager[None]:
+        return translated(f"{self.url}/{name}" if name else self.url, partial(classified, endpoint=self._endpoint))
 
     def identify(self, name: str) -> Identity:
         def ask() -> Identity:
@@ -289,6 +293,16 @@ def _identity(info: dict[str, Any]) -> Identity:
     return Identity(size=int(info["size"] or 0), tag=str(tag))
 
 
+def _share_certificates() -> None:
+    """Tell the libraries behind these file systems whom to trust, which they take from the environment alone."""
+    if path := trust.bundle():
+        os.environ.update({"SSL_CERT_FILE": str(path), "REQUESTS_CA_BUNDLE": str(path)})
+        with suppress(ImportError, AttributeError):  # what aiohttp has made of the environment when it was imported
+            from aiohttp import connector
+
+            connector._SSL_CONTEXT_VERIFIED.load_verify_locations(cafile=path)
+
+
 def _connect(url: str, settings: StoreSettings) -> Any:
     scheme = scheme_of(url)
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
@@ -300,16 +314,22 @@ def _connect(url: str, settings: StoreSettings) -> Any:
         if scheme in ("gs", "gcs"):
             from gcsfs.core import GCSFileSystem  # not the class `fsspec.filesystem` returns: that one asks a gRPC service first
 
+            _share_certificates()
+            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback of what it raises
+            options["session_kwargs"] = {"trust_env": True}  # proxies
             emulated = settings.endpoint or os.environ.get("STORAGE_EMULATOR_HOST")
             return GCSFileSystem(
                 token="anon" if settings.anonymous or os.environ.get("STORAGE_EMULATOR_HOST") else None,
                 endpoint_url=emulated,
                 **options,
             )
+        _share_certificates()
         system = fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise UsageError(f"{redact(url)}: {error}; install the package that serves {scheme}:// URLs") from error
-    except (ValueError, TypeError, *library_errors()) as error:  # type: ignore[misc]
+    except OURS:
+        raise
+    except BaseException as error:
         raise UsageError(f"{redact(url)}: {error}") from error
     if "file" in system.protocol:  # under whichever name: it would follow links out of the folder
         raise UsageError(f"{redact(url)} is a folder of this machine; write it as a path")

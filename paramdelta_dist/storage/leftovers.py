@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from paramdelta_dist.errors import CredentialsError, StorageError
-from paramdelta_dist.storage import aws, google
+from paramdelta_dist.errors import CredentialsError, ParamDeltaError, StorageError
+from paramdelta_dist.storage import aws, google, network
+from paramdelta_dist.storage.border import translated
 from paramdelta_dist.storage.parts import may_be_part
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.urls import redact, scheme_of
@@ -107,18 +108,27 @@ def _place(url: str) -> tuple[str, str]:
 
 def _asked(url: str, settings: StoreSettings, operation: str, **arguments: Any) -> dict[str, Any]:
     """One S3 call that obstore has no name for."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import ClientError
 
-    try:
-        reply: dict[str, Any] = getattr(aws.client(settings), operation)(**arguments)
-    except NoCredentialsError as error:
-        raise CredentialsError(f"{redact(url)}: no AWS credentials found") from error
-    except ClientError as error:
+    def meaning(error: BaseException, where: str) -> ParamDeltaError:
+        endpoint = aws.endpoint(settings)
+        if told_by_network := network.explained(error, where, endpoint):
+            return told_by_network
+        if not isinstance(error, ClientError):
+            return StorageError(f"{where}: {' '.join(str(error).split())}{network.by_proxy(error, endpoint)}")
         code = error.response.get("Error", {}).get("Code", "")
-        if code == "NoSuchUpload":
-            return {}
-        kind = CredentialsError if code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken") else StorageError
-        raise kind(f"{redact(url)}: {operation.replace('_', ' ')} was refused ({code})") from error
-    except BotoCoreError as error:
-        raise StorageError(f"{redact(url)}: {error}") from error
+        kind = CredentialsError if code in aws.DENIED_CODES else StorageError
+        return kind(f"{where}: {operation.replace('_', ' ')} was refused ({code})")
+
+    if not settings.anonymous:
+        aws.credential_provider(settings)  # raises where there are none, and says what to do
+    if aws.requester_pays():
+        arguments["RequestPayer"] = "requester"
+    with translated(redact(url), meaning):
+        try:
+            reply: dict[str, Any] = getattr(aws.client(settings), operation)(**arguments)
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") == "NoSuchUpload":
+                return {}
+            raise
     return reply

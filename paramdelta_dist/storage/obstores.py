@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -36,7 +36,8 @@ from paramdelta_dist.errors import (
     TransientStorageError,
     UsageError,
 )
-from paramdelta_dist.storage import aws, azure, google, retry
+from paramdelta_dist.storage import aws, azure, google, network, retry, trust
+from paramdelta_dist.storage.border import OURS, translated
 from paramdelta_dist.storage.retry import persisting
 from paramdelta_dist.storage.settings import StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_range
@@ -81,7 +82,11 @@ def _classified(error: BaseException, where: str) -> ParamDeltaError:
     type for, so there the service's code and the status decide: a 4xx and "not implemented" will be the same next time,
     everything else may pass.
     """
+    if told_by_network := network.explained(error, where):
+        return told_by_network
     text = str(error)
+    if not isinstance(error, (BaseError, OSError)):  # a panic of Rust
+        return StorageError(f"{where}: the library of this store failed ({type(error).__name__}: {_first_line(error)})")
     status, code = (found[1] if (found := pattern.search(text)) else "" for pattern in (_STATUS, _CODE))
     told = f"{_first_line(error)} {code}".rstrip()
     if "token request" in text:  # of whoever gives out tokens: the store itself was not asked
@@ -114,7 +119,7 @@ def _classified(error: BaseException, where: str) -> ParamDeltaError:
         return StorageError(f"{where}: the store does not support this ({told})")
     if status == "501" or (status.startswith("4") and status not in ("408", "409", "425", "429")):
         return StorageError(f"{where}: {told}")
-    return TransientStorageError(f"{where}: {told}")
+    return TransientStorageError(f"{where}: {told}{network.by_proxy(error)}")
 
 
 def _denied(where: str, told: str) -> CredentialsError:
@@ -134,13 +139,8 @@ class ObstoreStore:
         self._uploader = _connect(url, settings, _retries(_UNTIL_TIME_IS_UP))
         """For uploads in parts, each of which only obstore can send again; everything else is repeated here."""
 
-    @contextmanager
-    def _translated(self, name: str) -> Iterator[None]:
-        where = f"{self.url}/{name}" if name else self.url
-        try:
-            yield
-        except (BaseError, OSError) as error:
-            raise _classified(error, where) from error
+    def _translated(self, name: str) -> AbstractContextManager[None]:
+        return translated(f"{self.url}/{name}" if name else self.url, _classified)
 
     def identify(self, name: str) -> Identity:
         def ask() -> Identity:
@@ -201,7 +201,9 @@ class ObstoreStore:
                 chunk_size=part_size(size),
                 max_concurrency=PARTS_IN_FLIGHT,
             )
-        except (BaseError, OSError) as error:
+        except OURS:
+            raise
+        except BaseException as error:
             if error is source.error:
                 raise
             raise _classified(error, f"{self.url}/{name}") from error
@@ -287,6 +289,7 @@ def _connect(url: str, settings: StoreSettings, retries: dict[str, Any]) -> Any:
     client = _client()
     config: dict[str, Any] = {}
     provider: Any = None
+    base: str | None = None
     if scheme in ("s3", "s3a"):
         base = aws.endpoint(settings)
         config["region"] = aws.region(settings)
@@ -314,6 +317,11 @@ def _connect(url: str, settings: StoreSettings, retries: dict[str, Any]) -> Any:
     else:
         config |= azure.config(url, settings)
         client["allow_http"] = config.get("endpoint", "").startswith("http://")
+        base = config.get("endpoint")
+    if asked := base or (url if scheme in ("http", "https") else None):
+        client |= network.for_obstore(asked)
+    if trusted := trust.certificates(aws.ca_bundle(settings) if scheme in ("s3", "s3a") else None):
+        client["root_certificate"] = trusted
     arguments: dict[str, Any] = {"client_options": client, "retry_config": retries}
     if config:
         arguments["config"] = config
@@ -326,7 +334,11 @@ def _connect(url: str, settings: StoreSettings, retries: dict[str, Any]) -> Any:
             if scheme in azure.SCHEMES and (place := azure.place(url)):
                 return AzureStore(place.container, prefix=place.prefix or None, **arguments)
             return from_url(_quoted(url), **arguments)
-        except (BaseError, ValueError) as error:
+        except OURS:
+            raise
+        except BaseException as error:
             if "read_timeout" in str(error) and client.pop("read_timeout", None):
                 continue  # a version that has only the timeout of the whole request
+            if "root_certificate" in str(error) and client.pop("root_certificate", None) and os.environ.get("SSL_CERT_FILE"):
+                continue  # one that takes certificates from this variable alone
             raise UsageError(f"{redact(url)}: {_first_line(error)}") from error

@@ -6,6 +6,8 @@ import os
 from functools import lru_cache
 
 from paramdelta_dist.errors import UsageError
+from paramdelta_dist.storage.environment import check_environment, check_place, check_region, checked_url
+from paramdelta_dist.storage.network import check_proxies
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.store import Store
 from paramdelta_dist.storage.urls import redact, scheme_of
@@ -30,6 +32,7 @@ def _open(url: str, settings: StoreSettings) -> Store:
         return LocalStore(url)
     if scheme in _OBSTORE_SCHEMES and not url.partition("://")[2].partition("/")[0]:
         raise UsageError(f"{redact(url)}: this URL names no bucket or host")
+    _check(url, scheme, settings)
     engine = settings.engine
     if engine == "auto":
         emulated = scheme == "gs" and "STORAGE_EMULATOR_HOST" in os.environ  # emulators speak the JSON API, obstore the XML one
@@ -43,3 +46,15 @@ def _open(url: str, settings: StoreSettings) -> Store:
     from paramdelta_dist.storage.fsspecs import FsspecStore
 
     return FsspecStore(url, settings)
+
+
+def _check(url: str, scheme: str, settings: StoreSettings) -> None:
+    """What cannot work is told here, before a library reads it."""
+    if scheme in (*_OBSTORE_SCHEMES, "gcs", "hf"):
+        check_environment(scheme)
+        check_proxies()
+        check_place(url)
+    if settings.endpoint:
+        checked_url(settings.endpoint, "endpoint under `storage:` in the recipe")
+    if settings.region:
+        check_region(settings.region, "region under `storage:` in the recipe")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import PurePath
 
 from paramdelta_dist.errors import UsageError
+from paramdelta_dist.redaction import by_form, is_signed
 
 _SAME = {"s3a": "s3", "gcs": "gs", "azure": "az"}
 """Other spellings of a scheme, so that one place has one URL."""
@@ -59,9 +60,7 @@ def normalize(url: str) -> str:
         _refuse_half_a_scheme(url)
         return _absolute(os.path.expanduser(url))
     url = _SAME.get(scheme, scheme) + url[len(scheme) :]
-    user = url.partition("://")[2].partition("/")[0].rpartition("@")[0]  # alone it is harmless, as in sftp:// or abfs://
-    if ":" in user or (user and scheme_of(url) in ("s3", "gs", "http", "https")):
-        raise UsageError(f"{redact(url)}: credentials do not belong in a URL; put them in the environment or a profile")
+    refuse_secrets(url)
     if "?" in url and scheme_of(url) in ("http", "https"):
         raise UsageError(f"{redact(url)}: a query string cannot be part of a folder's URL")
     _require_canonical(url)
@@ -114,16 +113,29 @@ def _require_canonical(url: str) -> None:
         )
 
 
+def refuse_secrets(url: str) -> None:
+    """Raises UsageError where a URL, or the beginning of one, carries a password or a signature."""
+    user = url.partition("://")[2].partition("/")[0].rpartition("@")[0]  # alone it is harmless, as in sftp:// or abfs://
+    if ":" in user or (user and scheme_of(url) in ("s3", "gs", "http", "https")):
+        raise UsageError(f"{redact(url)}: credentials do not belong in a URL; put them in the environment or a profile")
+    if is_signed(url):
+        raise UsageError(f"{redact(url)}: a signature does not belong in a URL; put it in the environment")
+
+
 def redact(url: str) -> str:
-    """`url` without user, password and query string, for people and logs."""
-    if not scheme_of(url):
-        return url
-    head, _, rest = url.partition("://")
+    """`url` without user, password, signature and, of http, query string, for people and documents; the same on every machine.
+
+    What stands before the @ in abfss://container@account is no user.
+    """
+    scheme = scheme_of(url)
+    if scheme in ("http", "https"):
+        url = url.partition("?")[0]
+    head, separator, rest = url.partition("://")
     host, slash, path = rest.partition("/")
-    path = path.partition("?")[0] if scheme_of(url) in ("http", "https") else path
-    user, at, host = host.rpartition("@")
-    container = f"{user}@" if at and scheme_of(url) in ("abfs", "abfss", "az") and ":" not in user else ""
-    return f"{head}://{container}{host}{slash}{path}"
+    before, _, after = host.rpartition("@")
+    if scheme and (":" in before or scheme not in ("abfs", "abfss", "az")):
+        url = f"{head}{separator}{after}{slash}{path}"
+    return by_form(url)
 
 
 def inside(url: str, folder: str) -> bool:

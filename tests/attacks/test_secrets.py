@@ -11,8 +11,10 @@ import torch
 
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests.models import save_model
+from tests.servers import free_ports
 from tests.terminal import call
 
+ROOT = str(Path(__file__).parent.parent.parent)
 TOKEN = "PLANTED-SESSION-TOKEN-7f3a"
 
 
@@ -88,3 +90,126 @@ def test_a_secret_in_a_url_is_refused_and_not_repeated(command, url, tmp_path):
     assert done.returncode == 2
     assert "PLANTED" not in text
     assert "Traceback" not in text
+
+
+PLANTED = {
+    "AWS_SESSION_TOKEN": "PLANTED-session/token+1=",
+    "AZURE_STORAGE_ACCOUNT_KEY": "PLANTEDaccountkey/ABCDEFGHIJKLMNOPQRSTUVWXYZ==",
+    "AZURE_STORAGE_SAS_TOKEN": "sv=2024-01-01&sig=PLANTED%2Fsignature%3D",
+    "HF_TOKEN": "hf_PLANTEDabcdefghijklmnopqrstuvwxyz",
+    "RAY_AUTH_TOKEN": "PLANTED-ray-token",
+    "HTTPS_PROXY": "http://clerk:PLANTED-proxy@127.0.0.1:1",
+}
+"""Secrets of the environment that a run of the local disk or of another store has no business to show."""
+
+
+@pytest.fixture
+def models(tmp_path):
+    for name in ("new", "post", "old"):
+        save_model(tmp_path / name, {"w": torch.ones(1000)})
+    (tmp_path / "recipe.yaml").write_text("base: new\ndeltas: [{post: post, base: old}]\noutput: out\n")
+    return tmp_path
+
+
+def everything_written(folder):
+    return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+
+
+def test_no_secret_of_the_environment_is_printed_or_written_by_any_command(models):
+    shown = ""
+    for arguments in (
+        ["check"], ["plan"], ["merge", "--report"], ["status", "out"], ["verify", "out", "--deep"], ["inspect", "new"], ["clean", "out"],
+        ["analyze", "--output", "analysis"],
+    ):  # fmt: skip
+        recipe = ["recipe.yaml"] if arguments[0] in ("check", "plan", "merge", "analyze") else []
+        for more in ([], ["--json"]):
+            done = call(arguments[0], *recipe, *arguments[1:], *more, cwd=models, **PLANTED)
+            assert done.returncode == 0, done.stderr
+            shown += done.stdout + done.stderr
+    assert "PLANTED" not in shown
+    assert "PLANTED" not in everything_written(models)
+
+
+URLS = [
+    "az://container/model?sv=2024&sig=PLANTED%2Fsig",
+    "abfss://container@account.dfs.core.windows.net/model?sig=PLANTED",
+    "https://account.blob.core.windows.net/container?sv=2024&sig=PLANTED",
+    "gs://bucket/model?X-Goog-Signature=PLANTED&X-Goog-Credential=PLANTED",
+    "s3://bucket/model?X-Amz-Signature=PLANTED&X-Amz-Security-Token=PLANTED",
+    "https://me:PLANTED@host/model",
+    "hf://me:PLANTED@someone/model",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("place", ["base", "post", "output", "tokenizer_from", "storage"])
+def test_a_signed_url_in_a_recipe_is_refused_and_never_repeated(models, url, place):
+    recipe = {"base": "new", "post": "post", "output": "out", "tokenizer_from": "base", "storage": "s3://x/"} | {place: url}
+    text = (
+        f"base: {recipe['base']!r}\ndeltas: [{{post: {recipe['post']!r}, base: old}}]\noutput: {recipe['output']!r}\n"
+        f"tokenizer_from: {recipe['tokenizer_from']!r}\nstorage: {{{recipe['storage']!r}: {{region: us-east-1}}}}\n"
+    )
+    (models / "signed.yaml").write_text(text)
+    before = everything_written(models)
+    for command in (["check"], ["plan"], ["merge"], ["submit", "--address", "http://127.0.0.1:1"]):
+        for more in ([], ["--json"]):
+            done = call(command[0], "signed.yaml", *command[1:], *more, cwd=models)
+            assert done.returncode == 2, done.stderr
+            assert "PLANTED" not in done.stdout + done.stderr
+            assert "Traceback" not in done.stderr
+    assert everything_written(models) == before
+
+
+@pytest.mark.parametrize("arguments", [["inspect"], ["status"], ["merge", "a"], ["frobnicate"], ["plan", "--base"], ["clean"], ["import"]])
+@pytest.mark.parametrize("url", URLS[1:2] + URLS[5:6])
+def test_no_command_repeats_the_secret_of_an_argument(tmp_path, arguments, url):
+    for more in ([], ["--no-such"], [f"--no-such={url}"]):
+        done = call(*arguments, url, *more, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "PLANTED" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+@pytest.mark.parametrize(
+    ("variable", "value", "code"),
+    [
+        ("AWS_ENDPOINT_URL", "http://me:PLANTED-password@{server}", 2),
+        ("HTTP_PROXY", "http://me:PLANTED-password@{nobody}", 75),
+        ("http_proxy", "http://me:PLANTED%2Fpassword@no proxy", 2),
+        ("AWS_SESSION_TOKEN", "PLANTED-session-token", 4),
+        ("AWS_SECRET_ACCESS_KEY", "PLANTED-secret/key+1", 4),
+        ("AWS_SECRET_ACCESS_KEY", "PLANTED-secret\n", 4),
+        ("AWS_ACCESS_KEY_ID", "PLANTED-ACCESS-KEY-ID", 4),
+    ],
+)
+def test_what_goes_wrong_is_told_without_the_secret_that_was_sent(tmp_path, s3_server, monkeypatch, engine, variable, value, code):
+    from paramdelta_dist.storage import retry
+
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.5)
+    filled = value.format(server=s3_server.endpoint.removeprefix("http://"), nobody=f"127.0.0.1:{free_ports(1)[0]}")
+    bucket = s3_server.make_bucket()
+    (tmp_path / "recipe.yaml").write_text(
+        f"base: s3://{bucket}/new\ndeltas: [{{post: s3://{bucket}/post}}]\noutput: out\nstorage: {{'s3://': {{engine: {engine}}}}}\n"
+    )
+    for more in ([], ["--json"]):
+        done = call("check", "recipe.yaml", *more, cwd=tmp_path, **{**s3_server.environ, variable: filled})
+        assert done.returncode == code, done.stderr
+        assert "PLANTED" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_bug_shows_its_traceback_without_secrets(tmp_path):
+    """A module that Python imports first makes a bug of what the command line calls."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import paramdelta_dist.api as api\n"
+        "def broken(url):\n    raise ZeroDivisionError(f'GET {url}?sig=PLANTED with PLANTED-session-token')\n"
+        "api.status = broken\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), ROOT)), "AWS_SESSION_TOKEN": "PLANTED-session-token"}
+    done = subprocess.run(
+        [sys.executable, "-m", "paramdelta_dist", "status", "az://c/x"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError: GET az://c/x?sig=*** with ***" in done.stderr
+    assert "PLANTED" not in done.stderr + done.stdout

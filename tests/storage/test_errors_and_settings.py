@@ -462,6 +462,16 @@ def test_redact_leaves_the_rest_of_a_url() -> None:
     assert redact("/a/b@c?d") == "/a/b@c?d"
     assert redact("s3://bucket/a@b") == "s3://bucket/a@b"
     assert redact("https://host:80/a?signature=abc") == "https://host:80/a"
+    assert redact("abfss://container@account.dfs.core.windows.net/a") == "abfss://container@account.dfs.core.windows.net/a"
+    assert redact("az://container/a?sv=2024&sig=abc%2Fdef&se=1") == "az://container/a?sv=2024&sig=***&se=1"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "abfss", "hf", "https", "sftp"])
+@pytest.mark.parametrize("query", ["sv=2024&sig=PLANTED", "X-Amz-Signature=PLANTED", "X-Goog-Signature=PLANTED", "token=PLANTED"])
+def test_a_signature_in_a_url_is_refused_whatever_the_scheme(scheme: str, query: str) -> None:
+    with pytest.raises(UsageError, match=r"does not belong in a URL") as caught:
+        normalize(f"{scheme}://place/folder?{query}")
+    assert "PLANTED" not in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["abfs", "abfss"])
