@@ -14,6 +14,7 @@ from paramdelta_dist.checkpoint.tokenizer import Tokenizers, Vocabulary
 from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.execution.machine import default_memory
+from paramdelta_dist.planning.memory import RESERVED
 from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, vocabulary_outcomes
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import Identity, StorageConfig, normalize, redact
@@ -75,7 +76,7 @@ def open_models(recipe: Recipe, *, memory: int | None = None) -> Models:
     `memory` bounds, in bytes, what this process may use; half of the machine where it is left out. Raises OverBudget where what
     the models say of themselves does not fit, CheckpointError where they are no models.
     """
-    room, source = Room(memory or default_memory()), recipe.tokenizer_url
+    room, source = Room(max(memory or default_memory(), RESERVED)), recipe.tokenizer_url  # less is too little, as the plan will say
     checkpoints = open_checkpoints(recipe.models, recipe.storage_config, room)
     files = checkpoints[source].side_files if source in checkpoints else find_side_files(source, recipe.storage_config)
     return Models(checkpoints, files, Tokenizers(recipe.storage_config, room))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from paramdelta_dist.api.engines import Engine
 from paramdelta_dist.checkpoint.room import PLANNING
@@ -13,7 +13,6 @@ from paramdelta_dist.planning import MergePlan, WorkerMemory, plan_memory
 from paramdelta_dist.planning.chunks import CHUNK
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
 from paramdelta_dist.planning.sweep import SweepPlan
-from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import PARTS_IN_FLIGHT, PIECE, PIECES_MEMORY, WRITE_MEMORY, open_store, part_size
 
 THREADS_A_SHARD = 2
@@ -64,16 +63,11 @@ def plan_workers(
         besides += BOTH_LIBRARIES
     reserved = RESERVED + besides + (RESERVED_BY_RAY + max(known) if engine == "ray" else sum(known))
     least = _least(merge_plan, reserved, remote_output=writes and open_store(recipe.output, storage).remote) if engine == "local" else 0
-    if least > budget:
-        raise OverBudget(
-            f"planning, and copying what lies beside the weights, need about {format_memory(least)}, the budget is "
-            f"{format_memory(budget)}: allow more memory (--memory {-(-least >> 20)}MiB)"
-        )
     while True:
         shards = min(-(-count // THREADS_A_SHARD), len(merge_plan.shards))
         threads = min(max(1, count // shards // points), MOST_THREADS_A_SHARD)
         try:
-            sizing = plan_memory(
+            return plan_memory(
                 merge_plan,
                 find_method(recipe.method),
                 budget=budget,
@@ -83,8 +77,8 @@ def plan_workers(
                 remote_output=writes and open_store(recipe.output, storage).remote,
                 reserved=reserved + shards * points * threads * measuring,
                 points=points,
+                least=least,
             )
-            return replace(sizing, projected=max(sizing.projected, least))
         except OverBudget:
             if workers is not None or count == 1:
                 raise

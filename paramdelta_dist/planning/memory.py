@@ -70,13 +70,14 @@ def plan_memory(
     remote_output: bool,
     reserved: int,
     points: int = 1,
+    least: int = 0,
 ) -> WorkerMemory:
     """The largest tiles and the most requests in flight that fit `budget` bytes for a process that makes `workers` shards
     at a time with `threads` threads each.
 
     Where the method sweeps over tensors, tiles are as large as it takes, within the budget, to have as many tensors as
     possible in one piece, because those are read once. `reserved` bytes are taken before the first tile. `points` outputs
-    are made at a time from what is read once.
+    are made at a time from what is read once; `least` bytes are needed before the first shard or after the last.
 
     Raises OverBudget, naming the two ways out, when even the smallest do not.
     """
@@ -96,7 +97,7 @@ def plan_memory(
         output = OUTPUTS * threads * tile + (_parts(plan, tile) if remote_output else WRITE_MEMORY)
         sets = 1 if method.wide else 2  # of blocks: in float64, and in float32 where there are tensors of 16 bits
         scratch = threads * ((1 + method.scratch + method.temporary) * needs.block * sets + needs.kernels) + 2 * header
-        return reserved + workers * (buffers + points * (output + scratch + needs.statistics(tile, threads)))
+        return max(least, reserved + workers * (buffers + points * (output + scratch + needs.statistics(tile, threads))))
 
     for tile in tiles:  # the largest that fits at all
         if projected(tile, 2) <= budget:
