@@ -65,7 +65,7 @@ def write_plan(store: Store, document: Mapping[str, Any], replacing: Identity | 
     try:
         identity = store.write(PLAN, render_document(document), exclusive=replacing is None, replacing=replacing)
     except (AlreadyExists, InputChanged):
-        found = _identify(store, PLAN)
+        found = find_identity(store, PLAN)
         if found is None or not _is_marked(store, document[RUN]):  # else it is this write, whose reply was lost
             raise OutputTaken(
                 f"{store.url}: another run has begun there a moment ago; run again to go on with it if it is the same merge, "
@@ -77,7 +77,7 @@ def write_plan(store: Store, document: Mapping[str, Any], replacing: Identity | 
 
 def require_hold(store: Store, hold: Hold) -> None:
     """Raise OutputTaken unless the output still is this run's. Asked before and after each step of filling and publishing it."""
-    identity = _identify(store, PLAN)
+    identity = find_identity(store, PLAN)
     if identity is not None and (identity == hold.plan or _is_marked(store, hold.run)):
         return
     winner = find_document(store, PLAN)
@@ -101,7 +101,7 @@ def _written(store: Store, hold: Hold, name: str, data: bytes) -> Identity:
     for _ in range(ATTEMPTS):
         with suppress(AlreadyExists, NotFound):  # NotFound: its part was removed by who takes over
             return store.write(name, data, exclusive=True)
-        there = _identify(store, name)
+        there = find_identity(store, name)
         require_hold(store, hold)  # then what is there is ours to replace, or another run of this merge has written it
         with suppress(InputChanged, NotFound):
             if there is not None:
@@ -114,7 +114,7 @@ def settle(store: Store, hold: Hold, name: str, identity: Identity) -> None:
     try:
         require_hold(store, hold)
     except OutputTaken:
-        if name not in _of_the_winner(store) and _identify(store, name) == identity:
+        if name not in _of_the_winner(store) and find_identity(store, name) == identity:
             store.delete(name)
         raise
 
@@ -139,7 +139,7 @@ def _is_marked(store: Store, run: str) -> bool:
     return plan is not None and mark_of(plan) == run
 
 
-def _identify(store: Store, name: str) -> Identity | None:
+def find_identity(store: Store, name: str) -> Identity | None:
     try:
         return store.identify(name)
     except NotFound:

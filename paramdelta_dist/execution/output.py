@@ -27,6 +27,7 @@ from paramdelta_dist.execution.holding import (
     RUN,
     Hold,
     find_document,
+    find_identity,
     mark_of,
     new_mark,
     require_hold,
@@ -39,6 +40,9 @@ from paramdelta_dist.execution.replacing import REPORT, Replacement, remains_of,
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.storage import Identity, Store, read_pieces
 from paramdelta_dist.threads import Threads
+
+LOOKS = 10
+"""At a file that other runs of the same merge write again, before it counts as changed."""
 
 
 @dataclass(frozen=True)
@@ -306,17 +310,20 @@ def _changed(store: Store, files: Mapping[str, Any]) -> list[str]:
 
     def same(name: str) -> bool:
         there, entry = present.get(name), files[name]
-        if there is None or there.size != entry["size"]:
-            return False
-        if there.tag == entry["tag"]:
-            return True
-        digest = blake3()
-        try:
-            for piece in read_pieces(store, name, there):
-                digest.update(piece)
-        except (InputChanged, NotFound):
-            return False
-        return bool(digest.hexdigest() == entry["digest"])
+        for _ in range(LOOKS):
+            if there is None or there.size != entry["size"]:
+                return False
+            if there.tag == entry["tag"]:
+                return True
+            digest = blake3()
+            try:
+                for piece in read_pieces(store, name, there):
+                    digest.update(piece)
+            except (InputChanged, NotFound):  # at this very moment
+                there = find_identity(store, name)
+            else:
+                return bool(digest.hexdigest() == entry["digest"])
+        return False
 
     return [name for name in files if not same(name)]
 

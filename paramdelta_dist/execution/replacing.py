@@ -67,7 +67,8 @@ def take_over(store: Store, plan: MergePlan, replacement: Replacement) -> Hold:
     doomed = {*replacement.ours, *replacement.foreign} - {PLAN}
     document = {**plan.as_document(), RUN: new_mark()}
     hold = write_plan(store, {**document, REPLACES: sorted(doomed)}, replacement.plan)
-    _end_writes(plan)
+    if replacement.plan is not None:  # else no run of ours was there
+        _end_writes(plan)
     there = store.list() or {}
     names = [name for name in there if (name in doomed or _is_of_the_books(name)) and name != PLAN]
     first = [name for name in (COMMIT, CONFIG_NAME, INDEX_NAME, SINGLE_NAME) if name in names]

@@ -52,14 +52,18 @@ POINTS = {
 }
 """How many times a process comes to each point until it is struck there: beyond the first, something is finished and can be kept."""
 WRITES = {
-    "generation_config.json": ("before a side file", "after a side file"),
-    "model.safetensors.index.json": ("", "after the index"),
-    "README.md": ("before the card", ""),
-    ".paramdelta/report.json": ("before the report", "after the report"),
-    "config.json": ("before config.json", "after config.json"),
-    ".paramdelta/commit.json": ("", "after the commit"),
-    ".paramdelta/plan.json": ("before the plan|before the plan without its list", "after the plan|after the plan without its list"),
+    "generation_config.json": (["before a side file"], ["after a side file"]),
+    "model.safetensors.index.json": ([], ["after the index"]),
+    "README.md": (["before the card"], []),
+    ".paramdelta/report.json": (["before the report"], ["after the report"]),
+    "config.json": (["before config.json"], ["after config.json"]),
+    ".paramdelta/commit.json": ([], ["after the commit"]),
+    ".paramdelta/plan.json": (
+        ["before the plan", "before the plan without its list"],
+        ["after the plan", "after the plan without its list"],
+    ),
 }
+NOWHERE: tuple[list[str], list[str]] = ([], [])
 """Points before and after the write of a file."""
 PARTS_ARRIVE_SECONDS = 0.3
 """What parts that are under way get before the death that leaves them in an upload nobody completes."""
@@ -131,12 +135,12 @@ def watch_store(name):
                 arrive("before the commit")
             if name == "latest.json":
                 arrive("before the pointer")
-            for point in WRITES.get(name, ("", ""))[0].split("|"):
+            for point in WRITES.get(name, NOWHERE)[0]:
                 arrive(point)
             written = write(self, name, data, **options)
             if name.startswith(".paramdelta/receipts/"):
                 arrive("after a receipt")
-            for point in WRITES.get(name, ("", ""))[1].split("|"):
+            for point in WRITES.get(name, NOWHERE)[1]:
                 arrive(point)
             return written
 
