@@ -1,4 +1,7 @@
-"""Real servers on loopback, for tests: SeaweedFS for s3://, fake-gcs-server for gs://, and a small one for http://."""
+"""Real servers on loopback, for tests: SeaweedFS for s3://, fake-gcs-server for gs:// through gcsfs, and a small one for http://.
+
+Azurite is in `azurite`, the server for gs:// through obstore in `google_xml`.
+"""
 
 from __future__ import annotations
 

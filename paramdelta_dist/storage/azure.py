@@ -75,9 +75,9 @@ def place(url: str) -> Place | None:
 def config(url: str, settings: StoreSettings) -> dict[str, Any]:
     """obstore's settings for a URL.
 
-    What the recipe says goes before the connection string, which goes before the other variables. Of the environment, what is known to
-    belong to another account than the URL names is left alone. Raises CredentialsError where no account is known, or where a
-    key is none; UsageError for a connection string that is none.
+    What the recipe says goes before the connection string, which goes before the other variables. A connection string or an
+    endpoint that is known to belong to another account than the URL names is left alone, since containers there may have the same
+    names. Raises CredentialsError where no account is known, or where a key is none; UsageError for a connection string that is none.
     """
     found = place(url)
     named = found.account if found else ""
