@@ -64,6 +64,8 @@ def write_plan(store: Store, document: Mapping[str, Any], replacing: Identity | 
     """Write a plan that carries a mark, where none is or in place of one. Raises OutputTaken where somebody else has done so."""
     try:
         identity = store.write(PLAN, render_document(document), exclusive=replacing is None, replacing=replacing)
+        if not _is_marked(store, document[RUN]):  # a store that looks afterwards what it has written may have seen another's
+            raise AlreadyExists(f"{store.url}/{PLAN}")
     except (AlreadyExists, InputChanged):
         found = find_identity(store, PLAN)
         if found is None or not _is_marked(store, document[RUN]):  # else it is this write, whose reply was lost

@@ -194,7 +194,7 @@ class ObstoreStore:
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
         source = _Counted(chunks)
         try:
-            obstore.put(
+            done = obstore.put(
                 self._uploader,
                 name,
                 source.pieces(size=size, where=f"{self.url}/{name}"),
@@ -207,7 +207,7 @@ class ObstoreStore:
             if error is source.error:
                 raise
             raise _classified(error, f"{self.url}/{name}") from error
-        identity = self.identify(name)
+        identity = self._put_identity(name, done, size)
         if identity.size != size:
             raise IntegrityError(f"{self.url}/{name}: {size} bytes sent, the store holds {identity.size}")
         return identity
@@ -216,10 +216,16 @@ class ObstoreStore:
         def send() -> Identity:
             with self._translated(name):
                 mode: Any = self._version(name, replacing) if replacing else "create" if exclusive else "overwrite"
-                obstore.put(self._store, name, data, mode=mode, use_multipart=False)
-            return self.identify(name)
+                done = obstore.put(self._store, name, data, mode=mode, use_multipart=False)
+            return self._put_identity(name, done, len(data))
 
         return persisting(send, what=f"writing {self.url}/{name}")
+
+    def _put_identity(self, name: str, done: Any, size: int) -> Identity:
+        """Of what was written, from the reply itself: in the next moment somebody else may write to that name."""
+        if not (done["e_tag"] or done["version"]):
+            return self.identify(name)
+        return _identity({"size": size, **done})
 
     def _version(self, name: str, expected: Identity) -> dict[str, str]:
         """What obstore wants to know of the object that a write replaces. Raises InputChanged where it is another one."""
