@@ -23,7 +23,7 @@ from typing import Any
 
 from paramdelta_dist.checkpoint.checkpoint import CONFIG_NAME
 from paramdelta_dist.checkpoint.index import INDEX_NAME
-from paramdelta_dist.errors import AlreadyExists, InputChanged, NotFound, OutputTaken
+from paramdelta_dist.errors import AlreadyExists, InputChanged, InputError, NotFound, OutputTaken
 from paramdelta_dist.execution.documents import MAX_DOCUMENT, parse_document, render_document
 from paramdelta_dist.execution.receipts import FOLDER
 from paramdelta_dist.storage import Identity, Store
@@ -103,7 +103,12 @@ def _written(store: Store, hold: Hold, name: str, data: bytes) -> Identity:
     for _ in range(ATTEMPTS):
         with suppress(AlreadyExists, NotFound):  # NotFound: its part was removed by who takes over
             return store.write(name, data, exclusive=True)
-        there = find_identity(store, name)
+        try:
+            there = find_identity(store, name)
+        except InputError:  # a link, or another thing that is no file: it gives way, and what it leads to stays as it is
+            require_hold(store, hold)
+            store.delete(name)
+            continue
         require_hold(store, hold)  # then what is there is ours to replace, or another run of this merge has written it
         with suppress(InputChanged, NotFound):
             if there is not None:

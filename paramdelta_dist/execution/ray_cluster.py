@@ -101,7 +101,7 @@ def join(workers: int | None) -> int | None:
         stopping.alive(SHUTDOWN_SECONDS)
         ray.shutdown()  # what has been started of one
         raise
-    except (OSError, RuntimeError, ValueError, RayError) as error:
+    except Exception as error:  # Ray raises the bare class too, for a node that takes too long to start
         told = str(error).strip()
         if "Version mismatch" in told:
             raise UsageError(f"the cluster at {address} has other versions than this driver: {told}. Use the same on both") from error

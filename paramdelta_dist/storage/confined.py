@@ -58,7 +58,13 @@ def resolve(root: str, name: str) -> tuple[str, list[str]]:
     Raises what `open_inside` does.
     """
     path = os.path.join(root, name)
-    target, said = os.path.realpath(path), _said(root, name)
+    said = _said(root, name)
+    try:
+        target = os.path.realpath(path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of reading a link that is none by now
+            raise
+        raise InputChanged(f"{plain(path)} was replaced while it was being opened; start again with the new file") from None
     try:
         status = os.stat(target)
     except (FileNotFoundError, NotADirectoryError):

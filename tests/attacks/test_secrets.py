@@ -202,7 +202,7 @@ def test_a_bug_shows_its_traceback_without_secrets(tmp_path):
     """A module that Python imports first makes a bug of what the command line calls."""
     (tmp_path / "sitecustomize.py").write_text(
         "import paramdelta_dist.api as api\n"
-        "def broken(url):\n    raise ZeroDivisionError(f'GET {url}?sig=PLANTED with PLANTED-session-token')\n"
+        "def broken(url, *_):\n    raise ZeroDivisionError(f'GET {url}?sig=PLANTED with PLANTED-session-token')\n"
         "api.status = broken\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), ROOT)), "AWS_SESSION_TOKEN": "PLANTED-session-token"}

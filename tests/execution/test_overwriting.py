@@ -304,7 +304,7 @@ def test_on_a_terminal_it_is_asked(models, tmp_path):
         shown = b""
         while b"Delete these files?" not in shown:
             shown += os.read(controlling, 4096)
-        assert b"out/config.json" in shown
+        assert b"out/config.json" in shown.replace(b"\r\n", b"")  # a terminal cuts long lines
         assert files(out) == before
         os.write(controlling, answer)
         with suppress(OSError):  # what Linux raises when the other side is closed
