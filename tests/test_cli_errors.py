@@ -103,9 +103,11 @@ def texts():
         arguments = [key for key in taken if isinstance(taken[key], typer.models.ArgumentInfo)]
         defaults = inspect.signature(each.callback).parameters
         needed = ["x" for key in arguments if defaults[key].default is inspect.Parameter.empty]
+        numbers = [key for key in taken if typing.get_args(hints[key])[0] is int and defaults[key].default is inspect.Parameter.empty]
+        counted = [word for key in numbers for word in (f"--{key}", "1")]
         for key in text:
             flags = taken[key].param_decls or (f"--{key.replace('_', '-')}",)
-            yield from [[name, "{}"]] if key in arguments else [[name, *needed, flag, "{}"] for flag in flags]
+            yield from [[name, *counted, "{}"]] if key in arguments else [[name, *needed, *counted, flag, "{}"] for flag in flags]
 
 
 TEXTS = list(texts())

@@ -99,8 +99,9 @@ def _require_canonical(url: str) -> None:
     if scheme in _OTHER_NAMES:
         raise UsageError(f"{redact(url)}: write {_OTHER_NAMES[scheme]}")
     host, _, path = rest.partition("/")
-    if scheme in _LOWER_CASE and host != host.lower():
-        raise UsageError(f"{redact(url)}: write {redact(f'{scheme}://{host.lower()}/{path}')}, in lower case")
+    user, at, name = host.rpartition("@") if scheme == "sftp" else ("", "", host)  # of a user's name every letter counts
+    if scheme in _LOWER_CASE and name != name.lower():
+        raise UsageError(f"{redact(url)}: write {redact(f'{scheme}://{user}{at}{name.lower()}/{path}')}, in lower case")
     if scheme == "memory" and not host and path:
         raise UsageError(f"{redact(url)}: write memory://{path.lstrip('/')}")
     segments = path.split("/")

@@ -289,7 +289,7 @@ def test_what_google_refuses_is_said_at_once(
         refused_at_once(lambda: find_leftovers("gs://no-such-bucket/m", StorageConfig()), NotFound, "NoSuchBucket")
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "of-nobody")
     refused_at_once(lambda: find_leftovers(f"gs://{bucket}/m", StorageConfig()), CredentialsError)
-    stranger = opened(f"gs://{bucket}/m", region="another client")
+    stranger = opened(f"gs://{bucket}/m", region="another-client")
     said = refused_at_once(stranger.list, CredentialsError, "access denied")
     refused_at_once(lambda: stranger.put("object", [b"1"], size=1), CredentialsError, "access denied")
     assert "of-nobody" not in said
@@ -351,6 +351,7 @@ def test_obstore_sends_what_is_written_down(google_server: GoogleServer, bucket:
     with pytest.raises(AlreadyExists):
         store.write("free", b"2", exclusive=True)
     written = store.put("deep/parts", borrowed(PARTS, 3_000_001), size=len(PARTS))
+    assert store.identify("deep/parts") == written
     store.read_range("deep/parts", 5, 9, identity=written)
     for name in ("1", "2", "3"):
         store.write(name, b"")
