@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -243,8 +244,13 @@ def inspect(
 @app.command("import")
 def import_(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="mergekit's YAML file, local or at a URL.")],
-    output: Annotated[str, typer.Option("--output", help="The folder that the recipe will write.")] = "merged",
-    recipe: Annotated[str | None, typer.Option("-o", "--recipe", metavar="FILE", help="Write the recipe here, not on stdout.")] = None,
+    output: Annotated[
+        str, typer.Option("--output", help="The folder that the recipe will write; of several configs, each one below it.")
+    ] = "merged",
+    recipe: Annotated[
+        str | None,
+        typer.Option("-o", "--recipe", metavar="FILE", help="Write the recipe here, not on stdout; of several configs, each to FILE-NAME."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a mergekit config into a recipe; tells in what the merge will differ, and refuses what cannot be mapped."""
@@ -252,12 +258,20 @@ def import_(
         from paramdelta_dist import api, rendering
 
         made = api.import_mergekit(config, output=output)
-        if recipe is not None:
-            _write_new(recipe, redacted(made.text))
-        elif not as_json:
-            typer.echo(redacted(made.text), nl=False)
-        document = {"recipe": made.text, "written": recipe, "notes": list(made.notes)}
-        _show(document, rendering.import_lines, as_json)
+        several: list[dict[str, Any]] = []
+        for one in made:
+            file = recipe if recipe is None or not one.name else _named(recipe, one.name)
+            if file is not None:
+                _write_new(file, redacted(one.text))
+            elif not as_json:
+                typer.echo(("---\n" if several else "") + redacted(one.text), nl=False)
+            several.append({"name": one.name, "recipe": one.text, "written": file, "notes": list(one.notes)})
+        _show({"recipes": several} if len(several) > 1 else several[0], rendering.import_lines, as_json)
+
+
+def _named(path: str, name: str) -> str:
+    stem, suffix = os.path.splitext(path)
+    return f"{stem}-{name}{suffix}"
 
 
 def _write_new(path: str, text: str) -> None:

@@ -396,11 +396,16 @@ def method_page(document: dict[str, Any]) -> None:
 def import_lines(document: dict[str, Any]) -> None:
     """What the user of an imported recipe has to know, on stderr: stdout is for the recipe."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print("differences from mergekit:")
-    for note in document["notes"]:
-        console.print(f"  - {escape(note)}")
-    if document["written"] is not None:
-        console.print(f"recipe written to {escape(document['written'])}; `paramdelta-dist plan` shows what it does")
+    several = document.get("recipes", [document])
+    for made in several:
+        console.print(f"{escape(made['name'])}: differences from mergekit:" if made["name"] else "differences from mergekit:")
+        for note in made["notes"]:
+            console.print(f"  - {escape(note)}")
+        if made["written"] is not None:
+            console.print(f"recipe written to {escape(made['written'])}; `paramdelta-dist plan` shows what it does")
+    if len(several) > 1:
+        files = "" if several[0]["written"] else " each from a file of its own, as `-o FILE` writes them,"
+        console.print(f"{len(several)} recipes: merge them{files} in this order")
 
 
 def check_table(document: dict[str, Any]) -> None:
