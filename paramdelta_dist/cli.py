@@ -19,6 +19,7 @@ from paramdelta_dist.errors import Interrupted, ParamDeltaError, StorageError, U
 from paramdelta_dist.redaction import redacted, redacted_values
 
 if TYPE_CHECKING:
+    from paramdelta_dist.api.clusters import Task
     from paramdelta_dist.api.consent import Confirm
     from paramdelta_dist.recipe import Recipe
     from paramdelta_dist.storage import StorageConfig
@@ -77,9 +78,15 @@ app = _App(
     cls=_Commands,
     help="Merge very large models as a stream: from storage through workers to storage, on a laptop or a Ray cluster.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
+
+
+class Do(str, Enum):
+    merge = "merge"
+    verify = "verify"
+    analyze = "analyze"
 
 
 class Engine(str, Enum):
@@ -132,13 +139,17 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: pd
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")]
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")] = False,
-) -> None:
-    if version:
+def _version(wanted: bool) -> None:
+    """While the options are read: without a command nothing else of a group is called."""
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False,
+) -> None: ...
 
 
 @app.command()
@@ -297,6 +308,15 @@ def submit(
             help="The code that runs: what the cluster has, what runs here, or a wheel (built from this checkout, or a file).",
         ),
     ] = "image",
+    do: Annotated[Do, typer.Option("--do", help="What the job does: merge, verify the output, or analyze the deltas.")] = Do.merge,
+    deep: Annotated[bool, typer.Option("--deep", help="With --do verify: read every byte and compare digests.")] = False,
+    output: Annotated[
+        str | None, typer.Option("--output", help="With --do verify: another folder than the recipe's; with analyze: where its pages go.")
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option("--python", metavar="PATH", help="The cluster's Python that has the package. Default: Ray's own."),
+    ] = None,
     workers: WorkersOption = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of each worker: 2GiB.")] = None,
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
@@ -310,11 +330,16 @@ def submit(
     with _reporting(as_json):
         from paramdelta_dist import api, rendering
 
+        merging = {"--overwrite": overwrite, "--yes": yes, "--report": report, "--device": device is not Device.auto}
+        merging |= {"--patience": patience is not None, "--memory": memory is not None and do is Do.verify}
+        task = _task(do, deep, output, merging)
         with rendering.job_view(sys.stderr) as view:
             document = api.submit(
                 api.load_recipe(recipe),
                 address=address,
                 ship=ship,
+                python=python,
+                task=task,
                 check=check,
                 wait=wait,
                 workers=workers,
@@ -329,6 +354,20 @@ def submit(
             )
         _show(document, rendering.job_end if wait else rendering.job_id, as_json)
         raise typer.Exit(document.get("exit_code") or 0)
+
+
+def _task(do: Do, deep: bool, output: str | None, merging: Mapping[str, bool]) -> Task | None:
+    """What to submit in place of a merge, where options of another command are none of it."""
+    from paramdelta_dist.api import Task
+
+    given = {name: chosen and do is not Do.merge for name, chosen in merging.items()}
+    given |= {"--deep": deep and do is not Do.verify, "--output": output is not None and do is Do.merge}
+    wrong = [name for name in given if given[name]]
+    if wrong:
+        raise UsageError(f"{wrong[0]} is no option of --do {do.value}; leave it out")
+    if do is Do.merge:
+        return None
+    return Task("verify" if do is Do.verify else "analyze", output, ("--deep",) if deep else ())
 
 
 @app.command()

@@ -511,7 +511,8 @@ def job_end(document: dict[str, Any]) -> None:
     elif "error" in document:
         print(f"error: {document['error']['message']}", file=sys.stderr)
     elif "result" in document:
-        merge_summary(document["result"])
+        result = document["result"]
+        (verify_lines if "ok" in result else analyze_lines if "deltas" in result else merge_summary)(result)
     else:
         print(f"job {document['job']} {document['state']}")
 

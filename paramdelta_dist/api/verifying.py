@@ -16,6 +16,7 @@ from paramdelta_dist.errors import InputChanged, UsageError
 from paramdelta_dist.execution.documents import read_document
 from paramdelta_dist.execution.holding import PLAN
 from paramdelta_dist.execution.machine import available_cores
+from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY
 from paramdelta_dist.planning.plan import located
@@ -49,6 +50,7 @@ def verify(
     """
     from paramdelta_dist.execution.verify import VerifyJob, check_file, check_structure, choose_tiles, find_edits, plan_checks, read_commit
 
+    require_submitters_version()
     if not 0 <= recompute <= 1:
         raise UsageError(f"--recompute {recompute}: give the fraction of tiles to compute again, between 0 and 1")
     began, url, observer = time.monotonic(), normalize(url), observer or Unobserved()

@@ -17,7 +17,7 @@ _CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (".safetensors", ".json", ".bin", ".gguf", ".pth", ".pt")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
-_PLACES = (
+_PLACES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
         "this is a LoRA adapter, not a whole model; merge it into its base first (peft: merge_and_unload) and save that",

@@ -26,10 +26,9 @@ def lost_files(store: Store, plan: MergePlan) -> list[str]:
     if fingerprints - {plan.fingerprint} or not (fingerprints or _has_receipt(store, plan, present)):
         return []
     committed: Mapping[str, Any] = (found.get(COMMIT) or {}).get("files", {})
-    differing = lost_or_changed({"files": committed}, present)
-    if any(name in present for name in differing):
+    if any(name in present for name in lost_or_changed({"files": committed}, present)):
         return []
-    return differing + ([] if PLAN in present else [PLAN])
+    return [name for name in committed if name not in present] + ([] if PLAN in present else [PLAN])
 
 
 def mend(store: Store, plan: MergePlan) -> list[str]:
