@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from paramdelta_dist.errors import Interrupted, ParamDeltaError, StorageError, U
 from paramdelta_dist.redaction import redacted, redacted_values
 
 if TYPE_CHECKING:
+    from paramdelta_dist.api.clusters import Task
     from paramdelta_dist.api.consent import Confirm
     from paramdelta_dist.recipe import Recipe
     from paramdelta_dist.storage import StorageConfig
@@ -76,9 +78,15 @@ app = _App(
     cls=_Commands,
     help="Merge very large models as a stream: from storage through workers to storage, on a laptop or a Ray cluster.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
+
+
+class Do(str, Enum):
+    merge = "merge"
+    verify = "verify"
+    analyze = "analyze"
 
 
 class Engine(str, Enum):
@@ -131,13 +139,17 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: pd
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")]
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and stop.")] = False,
-) -> None:
-    if version:
+def _version(wanted: bool) -> None:
+    """While the options are read: without a command nothing else of a group is called."""
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False,
+) -> None: ...
 
 
 @app.command()
@@ -243,8 +255,13 @@ def inspect(
 @app.command("import")
 def import_(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="mergekit's YAML file, local or at a URL.")],
-    output: Annotated[str, typer.Option("--output", help="The folder that the recipe will write.")] = "merged",
-    recipe: Annotated[str | None, typer.Option("-o", "--recipe", metavar="FILE", help="Write the recipe here, not on stdout.")] = None,
+    output: Annotated[
+        str, typer.Option("--output", help="The folder that the recipe will write; of several configs, each one below it.")
+    ] = "merged",
+    recipe: Annotated[
+        str | None,
+        typer.Option("-o", "--recipe", metavar="FILE", help="Write the recipe here, not on stdout; of several configs, each to FILE-NAME."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a mergekit config into a recipe; tells in what the merge will differ, and refuses what cannot be mapped."""
@@ -252,12 +269,20 @@ def import_(
         from paramdelta_dist import api, rendering
 
         made = api.import_mergekit(config, output=output)
-        if recipe is not None:
-            _write_new(recipe, redacted(made.text))
-        elif not as_json:
-            typer.echo(redacted(made.text), nl=False)
-        document = {"recipe": made.text, "written": recipe, "notes": list(made.notes)}
-        _show(document, rendering.import_lines, as_json)
+        several: list[dict[str, Any]] = []
+        for one in made:
+            file = recipe if recipe is None or not one.name else _named(recipe, one.name)
+            if file is not None:
+                _write_new(file, redacted(one.text))
+            elif not as_json:
+                typer.echo(("---\n" if several else "") + redacted(one.text), nl=False)
+            several.append({"name": one.name, "recipe": one.text, "written": file, "notes": list(one.notes)})
+        _show({"recipes": several} if len(several) > 1 else several[0], rendering.import_lines, as_json)
+
+
+def _named(path: str, name: str) -> str:
+    stem, suffix = os.path.splitext(path)
+    return f"{stem}-{name}{suffix}"
 
 
 def _write_new(path: str, text: str) -> None:
@@ -283,6 +308,15 @@ def submit(
             help="The code that runs: what the cluster has, what runs here, or a wheel (built from this checkout, or a file).",
         ),
     ] = "image",
+    do: Annotated[Do, typer.Option("--do", help="What the job does: merge, verify the output, or analyze the deltas.")] = Do.merge,
+    deep: Annotated[bool, typer.Option("--deep", help="With --do verify: read every byte and compare digests.")] = False,
+    output: Annotated[
+        str | None, typer.Option("--output", help="With --do verify: another folder than the recipe's; with analyze: where its pages go.")
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option("--python", metavar="PATH", help="The cluster's Python that has the package. Default: Ray's own."),
+    ] = None,
     workers: WorkersOption = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Most memory of each worker: 2GiB.")] = None,
     device: Annotated[Device, typer.Option(help="Where workers compute; auto is the CPU.")] = Device.auto,
@@ -296,11 +330,16 @@ def submit(
     with _reporting(as_json):
         from paramdelta_dist import api, rendering
 
+        merging = {"--overwrite": overwrite, "--yes": yes, "--report": report, "--device": device is not Device.auto}
+        merging |= {"--patience": patience is not None, "--memory": memory is not None and do is Do.verify}
+        task = _task(do, deep, output, merging)
         with rendering.job_view(sys.stderr) as view:
             document = api.submit(
                 api.load_recipe(recipe),
                 address=address,
                 ship=ship,
+                python=python,
+                task=task,
                 check=check,
                 wait=wait,
                 workers=workers,
@@ -315,6 +354,20 @@ def submit(
             )
         _show(document, rendering.job_end if wait else rendering.job_id, as_json)
         raise typer.Exit(document.get("exit_code") or 0)
+
+
+def _task(do: Do, deep: bool, output: str | None, merging: Mapping[str, bool]) -> Task | None:
+    """What to submit in place of a merge, where options of another command are none of it."""
+    from paramdelta_dist.api import Task
+
+    given = {name: chosen and do is not Do.merge for name, chosen in merging.items()}
+    given |= {"--deep": deep and do is not Do.verify, "--output": output is not None and do is Do.merge}
+    wrong = [name for name in given if given[name]]
+    if wrong:
+        raise UsageError(f"{wrong[0]} is no option of --do {do.value}; leave it out")
+    if do is Do.merge:
+        return None
+    return Task("verify" if do is Do.verify else "analyze", output, ("--deep",) if deep else ())
 
 
 @app.command()

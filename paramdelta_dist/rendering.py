@@ -244,6 +244,7 @@ def merge_document(result: MergeResult) -> dict[str, Any]:
     pointer = {"pointer": result.pointer} if result.pointer else {}
     page = {"page": result.page} if result.page else {}
     mended = {**({"lost": list(result.lost)} if result.lost else {}), **({"gone": result.gone} if result.gone else {})}
+    mended |= {"edited": list(result.edited)} if result.edited else {}
     return {"output": result.output, "state": result.state, "fingerprint": result.fingerprint, **pointer, **page, **mended, **result.report}
 
 
@@ -253,6 +254,8 @@ def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> 
     if document["state"] == "nothing to do":
         what = f"{_plural(len(document['points']), 'point')} of this sweep" if "points" in document else "this merge"
         console.print(f"nothing to do: {escape(document['output'])} holds {what} of these inputs already")
+        if "edited" in document:
+            console.print(f"  not as they were written, and left as they are: {escape(_first(document['edited']))}")
         if latest:
             console.print(latest)
         return
@@ -396,11 +399,16 @@ def method_page(document: dict[str, Any]) -> None:
 def import_lines(document: dict[str, Any]) -> None:
     """What the user of an imported recipe has to know, on stderr: stdout is for the recipe."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print("differences from mergekit:")
-    for note in document["notes"]:
-        console.print(f"  - {escape(note)}")
-    if document["written"] is not None:
-        console.print(f"recipe written to {escape(document['written'])}; `paramdelta-dist plan` shows what it does")
+    several = document.get("recipes", [document])
+    for made in several:
+        console.print(f"{escape(made['name'])}: differences from mergekit:" if made["name"] else "differences from mergekit:")
+        for note in made["notes"]:
+            console.print(f"  - {escape(note)}")
+        if made["written"] is not None:
+            console.print(f"recipe written to {escape(made['written'])}; `paramdelta-dist plan` shows what it does")
+    if len(several) > 1:
+        files = "" if several[0]["written"] else " each from a file of its own, as `-o FILE` writes them,"
+        console.print(f"{len(several)} recipes: merge them{files} in this order")
 
 
 def check_table(document: dict[str, Any]) -> None:
@@ -475,6 +483,8 @@ def status_lines(document: dict[str, Any]) -> None:
         facts["fingerprint"] = str(document["fingerprint"])
     if "committed" in document:
         facts["committed"] = str(document["committed"])
+    if "edited" in document:
+        facts["edited"] = f"{', '.join(document['edited'])}: not as they were written, and no part of the model"
     if "damaged" in document:
         facts["damaged"] = ", ".join(document["damaged"])
     if "report" in document:
@@ -501,7 +511,8 @@ def job_end(document: dict[str, Any]) -> None:
     elif "error" in document:
         print(f"error: {document['error']['message']}", file=sys.stderr)
     elif "result" in document:
-        merge_summary(document["result"])
+        result = document["result"]
+        (verify_lines if "ok" in result else analyze_lines if "deltas" in result else merge_summary)(result)
     else:
         print(f"job {document['job']} {document['state']}")
 
@@ -595,6 +606,8 @@ def verify_lines(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for problem in document["problems"]:
         console.print(f"problem: {escape(problem)}")
+    for name in document["edited"]:
+        console.print(f"note: {escape(name)} is not as it was written; it is no part of the model, and people may edit it")
     looked = [f"{_plural(document['files'], 'file')} by structure and receipts"]
     looked += ["every byte by digest"] if document["deep"] else []
     looked += [f"{_plural(document['tiles_recomputed'], 'tile')} computed again"] if document["tiles_recomputed"] else []

@@ -296,3 +296,25 @@ def test_what_others_print_during_a_merge_does_not_get_into_the_result(capsys):
     captured = capsys.readouterr()
     assert captured.out == "{}\n"
     assert "A worker died" in captured.err
+
+
+def test_the_version_is_printed_without_a_command(here):
+    from paramdelta_dist._version import __version__
+
+    done = run("--version", cwd=here)
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
+    assert "complete" in run("--show-completion", "bash", cwd=here).stdout
+
+
+@pytest.mark.parametrize("options", [["--deep"], ["--output", "s3://b/o"], ["--do", "verify", "--report"], ["--do", "analyze", "--deep"]])
+def test_an_option_of_another_thing_to_submit_is_refused(here, options):
+    (here / "recipe.yaml").write_text("base: new\ndeltas: [{post: post}]\noutput: out\n")
+    message = refused(here, "submit", "recipe.yaml", *options, "--address", "http://127.0.0.1:1", code=2)
+    assert "is no option of --do" in message
+
+
+def test_an_analysis_on_a_cluster_is_written_where_the_cluster_can(here):
+    (here / "recipe.yaml").write_text("base: new\ndeltas: [{post: post}]\noutput: out\n")
+    assert "--output URL" in refused(here, "submit", "recipe.yaml", "--do", "analyze", "--address", "http://127.0.0.1:1", code=2)
+    (here / "recipe.yaml").write_text("base: new\ndeltas: [{post: post}]\noutput: out\nsweep: {weight: [0, 1]}\n")
+    assert "name the one to verify" in refused(here, "submit", "recipe.yaml", "--do", "verify", "--address", "http://127.0.0.1:1", code=2)

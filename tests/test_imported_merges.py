@@ -110,7 +110,7 @@ def absolute(config, root):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_imported_recipe_gives_what_mergekit_gives(theirs, name):
-    made = import_mergekit(yaml.safe_dump(absolute(CONFIGS[name], theirs)), where="m.yml", output=str(theirs / "ours" / name))
+    (made,) = import_mergekit(yaml.safe_dump(absolute(CONFIGS[name], theirs)), where="m.yml", output=str(theirs / "ours" / name))
     api.merge(parse_recipe(made.text, where="r.yaml"))
     ours, expected = oracle.load(theirs / "ours" / name), oracle.load(theirs / "theirs" / name)
     assert ours.keys() == expected.keys()

@@ -19,7 +19,7 @@ from tests.terminal import call
 def imported(config, output="/out"):
     """The recipe, and the notes as one text."""
     text = config if isinstance(config, str) else yaml.safe_dump(config)
-    made = import_mergekit(text, where="m.yml", output=output)
+    (made,) = import_mergekit(text, where="m.yml", output=output)
     return yaml.safe_load(made.text), "\n".join(made.notes)
 
 
@@ -45,7 +45,7 @@ def test_linear():
         "output": "/out",
         "dtype": "float16",
     }
-    assert "mergekit computes in float16, rounding in between; here in float32" in notes
+    assert "mergekit computes of numbers rounded to float16 first, in float32; here in float32" in notes
     assert "hf://psmathur/orca_mini_v3_13b of the Hugging Face hub" in notes
     assert "takes config and tokenizer from any of its models" in notes
 
@@ -247,14 +247,14 @@ def test_references_to_models(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "problems"),
     [
-        ({"merge_method": "passthrough", "models": [{"model": "/a"}]}, ["passthrough stacks layers"]),
+        ({"merge_method": "passthrough", "models": [{"model": "/a"}, {"model": "/b"}]}, ["passthrough stacks layers"]),
         ({"merge_method": "voodoo", "models": [{"model": "/a"}]}, ["merge_method 'voodoo' is not known; known are linear"]),
-        (deltas("ties", {"weight": 1}, {"rescale": True, "lamda": 1}), ["rescale: true has no equal here", "parameters.lamda"]),
+        (deltas("ties", {"weight": 1}, {"rescale": True}), ["rescale: true has no equal here"]),
         (deltas("dare_linear", {"weight": 1}, {"normalize": True}), ["normalize: true has no equal here: divide the weights"]),
         (deltas("ties", {"density": 0.5}), ["/models/x: weight is missing", "/models/y: weight is missing"]),
         ({**deltas("ties", {"weight": 1}), "base_model": None}, ["base_model is missing, which ties needs"]),
         (deltas("slerp", {}, {"t": 0.5}), ["slerp merges two models, of which base_model is one; 2 others are listed"]),
-        (deltas("ties", {"weight": 1}, unknown=1, modules={"text": {}}), ["unknown key 'unknown'", "modules: "]),
+        (deltas("ties", {"weight": 1}, modules={"text": {}}), ["one of models, slices and modules; there are models and modules"]),
         (
             {
                 "merge_method": "linear",
@@ -290,6 +290,129 @@ def test_slices_of_other_models_are_refused():
     assert "slices.1: has other models" in refused({"merge_method": "linear", "slices": slices, "parameters": {"weight": 1}})
 
 
+def test_a_module_around_all_is_read_like_its_content():
+    config = yaml.safe_load(SLERP)
+    module = {"slices": config.pop("slices"), "parameters": config.pop("parameters")}
+    assert imported({**config, "modules": {"default": module}})[0] == imported(SLERP)[0]
+    # of several modules that are merged alike, one is as good as all; parameters of a module come before those of the config
+    made, notes = imported({**config, "modules": {"text": module, "vision": module}, "parameters": {"t": 1}})
+    assert made == imported(SLERP)[0] | {"parameters": made["parameters"]}
+    assert made["parameters"]["t"][-1] == {"value": 0.5}
+    assert "taken to be all of the model" in notes
+    other = {**module, "parameters": {"t": 0.1}}
+    assert "text, vision are merged in different ways" in refused({**config, "modules": {"text": module, "vision": other}})
+
+
+def test_a_slice_without_layers_is_the_whole_model_and_numbers_are_read_as_mergekit_reads_them():
+    sources = [{"model": "/models/a"}, {"model": "/models/b"}]
+    config = {"merge_method": "slerp", "base_model": "/models/a", "parameters": {"t": "0.5"}}
+    whole = imported({**config, "slices": [{"sources": sources}]})[0]
+    spans = [{**source, "layer_range": ["0", 32.0]} for source in sources]
+    assert whole == imported({**config, "slices": [{"sources": spans}]})[0]
+    assert whole == imported({**config, "models": sources})[0]
+    by_slice = {key: value for key, value in config.items() if key != "base_model"}
+    assert imported({**by_slice, "slices": [{"sources": spans, "base_model": "/models/a"}]})[0] == whole
+
+
+@pytest.mark.parametrize(("yes", "no"), [(1, 0), (1.0, 0.0), ("yes", "off"), ("TRUE", "F"), ("'1'", "'0'")])
+def test_numbers_and_words_for_switches(yes, no):
+    def given(value):
+        return imported(deltas("ties", {"weight": 1}, {"normalize": yaml.safe_load(str(value))}))[0]["parameters"]["normalize"]
+
+    assert (given(yes), given(no)) == ("weight", "none")
+    assert imported(deltas("task_arithmetic", {"weight": True}, {"normalize": 0}))[0]["deltas"][0]["weight"] == 1.0
+    assert "'maybe' should be true or false" in refused(deltas("ties", {"weight": 1}, {"normalize": "maybe"}))
+
+
+def test_what_mergekit_passes_over_is_told_and_left_out():
+    entry = {"model": "/models/a", "merge_method": "linear", "parameters": {"weight": 1}}
+    made, notes = imported({"merge_method": "linear", "models": [entry], "verbose": True, "parameters": {"lamda": 1}})
+    assert made["models"] == [{"model": "/models/a", "weight": 1}]
+    for told in ("models.0.merge_method: mergekit 0.1.5 has no such key there", "verbose: mergekit", "parameter lamda has no effect"):
+        assert told in notes
+    made, notes = imported("merge_method: ties\nmerge_method: linear\nmodels: [{model: /a, parameters: {weight: 1}}]\n")
+    assert made["method"] == "linear"
+    assert "merge_method stands there 2 times; the last counts" in notes
+
+
+def test_several_configs_write_each_to_a_folder_of_its_own_and_read_each_other():
+    text = yaml.safe_dump_all([
+        {"merge_method": "slerp", "base_model": "first", "models": [{"model": "first"}, {"model": "/m/c"}], "parameters": {"t": 0.5}},
+        {**deltas("ties", {"weight": 1}), "name": "first"},
+    ])  # fmt: skip
+    first, last = import_mergekit(text, where="m.yml", output="s3://b/out/")
+    assert (first.name, yaml.safe_load(first.text)["output"]) == ("first", "s3://b/out/first")
+    assert (last.name, yaml.safe_load(last.text)["base"]) == ("1", "s3://b/out/first")
+    assert "merge that one first" in "".join(last.notes)
+    round_ = [{"merge_method": "linear", "models": [{"model": other, "parameters": {"weight": 1}}], "name": name}
+              for name, other in (("a", "b"), ("b", "a"))]  # fmt: skip
+    assert "made of one another" in refused(yaml.safe_dump_all(round_))
+    assert "name '../x'" in refused(yaml.safe_dump_all([{"name": "../x"}, {}]))
+
+
+def test_a_tokenizer_source_that_says_it_is_a_model():
+    made, _ = imported(deltas("task_arithmetic", {"weight": 1}, tokenizer_source="model:org/tok"))
+    assert (made["tokenizer_from"], made["vocab"]) == ("hf://org/tok", "by-token")
+
+
+def test_one_model_passed_through_is_that_model_times_a_scale():
+    config = {"merge_method": "passthrough", "models": [{"model": "/a", "parameters": {"scale": 0.5}}]}
+    assert imported(config)[0] == {
+        "method": "linear", "parameters": {"normalize": False}, "models": [{"model": "/a", "weight": 0.5}], "output": "/out"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "dare_linear", "della", "della_linear", "breadcrumbs"])
+def test_a_density_of_zero_keeps_nothing_and_one_above_one_everything(method, tmp_path):
+    old, post, new = make_models(tmp_path, ARCHITECTURES["llama"])
+    config = {"merge_method": method, "base_model": str(old), "parameters": {"normalize": False, "rescale": 0}, "models": [
+        {"model": str(post), "parameters": {"weight": 0.5, "density": 0}}, {"model": str(new), "parameters": {"weight": 0.25, "density": 3}}
+    ]}  # fmt: skip
+    (made,) = import_mergekit(yaml.safe_dump(config), where="m.yml", output=str(tmp_path / "out"))
+    api.merge(parse_recipe(made.text, where="r.yaml"))
+    tensors = [oracle.load(folder) for folder in (old, new)]
+    oracle.assert_within_one_rounding(oracle.load(tmp_path / "out"), oracle.merge(tensors[0], [(tensors[1], tensors[0], 0.25)]), share=1e-3)
+
+
+ALIASES = "a: &a [1]\n" + "".join(f"{y}: &{y} [{','.join(['*' + x] * 10)}]\n" for x, y in zip("abcdefg", "bcdefgh", strict=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (SLERP.replace("layer_range: [0, 32]", "layer_range: 32"), "layer_range should be two whole numbers"),
+        ("merge_method: slerp\nbase_model: /a\nparameters: {t: 0.5}\n", "one of models, slices and modules; there is none"),
+        ("merge_method: linear\nmodels: [{model: /a, parameters: [{weight: 1}]}]\n", "models.0.parameters: should be lines of"),
+        ("merge_method: linear\nmodels: [{model: /a, parameters: {weight: [.nan]}}]\n", "m.yml"),
+        ("merge_method: karcher\nmodels: [{model: /a}, {model: /b}]\nparameters: {max_iter: .inf}\n", "should be a whole number"),
+        ("merge_method: linear\nmodules: {default: 3}\n", "modules: should be lines of"),
+        ("merge_method: linear\nmodules: {default: {}}\n", "modules.default: there should be one of models and slices"),
+        ("merge_method: linear\nslices: 3\n", "slices: should be a list"),
+        ("merge_method: linear\nslices: [3]\n", "slices.0: should have `sources:`"),
+        ("merge_method: [linear]\nmodels: {a: 1}\n", "merge_method \"['linear']\" is not known"),
+        (deltas("ties", {"weight": 1}, dtype="int64"), "dtype 'int64' cannot be written"),
+        (deltas("ties", {"weight": 1, "density": [2, 0]}), "a gradient of shares that leaves 0 to 1"),
+        (deltas("ties", {"weight": 1}, tokenizer="base"), "tokenizer: should be lines of"),
+        (deltas("ties", {"weight": {"a": 1}}), "should be a value, a gradient, or a list"),
+        (ALIASES, "written out it has more than"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_said_of_the_file_that_the_person_has(config, problem):
+    message = refused(config)
+    assert problem in message
+    assert "recipe made of" not in message
+    assert "line " not in message
+
+
+def test_what_the_recipe_refuses_is_said_in_the_words_of_the_config():
+    message = refused(deltas("sce", {}, {"select_topk": 2}))
+    assert message.startswith("m.yml: ")
+    assert "select_topk" in message
+    message = refused(deltas("breadcrumbs", {"weight": 1, "density": 0.5, "gamma": -1}))
+    assert "model /models/x: gamma" in message
+    assert "deltas" not in message
+
+
 def test_text_that_is_no_config_is_refused():
     for text in ("", "- a", "a: [", "1"):
         with pytest.raises(RecipeError, match=r"m\.yml: not"):
@@ -299,7 +422,7 @@ def test_text_that_is_no_config_is_refused():
 def test_every_method_that_is_mapped_is_here_and_every_recipe_is_valid():
     assert {known.method for known in KNOWN.values()} <= {method.name for method in METHODS}
     for config in (SLERP, TIES):
-        made = import_mergekit(config, where="m.yml", output="/out")
+        (made,) = import_mergekit(config, where="m.yml", output="/out")
         assert parse_recipe(made.text, where="r.yaml").output == "/out"
 
 
@@ -327,6 +450,11 @@ def test_the_command_prints_the_recipe_and_tells_the_differences(tmp_path):
     assert bad.returncode == 2
     assert "passthrough" in bad.stderr
     assert "Traceback" not in bad.stderr
+    (tmp_path / "two.yml").write_text(f"name: one\n{TIES}---\n{TIES}".replace("\n    ", "\n"))
+    two = run("two.yml", "-o", "r.yaml", cwd=tmp_path)
+    assert two.returncode == 0, two.stderr
+    assert "2 recipes: merge them in this order" in two.stderr
+    assert [yaml.safe_load((tmp_path / f"r-{name}.yaml").read_text())["output"] for name in ("one", "2")] == ["merged/one", "merged/2"]
 
 
 def test_an_imported_recipe_merges_what_the_config_says(tmp_path):
@@ -336,7 +464,7 @@ def test_an_imported_recipe_merges_what_the_config_says(tmp_path):
     config = {"merge_method": "task_arithmetic", "base_model": str(old), "dtype": "float32", "out_dtype": "bfloat16",
               "models": [{"model": str(post), "parameters": {"weight": weight}}, {"model": str(new), "parameters": {"weight": -0.5}}],
               "parameters": {"lambda": 0.5}}  # fmt: skip
-    made = import_mergekit(yaml.safe_dump(config), where="m.yml", output=str(tmp_path / "out"))
+    (made,) = import_mergekit(yaml.safe_dump(config), where="m.yml", output=str(tmp_path / "out"))
     api.merge(parse_recipe(made.text, where="r.yaml"))
 
     def expected(name):

@@ -145,7 +145,7 @@ def test_the_output_is_a_hugging_face_folder_with_side_files_card_and_provenance
     assert (out / "chat_template.jinja").exists()
     assert (out / "modeling_custom.py").read_text() == "# of the base"
     card = (out / "README.md").read_text()
-    assert all(text in card for text in (str(new), str(post), str(old), "base_model", "2504.21023", "method: paramdelta"))
+    assert all(text in card for text in (new.name, post.name, old.name, "base_model", "2504.21023", "method: paramdelta"))
     commit = json.loads((out / ".paramdelta/commit.json").read_text())
     assert set(commit["files"]) == {p.name for p in out.iterdir() if p.is_file()}
     assert all((out / name).stat().st_size == entry["size"] for name, entry in commit["files"].items())

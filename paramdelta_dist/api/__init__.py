@@ -2,7 +2,7 @@
 
 from paramdelta_dist.api.analyzing import analyze
 from paramdelta_dist.api.catalogue import method, methods
-from paramdelta_dist.api.clusters import follow, job_status, list_jobs, logs, stop, submit
+from paramdelta_dist.api.clusters import Task, follow, job_status, list_jobs, logs, stop, submit
 from paramdelta_dist.api.documents import plan_document, tensor_documents
 from paramdelta_dist.api.engines import Device, Engine
 from paramdelta_dist.api.merging import merge
@@ -22,6 +22,7 @@ __all__ = [
     "MergeResult",
     "Observer",
     "State",
+    "Task",
     "analyze",
     "check",
     "clean",

@@ -19,6 +19,7 @@ from paramdelta_dist.checkpoint import open_checkpoint
 from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
 from paramdelta_dist.errors import UsageError
+from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.recipe import Recipe, of_deltas, weights_of
 from paramdelta_dist.storage import inside, normalize, open_store, redact
 from paramdelta_dist.template import is_template
@@ -43,6 +44,7 @@ def analyze(
     inputs where it is a plain sum of them. Returns a document of the most important figures. Raises ParamDeltaErrors only,
     such as HomologyError where the models do not fit together; nothing is written then.
     """
+    require_submitters_version()
     began, observer = time.monotonic(), observer or Unobserved()
     folder = normalize(output or "analysis")
     if not is_template(recipe.output) and inside(folder, recipe.output):

@@ -18,15 +18,36 @@ from paramdelta_dist.execution.points import is_written_down
 from paramdelta_dist.jobs import connect, watching
 from paramdelta_dist.jobs.job import Cluster
 from paramdelta_dist.jobs.naming import JobName, parse_job_id
-from paramdelta_dist.jobs.parcel import check_ship
+from paramdelta_dist.jobs.parcel import RECIPE_FILE, check_ship
 from paramdelta_dist.jobs.reading import Listener, Silent
 from paramdelta_dist.jobs.submitting import Submission, last_attempt
 from paramdelta_dist.jobs.submitting import submit as submit_job
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.recipe import Recipe
-from paramdelta_dist.storage import open_store, redact, scheme_of
+from paramdelta_dist.storage import normalize, open_store, redact, scheme_of
 from paramdelta_dist.threads import Threads
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to submit that is no merge."""
+
+    command: Literal["verify", "analyze"]
+    output: str | None = None
+    """The folder to verify, the recipe's output unless given, or the one that the analysis is written to."""
+    options: tuple[str, ...] = ()
+
+    def line(self, recipe: Recipe) -> tuple[tuple[str, ...], str]:
+        """The command, and the folder that it is about. Raises UsageError where it is not known."""
+        if self.command == "analyze":
+            if self.output is None or not scheme_of(self.output):
+                raise UsageError("--do analyze: name with --output URL where the cluster writes the analysis, such as s3://bucket/analysis")
+            return ("analyze", RECIPE_FILE, f"--output={self.output}", *self.options), self.output
+        if self.output is None and (recipe.sweep or series_of(recipe) is not None):
+            raise UsageError("--do verify: this recipe has several outputs; name the one to verify with --output URL")
+        output = normalize(self.output or recipe.output)
+        return ("verify", output, f"--recipe={RECIPE_FILE}", *self.options), output
 
 
 def submit(
@@ -34,6 +55,8 @@ def submit(
     *,
     address: str | None = None,
     ship: str = "image",
+    python: str | None = None,
+    task: Task | None = None,
     check: bool = True,
     wait: bool = True,
     workers: int | None = None,
@@ -52,7 +75,8 @@ def submit(
     by its next attempt, and what is done already is not submitted. A job that runs keeps its options, which is noted where they are
     others, and refused where it would not `overwrite`. With `check` the plan is made here first, unless the
     inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `patience` and `report_page` as in `merge`, `ship`
-    as in `parcel.pack`. What `overwrite` would delete that is not ours is asked of `confirm` here, where the plan can be made here,
+    as in `parcel.pack`; `python` is the cluster's interpreter that has the package, if that is not Ray's own; a `task` is done in place of
+    the merge. What `overwrite` would delete that is not ours is asked of `confirm` here, where the plan can be made here,
     and allowed to the job then; `yes` allows it unasked.
 
     Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
@@ -63,32 +87,37 @@ def submit(
     """
     listener, means = listener or Silent(), Means("ray", workers, memory, device, patience)
     check_ship(ship)
+    if task is not None:
+        line, target = task.line(recipe)
+        wanted = Submission(recipe, None, _options(means), ship=ship, python=python, task=line, target=target)
+        return {**_submitted(connect(address, listener.note), wanted, wait, listener), "fingerprint": None}
     seen = _look_ahead(recipe, means, overwrite, (lambda _: True) if yes else confirm, report_page, listener) if check else _Seen()
     if seen.state == "finished":
         job = None if wait else _made_by(address, Submission(recipe, seen.fingerprint).stem, listener)
         return {"state": "nothing to do", "job": job, "exit_code": 0, "output": seen.output, "fingerprint": seen.fingerprint}
-    cluster = connect(address, listener.note)
-    local = [url for url in (*recipe.models, recipe.output) if not scheme_of(url)]
+    wanted = Submission(
+        recipe,
+        seen.fingerprint,
+        (*_options(means), *(["--report"] if report_page else [])),
+        overwrite=overwrite,
+        yes=yes or seen.agreed,
+        begun=seen.state == "begun",
+        ship=ship,
+        python=python,
+    )
+    return {**_submitted(connect(address, listener.note), wanted, wait, listener), "fingerprint": seen.fingerprint}
+
+
+def _submitted(cluster: Cluster, wanted: Submission, wait: bool, listener: Listener) -> dict[str, Any]:
+    local = [url for url in (*wanted.recipe.models, wanted.target or wanted.recipe.output) if not scheme_of(url)]
     if local:
         listener.note(f"{local[0]} is a local path: every node of the cluster must see the same files there")
-    begun = seen.state == "begun"
-    made = submit_job(
-        cluster,
-        Submission(
-            recipe,
-            seen.fingerprint,
-            (*_options(means), *(["--report"] if report_page else [])),
-            overwrite=overwrite,
-            yes=yes or seen.agreed,
-            begun=begun,
-            ship=ship,
-        ),
-    )
+    made = submit_job(cluster, wanted)
     for note in made.notes:
         listener.note(note)
     listener.note(f"job {made.name} {'runs already' if made.joined else 'submitted'} on {redact(cluster.url)}")
     document = watching.watch(cluster, str(made.name), listener) if wait else watching.look(cluster, str(made.name))
-    return {**document, "joined": made.joined, "notes": list(made.notes), "fingerprint": seen.fingerprint}
+    return {**document, "joined": made.joined, "notes": list(made.notes)}
 
 
 def _made_by(address: str | None, stem: str, listener: Listener) -> str:

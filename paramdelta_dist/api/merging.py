@@ -81,7 +81,7 @@ def _merge_into_folder(
     held = claim(store, merge_plan, replacement)
     work = _make_missing(store, merge_plan, crew, held, report_page=report_page, observer=observer) if held.committed is None else None
     if work is None:
-        return MergeResult(redact(output), "nothing to do", merge_plan.fingerprint, {})
+        return MergeResult(redact(output), "nothing to do", merge_plan.fingerprint, {}, edited=held.edited)
     from paramdelta_dist.execution.publish import SideFiles, publish
 
     receipts = {**held.receipts, **{receipt.file: receipt for receipt in work.made}}

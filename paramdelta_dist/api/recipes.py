@@ -24,8 +24,9 @@ def schema() -> dict[str, Any]:
     return recipe_schema(all_methods())
 
 
-def import_mergekit(source: str, *, output: str) -> Imported:
-    """The recipe that a mergekit config in a local file or at a URL means, and in what the merge differs from mergekit's.
+def import_mergekit(source: str, *, output: str) -> tuple[Imported, ...]:
+    """The recipes that the mergekit configs in a local file or at a URL mean, and in what each merge differs from mergekit's: mostly one,
+    else in the order in which they are to be merged, each writing to a folder below `output`.
 
     Raises RecipeError listing all that cannot be mapped.
     """

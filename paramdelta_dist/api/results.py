@@ -35,6 +35,8 @@ class MergeResult:
     """The report, where this run wrote one."""
     lost: tuple[str, ...] = ()
     """Files that the output, where the recipe's output is a template, had lost since it was finished; they are made again."""
+    edited: tuple[str, ...] = ()
+    """Of an output that was there already the files that people may edit, and did since."""
     gone: str | None = None
     """An earlier output of this merge that is not there any more, which is why it was made again."""
 

@@ -16,6 +16,7 @@ from paramdelta_dist.errors import InputChanged, UsageError
 from paramdelta_dist.execution.documents import read_document
 from paramdelta_dist.execution.holding import PLAN
 from paramdelta_dist.execution.machine import available_cores
+from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY
 from paramdelta_dist.planning.plan import located
@@ -47,8 +48,9 @@ def verify(
     Returns a document with `problems`, empty when all is well. Raises InputError where there is no finished output,
     InputChanged when the inputs are no longer those that were merged, IntegrityError when the commit itself was altered.
     """
-    from paramdelta_dist.execution.verify import VerifyJob, check_file, check_structure, choose_tiles, plan_checks, read_commit
+    from paramdelta_dist.execution.verify import VerifyJob, check_file, check_structure, choose_tiles, find_edits, plan_checks, read_commit
 
+    require_submitters_version()
     if not 0 <= recompute <= 1:
         raise UsageError(f"--recompute {recompute}: give the fraction of tiles to compute again, between 0 and 1")
     began, url, observer = time.monotonic(), normalize(url), observer or Unobserved()
@@ -73,11 +75,13 @@ def verify(
             for verdict in executor.run(check_file, VerifyJob(url, storage, job), checks, advance=observer.advanced):
                 verdicts.append(verdict)
                 observer.finished(verdict)
-    problems += [problem for verdict in sorted(verdicts, key=lambda v: v.file) for problem in verdict.problems]
+    edits = find_edits(store, commit, verdicts)
+    problems += [p for verdict in sorted(verdicts, key=lambda v: v.file) if verdict.file not in edits for p in verdict.problems]
     return {
         "output": redact(url),
         "ok": not problems,
         "problems": problems,
+        "edited": edits,
         "fingerprint": commit["fingerprint"],
         "files": len(commit["files"]),
         "deep": deep,

@@ -12,6 +12,7 @@ from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, shown
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME
 from paramdelta_dist.checkpoint.parsing import Parser
+from paramdelta_dist.checkpoint.places import refuse_absent, refuse_place, refuse_two_models
 from paramdelta_dist.checkpoint.room import Room, json_cost
 from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file, is_side_folder
 from paramdelta_dist.checkpoint.standins import FIRST_BYTES, refuse_stand_in, require_own_files
@@ -103,8 +104,7 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
     store = open_store(url, storage)
     listed = store.list()
     if listed is not None and not listed:
-        hint = "; name the folder, not a file in it" if url.endswith((".safetensors", ".json", ".bin")) else ""
-        raise CheckpointError(f"{store.url}: no such folder, or it is empty{hint}")
+        refuse_absent(store, url)
     present = _probed(store, (INDEX_NAME, SINGLE_NAME, *SIDE_FILE_NAMES)) if listed is None else listed
     weight_map = _weight_map(store, present, parser)
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_NAME]
@@ -188,26 +188,12 @@ def _weight_map(store: Store, present: dict[str, Identity], parser: Parser) -> d
         with parser.room.taken(identity.size, where):
             text = read_whole(store, INDEX_NAME, identity, limit=MAX_INDEX)
             refuse_stand_in(bytes(text[:FIRST_BYTES]), where=where)
-            return parser.index(text, where=where)
-    if SINGLE_NAME in present:
-        return None
-    if any(name in present for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")):
-        raise CheckpointError(
-            f"{store.url}: this is a LoRA adapter, not a whole model; merge it into its base first (peft: merge_and_unload) and save that"
-        )
-    pickled = [name for name in present if "/" not in name and name.endswith((".bin", ".pt", ".pth", ".ckpt", ".bin.index.json"))]
-    if pickled:
-        raise CheckpointError(
-            f"{store.url}: the weights are pickled ({_some(pickled)}), a format that can run code when it is read; convert them once: "
-            "AutoModelForCausalLM.from_pretrained(folder, dtype='auto').save_pretrained(new_folder)"
-        )
-    loose = [name for name in present if name.endswith(".safetensors")]
-    if loose:
-        raise CheckpointError(
-            f"{store.url}: {INDEX_NAME} and {SINGLE_NAME} are both missing, though there are weight files ({_some(loose)}); "
-            "restore the index, it says which of them belong to the model"
-        )
-    raise CheckpointError(f"{store.url}: no checkpoint here: neither {SINGLE_NAME} nor {INDEX_NAME} is in the folder")
+            weight_map = parser.index(text, where=where)
+        refuse_two_models(store, present, weight_map)
+        return weight_map
+    if SINGLE_NAME not in present:
+        refuse_place(store, present)
+    return None
 
 
 def _read_header(store: Store, file: WeightFile, room: Room) -> bytes:

@@ -46,6 +46,12 @@ MODEL_PATTERNS = (*MODEL_FILES, "sentence_*_config.json", "[0-9]_*/config.json",
 SIDE_FILE_NAMES = (*TOKENIZER_FILES, *MODEL_FILES)
 """Names without wildcards: what is looked for where a store cannot list."""
 
+PEOPLE_PATTERNS = (
+    "*.md", "license*", "licence*", "copying*", "notice*", "use_policy*", "citation*", ".gitattributes", ".gitignore",
+    "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp",
+)  # fmt: skip
+"""What people read and no loader does, in lower case: the card, licences, pictures, and what git and the Hub keep for themselves."""
+
 MAX_SIDE_FILE = 512 << 20
 """Largest side file that is copied, in bytes; a tokenizer has some tens of MB."""
 
@@ -62,6 +68,12 @@ def is_tokenizer_file(name: str) -> bool:
 def is_model_file(name: str) -> bool:
     """Whether the file comes from the base. Code (`*.py`) does, and from nowhere else."""
     return _matches(name, MODEL_PATTERNS)
+
+
+def is_for_people(name: str) -> bool:
+    """Whether a file may be edited or removed and the model is still the same."""
+    last = name.rpartition("/")[2].lower()
+    return any(fnmatchcase(last, pattern) for pattern in PEOPLE_PATTERNS) and not last.endswith((".py", ".json", ".safetensors"))
 
 
 def is_side_file(name: str) -> bool:

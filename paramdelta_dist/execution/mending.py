@@ -8,6 +8,7 @@ from typing import Any
 
 from paramdelta_dist.errors import AlreadyExists
 from paramdelta_dist.execution.documents import MAX_DOCUMENT, parse_document, render_document
+from paramdelta_dist.execution.edits import lost_or_changed
 from paramdelta_dist.execution.holding import COMMIT, PLAN, RUN, find_document, mark_of, new_mark
 from paramdelta_dist.execution.receipts import MAX_RECEIPT, RECEIPTS, parse_receipt
 from paramdelta_dist.planning.plan import MergePlan
@@ -25,7 +26,7 @@ def lost_files(store: Store, plan: MergePlan) -> list[str]:
     if fingerprints - {plan.fingerprint} or not (fingerprints or _has_receipt(store, plan, present)):
         return []
     committed: Mapping[str, Any] = (found.get(COMMIT) or {}).get("files", {})
-    if any(name in present and present[name].size != entry["size"] for name, entry in committed.items()):
+    if any(name in present for name in lost_or_changed({"files": committed}, present)):
         return []
     return [name for name in committed if name not in present] + ([] if PLAN in present else [PLAN])
 

@@ -20,6 +20,7 @@ from paramdelta_dist.errors import (
     UsageError,
 )
 from paramdelta_dist.execution.documents import render_document
+from paramdelta_dist.execution.edits import edited, lost_or_changed
 from paramdelta_dist.execution.holding import (
     COMMIT,
     PLAN,
@@ -57,6 +58,8 @@ class Claim:
     """What each write has to ask for."""
     bytes_read: int = 0
     """Bytes of shards that had to be read to know that they are ours."""
+    edited: tuple[str, ...] = ()
+    """Files of a finished merge that people may edit, and did."""
 
 
 def claim(store: Store, plan: MergePlan, replacement: Replacement | None = None) -> Claim:
@@ -85,7 +88,7 @@ def claim(store: Store, plan: MergePlan, replacement: Replacement | None = None)
         committed = _commit_of(store, plan, hold.run, present)
         if committed is not None:
             _unchanged(store, committed, present)
-            return Claim(committed, {}, hold)
+            return Claim(committed, {}, hold, edited=tuple(edited(committed, present)))
     receipts, bytes_read = _receipts(store, hold, plan, present)
     return Claim(None, receipts, hold, bytes_read)
 
@@ -214,10 +217,10 @@ def _elsewhere(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
 
 
 def _unchanged(store: Store, commit: Mapping[str, Any], present: Mapping[str, Identity]) -> None:
-    for name, entry in commit.get("files", {}).items():
-        if name not in present or present[name].size != entry["size"]:
-            problem = "is missing" if name not in present else f"has {present[name].size} bytes instead of {entry['size']}"
-            raise IntegrityError(f"{store.url} was finished, but {name} {problem} now; --overwrite makes it again")
+    for name in lost_or_changed(commit, present)[:1]:
+        size = commit["files"][name]["size"]
+        problem = "is missing" if name not in present else f"has {present[name].size} bytes instead of {size}"
+        raise IntegrityError(f"{store.url} was finished, but {name} {problem} now; --overwrite makes it again")
 
 
 def _receipts(store: Store, hold: Hold, plan: MergePlan, present: Mapping[str, Identity]) -> tuple[dict[str, Receipt], int]:
@@ -365,9 +368,10 @@ def output_status(store: Store) -> dict[str, Any]:
     }
     if commit is not None and mark_of(commit) == mark_of(plan):
         status |= {"state": "complete", "committed": commit.get("committed")}
-        damaged = [name for name, e in commit.get("files", {}).items() if name not in present or present[name].size != e["size"]]
-        if damaged:
+        if damaged := lost_or_changed(commit, present):
             status |= {"state": "damaged", "damaged": damaged}
+        if changed := edited(commit, present):
+            status["edited"] = changed
         if report is not None:
             status["report"] = report
     return status

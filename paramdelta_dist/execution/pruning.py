@@ -12,11 +12,12 @@ from paramdelta_dist.checkpoint.index import INDEX_NAME
 from paramdelta_dist.errors import NotFound, OutputOccupied
 from paramdelta_dist.execution import series as nights
 from paramdelta_dist.execution.documents import MAX_DOCUMENT, parse_document
+from paramdelta_dist.execution.edits import lost_or_changed
 from paramdelta_dist.execution.holding import COMMIT, PLAN
 from paramdelta_dist.execution.receipts import FOLDER
 from paramdelta_dist.execution.removing import MARK, is_mark, remove
 from paramdelta_dist.execution.replacing import CARD
-from paramdelta_dist.execution.series import Series, lost_or_changed, names_output, read_pointer, read_pointers
+from paramdelta_dist.execution.series import Series, names_output, read_pointer, read_pointers
 from paramdelta_dist.storage import Identity, Store, open_store
 from paramdelta_dist.storage.folders import remove_empty
 from paramdelta_dist.template import INPUTS_DIGITS, depth_of, fields_of

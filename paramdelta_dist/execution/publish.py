@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from itertools import count
 from typing import Any
 
 import yaml
@@ -23,9 +25,12 @@ from paramdelta_dist.execution.replacing import CARD, REPORT
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning.plan import MergePlan, SideFile
 from paramdelta_dist.redaction import redacted
-from paramdelta_dist.storage import PIECE, Identity, StorageConfig, Store, open_store, read_pieces, read_whole, redact
+from paramdelta_dist.storage import PIECE, Identity, StorageConfig, Store, open_store, read_pieces, read_whole, redact, scheme_of
 from paramdelta_dist.storage.retry import persisting
 
+_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@|$)")
+"""The URL of a whole repository of models."""
+_CACHED = re.compile(r"models--([^/]+)/snapshots/([^/]+)/?$")
 KEPT = 16 << 20
 """Bytes of small side files that are kept for the next output of a sweep."""
 
@@ -119,17 +124,19 @@ def _card(plan: MergePlan) -> str:
     """The model card: recipe and provenance, in the form the Hugging Face hub reads."""
     recipe = plan.recipe
     method = find_method(recipe.method)
+    labels = _labels(plan)
     front = {
-        "base_model": [redact(url) for url in recipe.models],
+        "base_model": [found[1] for url in recipe.models if (found := _HUB.match(url))],
+        "base_model_relation": "merge",
         "library_name": "transformers",
         "tags": ["merge", "paramdelta-dist", method.name],
     }
     rows = [
-        f"| {redact(url)} | {_roles(plan, url)} | {len(files)} | {sum(size for size, _ in files.values()):,} |"
+        f"| {labels[redact(url)]} | {_roles(plan, url)} | {len(files)} | {sum(size for size, _ in files.values()):,} |"
         for url, files in plan.inputs.items()
     ]
-    copied = [f"- `{file.name}` from {redact(file.model)}" for file in plan.side_files]
-    document = yaml.safe_dump(recipe.as_document(), sort_keys=False, allow_unicode=True)
+    copied = [f"- `{file.name}` from {labels[redact(file.model)]}" for file in plan.side_files]
+    document = yaml.safe_dump(_relabelled(recipe.as_document(), labels), sort_keys=False, allow_unicode=True)
     return "\n".join(
         [
             "---",
@@ -159,6 +166,33 @@ def _card(plan: MergePlan) -> str:
             "",
         ]
     )
+
+
+def _labels(plan: MergePlan) -> dict[str, str]:
+    """What each model, and the output, is called on the card: its URL, or the name of its folder, for a path says nothing elsewhere
+    and much about this machine."""
+    labels: dict[str, str] = {}
+    for url in map(redact, (*plan.recipe.models, plan.recipe.tokenizer_url, *plan.inputs, plan.recipe.output)):
+        if url in labels:
+            continue
+        name = url if scheme_of(url) not in ("", "file") else _folder(url)
+        taken = list(labels.values())
+        labels[url] = name if name not in taken else next(f"{name} ({n})" for n in count(2) if f"{name} ({n})" not in taken)
+    return labels
+
+
+def _folder(path: str) -> str:
+    cached = _CACHED.search(path)
+    return f"{cached[1].replace('--', '/')} at {cached[2][:12]}" if cached else path.rstrip("/").rpartition("/")[2] or "model"
+
+
+def _relabelled(value: Any, labels: Mapping[str, str]) -> Any:
+    """A recipe with models by what they are called."""
+    if isinstance(value, dict):
+        return {key: _relabelled(part, labels) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_relabelled(part, labels) for part in value]
+    return labels.get(value, value) if isinstance(value, str) else value
 
 
 def _roles(plan: MergePlan, url: str) -> str:

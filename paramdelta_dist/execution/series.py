@@ -18,6 +18,7 @@ from blake3 import blake3
 
 from paramdelta_dist.errors import IntegrityError, NotFound, OutputOccupied, StorageError
 from paramdelta_dist.execution.documents import MAX_DOCUMENT, is_of_somebody_else, parse_document, render_document
+from paramdelta_dist.execution.edits import lost_or_changed
 from paramdelta_dist.execution.holding import COMMIT, PLAN
 from paramdelta_dist.execution.output import holds
 from paramdelta_dist.execution.receipts import FOLDER
@@ -192,12 +193,6 @@ def names_output(pointer: Mapping[str, Any], name: str) -> bool:
     """Whether a pointer names the output that lies at `name` in its folder. Where the folder was when the pointer was written,
     under another mount perhaps, makes no difference."""
     return bool(pointer["output"].endswith(f"/{name}"))
-
-
-def lost_or_changed(commit: Mapping[str, Any], present: Mapping[str, Identity], prefix: str = "") -> list[str]:
-    """Files of a commit that are not there, or not of the size it tells."""
-    files: Mapping[str, Any] = commit.get("files", {})
-    return [name for name, entry in files.items() if prefix + name not in present or present[prefix + name].size != entry["size"]]
 
 
 def _outputs(present: Mapping[str, Identity]) -> list[str]:

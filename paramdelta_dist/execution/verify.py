@@ -14,9 +14,11 @@ from paramdelta_dist.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import ALIGNMENT
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX
+from paramdelta_dist.checkpoint.sidefiles import is_for_people
 from paramdelta_dist.errors import CheckpointError, InputError, Interrupted, NotFound
 from paramdelta_dist.execution.digests import StreamDigests
 from paramdelta_dist.execution.documents import read_document
+from paramdelta_dist.execution.edits import edited, lost_or_changed
 from paramdelta_dist.execution.holding import COMMIT, PLAN, find_document, mark_of
 from paramdelta_dist.execution.making import Job
 from paramdelta_dist.execution.pipeline import MadeTile, tile_pipeline, tile_reader
@@ -95,11 +97,11 @@ def check_structure(store: Store, storage: StorageConfig, url: str, commit: Mapp
     """
     present = store.list() or {}
     problems = []
-    for name, entry in commit["files"].items():
+    for name in lost_or_changed(commit, present):
         if name not in present:
             problems.append(f"{name}: missing")
-        elif present[name].size != entry["size"]:
-            problems.append(f"{name}: {present[name].size} bytes, committed were {entry['size']}")
+        else:
+            problems.append(f"{name}: {present[name].size} bytes, committed were {commit['files'][name]['size']}")
     found = {name: find_document(store, name) for name in (PLAN, REPORT)}
     unreadable = [name for name, document in found.items() if document is None]
     problems += [f"{name}: missing or not as it was written; the same merge, run again, writes it anew" for name in unreadable]
@@ -119,6 +121,12 @@ def check_structure(store: Store, storage: StorageConfig, url: str, commit: Mapp
     except CheckpointError as error:
         return [*problems, str(error)], None
     return problems + _layout_problems(store, checkpoint), checkpoint
+
+
+def find_edits(store: Store, commit: Mapping[str, Any], verdicts: Sequence[FileVerdict]) -> list[str]:
+    """The files that people may edit (the card, licences) and that are not what was committed, as far as was looked."""
+    found = {verdict.file for verdict in verdicts if verdict.problems and is_for_people(verdict.file)}
+    return sorted(found | set(edited(commit, store.list() or {})))
 
 
 def _layout_problems(store: Store, checkpoint: Checkpoint) -> list[str]:
@@ -166,7 +174,7 @@ def plan_checks(
         ranges.setdefault(checkpoint.files[tensor.file].name, []).append((name, tensor.start, tensor.stop))
     checks = []
     for file, entry in commit["files"].items():
-        if file not in present or not (deep or file in tiles):
+        if file not in present or not (deep or file in tiles) or (is_for_people(file) and present[file].size != entry["size"]):
             continue
         receipt = read_receipt(store, file, present) if deep and file in ranges else None
         digests = receipt.tensors if receipt else {}

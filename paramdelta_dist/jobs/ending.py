@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from paramdelta_dist.errors import EngineError, InputError, Interrupted, ParamDeltaError, UsageError
-from paramdelta_dist.jobs.job import Job
+from paramdelta_dist.jobs.job import PYTHON, Job
 
 INTERRUPTED, TRY_AGAIN, USAGE, BUG = Interrupted.exit_code, EngineError.exit_code, UsageError.exit_code, ParamDeltaError.exit_code
 OURS = (BUG, USAGE, InputError.exit_code, 4, 5, TRY_AGAIN, INTERRUPTED)
@@ -25,14 +25,20 @@ def ending_of(job: Job, log: str = "") -> Ending:
         return Ending(0, "")
     if job.state == "stopped":
         return Ending(INTERRUPTED, f"job {job.id} was stopped; {again}")
-    code = job.exit_code
+    code, python = job.exit_code, job.metadata.get(PYTHON, "Python")
     said = f"{log[-4000:]}\n{job.message}"
     if "No module named" in said and "paramdelta_dist" in said and code == BUG:
         return Ending(
-            USAGE, f"the cluster has no paramdelta-dist: submit with `--ship package` to send it along, or install it there. {_job(job)}"
+            USAGE,
+            f"{python} on the cluster's head has no paramdelta-dist: submit with `--ship package` to send it along, install it there "
+            f"({python} -m pip install), or name the interpreter that has it with --python PATH. {_job(job)}",
         )
     if code in (126, 127):
-        return Ending(USAGE, f"the cluster's head has no Python where it is looked for. {_job(job)}")
+        return Ending(
+            USAGE,
+            f"the cluster's head has no Python at {python}, or cannot run it: name one that has the package with --python PATH. "
+            f"{_job(job)}",
+        )
     if code is None:
         reason = (job.message or job.failure or "no reason given").strip().partition("\n")[0][:500]
         return Ending(

@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 
 from paramdelta_dist.errors import EngineError, ParamDeltaError
 
+PYTHON = "python"
+"""In the metadata of a job of ours: the interpreter that it was started with."""
 State = Literal["pending", "running", "stopped", "succeeded", "failed"]
 
 

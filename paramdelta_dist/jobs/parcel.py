@@ -21,6 +21,7 @@ from paramdelta_dist.errors import UsageError
 from paramdelta_dist.recipe import Recipe, parse_recipe
 
 RECIPE_FILE = "recipe.yaml"
+MERGE = ("merge", RECIPE_FILE)
 PACKAGE = Path(__file__).parent.parent
 _VERSION = re.compile(r"""^__version__ = ["']([^"']+)["']""", re.MULTILINE)
 
@@ -56,9 +57,9 @@ def pack(folder: Path, text: str, ship: str) -> None:
         _unpack(Path(ship), folder)
 
 
-def command(python: str, options: Sequence[str]) -> str:
-    """For the shell that starts the job."""
-    return shlex.join([python, "-m", PACKAGE.name, "merge", RECIPE_FILE, "--engine", "ray", "--json", *options])
+def command(python: str, options: Sequence[str], task: Sequence[str] = MERGE) -> str:
+    """For the shell that starts the job: one of our commands, with what it is about."""
+    return shlex.join([python, "-m", PACKAGE.name, *task, "--engine", "ray", "--json", *options])
 
 
 def check_ship(ship: str) -> None:

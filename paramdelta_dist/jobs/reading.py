@@ -86,7 +86,7 @@ class LogReader:
     def __init__(self, listener: Listener | None = None) -> None:
         self.progress = Progress()
         self.document: dict[str, Any] | None = None
-        """What `merge --json` printed at its end: the result, or `{"error": …}`."""
+        """What `merge`, `verify` or `analyze --json` printed at its end: the result, or `{"error": …}`."""
         self._listener = listener or Silent()
         self._rest = ""
         self._held: list[str] = []
@@ -122,7 +122,7 @@ class LogReader:
 
     def _end_document(self) -> None:
         document = _json("\n".join(self._held))
-        if document is None or not {"state", "error"} & set(document):
+        if document is None or not {"state", "error", "ok", "deltas"} & set(document):
             self._give_up()
             return
         self.document, self._held = document, []

@@ -11,7 +11,7 @@ from pathlib import Path
 from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import OutputOccupied
 from paramdelta_dist.jobs import parcel, version
-from paramdelta_dist.jobs.job import Cluster, Job, JobExists
+from paramdelta_dist.jobs.job import PYTHON, Cluster, Job, JobExists
 from paramdelta_dist.jobs.naming import JobName, parse_job_id, stem_of
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.redaction import redacted
@@ -38,6 +38,12 @@ class Submission:
     begun: bool = False
     """Whether the output holds the beginning of this very merge."""
     ship: str = "image"
+    python: str | None = None
+    """The interpreter that has the package on the cluster; None for the one that Ray runs with."""
+    task: tuple[str, ...] = parcel.MERGE
+    """What is to be done: a command and what it is about."""
+    target: str | None = None
+    """The folder that it is about, where that is not the recipe's output."""
 
     @property
     def asked(self) -> dict[str, str]:
@@ -46,6 +52,7 @@ class Submission:
         given = {name: value or "yes" for name, _, value in (option.partition("=") for option in self.options)}
         given |= {"--overwrite": "yes"} if self.overwrite else {}
         given |= {"storage": json.dumps(storage, sort_keys=True)} if storage else {}
+        given |= {"--python": self.python} if self.python else {}
         return given | {"--ship": self.ship, "version": __version__}
 
     @property
@@ -54,9 +61,10 @@ class Submission:
 
     @property
     def stem(self) -> str:
-        output = self.recipe.output
+        output = self.target or self.recipe.output
         location = self.recipe.storage_config.locations([output]).get(output, {})
-        return stem_of(self.fingerprint or self.text, output, location)
+        what = self.fingerprint or self.text
+        return stem_of(what if self.task == parcel.MERGE else "\n".join((*self.task, what)), output, location)
 
 
 @dataclass(frozen=True)
@@ -78,15 +86,16 @@ def submit(cluster: Cluster, submission: Submission) -> Submitted:
         overwrite = False
         notes.append(f"goes on from {last[0]}, which has replaced the output's old content already")
     options = [*submission.options, *(["--overwrite", *(["--yes"] if submission.yes else [])] if overwrite else [])]
+    python = submission.python or cluster.python()
     with tempfile.TemporaryDirectory(prefix="paramdelta-") as folder:
         parcel.pack(Path(folder), submission.text, submission.ship)
         try:
             cluster.submit(
                 str(name),
-                parcel.command(cluster.python(), options),
+                parcel.command(python, options, submission.task),
                 folder=Path(folder),
                 environment={"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), version.VARIABLE: __version__},
-                metadata=_metadata(submission, name),
+                metadata={**_metadata(submission, name), PYTHON: python},
             )
         except JobExists:  # somebody else submits the same at this moment
             return _join(cluster, name, cluster.job(str(name)), submission)
@@ -133,7 +142,8 @@ def _metadata(submission: Submission, name: JobName) -> Mapping[str, str]:
     """For people who look at the dashboard, and for the next submission. Everybody on the cluster can read it."""
     told = {
         "paramdelta-dist": __version__,
-        "output": redact(submission.recipe.output),
+        "command": submission.task[0],
+        "output": redact(submission.target or submission.recipe.output),
         "fingerprint": submission.fingerprint or "",
         "attempt": str(name.attempt),
         OVERWRITE: "true" if submission.overwrite else "false",

@@ -83,6 +83,7 @@ def describe(job: Job) -> dict[str, Any]:
         "job": job.id,
         "state": job.state,
         "attempt": name.attempt if name else None,
+        "command": job.metadata.get("command", "merge"),
         "output": job.metadata.get("output"),
         "began": job.began,
         "seconds": None if seconds is None else round(seconds, 1),
@@ -92,7 +93,7 @@ def describe(job: Job) -> dict[str, Any]:
 def _over(cluster: Cluster, job: Job, reader: LogReader, tail: str) -> dict[str, Any]:
     ending = ending_of(job, tail)
     document = {**describe(job), "cluster": cluster.url, "exit_code": ending.exit_code}
-    if reader.document and "state" in reader.document:
+    if reader.document and "error" not in reader.document:
         finished = {"exit_code": 0} if job.state == "stopped" else {}  # the stop came when there was nothing left to stop
         return {**document, **finished, "result": reader.document}
     document |= reader.progress.as_document()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from paramdelta_dist.kernels.blocks import Block, Operand, Subject
 
-DENSITY = Parameter("density", "share of elements that are kept, 1 − p", default=1.0, least=0, most=1, open=True, each=True)
+DENSITY = Parameter("density", "share of elements that are kept, 1 − p", default=1.0, least=0, most=1, each=True)
 DROPPED = Parameter("k", "factor that dropped elements stay with; 0 drops them, 1 changes nothing", default=0.0)
 RESCALE = Parameter(
     "rescale",
@@ -45,6 +45,8 @@ def _thinned(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
     density, k = term.values["density"], block.parameters["k"]
     if density >= 1 or k == 1:
         return out
+    if density <= 0:
+        return out.mul_(k) if k else out.zero_()
     keep, factor = _keep(block, term), 1.0
     if block.parameters["rescale"] == "inverse_p":
         factor = (1 - k * (1 - density)) / density
@@ -64,6 +66,8 @@ def _kept(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
     """The delta with 0 for what is dropped, and nothing to make up for it."""
     term = block.terms[number]
     block.delta(term, out)
+    if term.values["density"] <= 0:
+        return out.zero_()
     return out.masked_fill_(_keep(block, term).logical_not_(), 0.0) if term.values["density"] < 1 else out
 
 

@@ -59,6 +59,8 @@ def _rescaled(block: Block, number: int, out: torch.Tensor, rescale: str) -> tor
     block.delta(term, out)
     if term.values["density"] >= 1:
         return out
+    if term.values["density"] <= 0:
+        return out.zero_()
     probabilities = _probabilities(block, term, out)
     uniforms = torch.empty_like(probabilities)
     key = stream_key(block.parameters["seed"], "della", str(term.number), block.subject.name)
@@ -71,7 +73,7 @@ def _rescaled(block: Block, number: int, out: torch.Tensor, rescale: str) -> tor
 
 def _beyond(parameters: Values, terms: Sequence[Values]) -> str | None:
     for density, epsilon in ((term["density"], term["epsilon"]) for term in terms):
-        if density < 1 and not epsilon < density < 1 - epsilon:
+        if 0 < density < 1 and not epsilon < density < 1 - epsilon:
             return f"density {density:g} ± epsilon {epsilon:g} are probabilities and should both lie between 0 and 1; give less epsilon"
     return None
 

@@ -106,6 +106,35 @@ def test_what_cannot_be_merged_is_told_before_anything_is_submitted(site):
     assert site.run("submit", bad, address="http://127.0.0.1:1").returncode == 2
 
 
+def test_an_output_is_verified_and_deltas_are_analyzed_on_the_cluster(site):
+    recipe = site.recipe("looked-at")
+    early = site.run("submit", recipe, "--do", "verify", "--json")
+    assert early.returncode == 3, early.stderr
+    assert "no finished merge of ours" in json.loads(early.stdout)["error"]["driver"]["message"]
+    made = site.run("submit", recipe, "--python", sys.executable)
+    assert made.returncode == 0, made.stderr
+    sound = site.run("submit", recipe, "--do", "verify", "--deep")
+    assert sound.returncode == 0, sound.stderr
+    assert "every byte by digest" in sound.stdout
+    analysis = site.run("submit", recipe, "--do", "analyze", "--output", f"s3://{site.bucket}/analysis", "--json")
+    assert analysis.returncode == 0, analysis.stderr
+    assert len(json.loads(analysis.stdout)["result"]["deltas"]) == 1
+    assert any(name.endswith(".html") for name in site.objects("analysis"))
+    key, client = "looked-at/model-00002-of-00008.safetensors", site.server.client()
+    content = client.get_object(Bucket=site.bucket, Key=key)["Body"].read()
+    client.put_object(Bucket=site.bucket, Key=key, Body=content[:-1] + bytes([content[-1] ^ 1]))
+    broken = site.run("submit", recipe, "--do", "verify", "--deep", "--json")
+    assert broken.returncode == 5, broken.stderr
+    assert "layers." in str(json.loads(broken.stdout)["result"]["problems"])
+
+
+def test_an_interpreter_without_the_package_is_named(site):
+    done = site.run("submit", site.recipe("bare"), "--python", "/nowhere/bin/python")
+    assert done.returncode == 2
+    assert "no Python at /nowhere/bin/python" in done.stderr
+    assert "--python PATH" in done.stderr
+
+
 @pytest.mark.slow
 def test_the_exit_code_is_the_drivers_own_where_nothing_was_checked_before(site):
     done = site.run("submit", site.recipe("missing", base="nowhere"), "--no-check", "--json")

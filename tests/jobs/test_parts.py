@@ -257,12 +257,14 @@ def test_a_log_is_read_the_same_however_it_is_cut(size):
         ("failed", None, "RUNTIME_ENV_SETUP_FAILURE", "", 75, "RUNTIME_ENV_SETUP_FAILURE"),
         ("failed", None, "JOB_SUPERVISOR_ACTOR_DIED", "", 75, "submit again"),
         ("failed", 1, None, "/usr/bin/python: No module named paramdelta_dist", 2, "--ship package"),
-        ("failed", 127, None, "sh: 1: python: not found", 2, "no Python"),
+        ("failed", 1, None, "/usr/bin/python: No module named paramdelta_dist", 2, "/env/bin/python on the cluster's head has no"),
+        ("failed", 127, None, "sh: 1: python: not found", 2, "no Python at /env/bin/python"),
+        ("failed", 127, None, "sh: 1: python: not found", 2, "--python PATH"),
         ("failed", 42, None, "", 1, "unknown exit code 42"),
     ],
 )
 def test_a_job_ends_its_submitter_as_its_driver_ended(state, code, failure, log, expected, words):
-    ending = ending_of(Job("pdd-0123456789ab-1", state, {}, exit_code=code, failure=failure), log)
+    ending = ending_of(Job("pdd-0123456789ab-1", state, {"python": "/env/bin/python"}, exit_code=code, failure=failure), log)
     assert ending.exit_code == expected
     assert words in ending.words
 

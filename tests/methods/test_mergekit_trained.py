@@ -119,7 +119,7 @@ def absolute(config, root):
 
 
 def both(root, name):
-    made = import_mergekit(yaml.safe_dump(absolute(EVERY[name], root)), where="m.yml", output=str(root / "ours" / name))
+    (made,) = import_mergekit(yaml.safe_dump(absolute(EVERY[name], root)), where="m.yml", output=str(root / "ours" / name))
     api.merge(parse_recipe(made.text, where="r.yaml"))
     ours, theirs = oracle.load(root / "ours" / name), oracle.load(root / "theirs" / name)
     assert ours.keys() == theirs.keys()
