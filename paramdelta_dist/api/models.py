@@ -10,6 +10,7 @@ from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.rules import Selection
+from paramdelta_dist.checkpoint.tied import with_one_head
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers, Vocabulary
 from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
 from paramdelta_dist.errors import UsageError
@@ -78,6 +79,8 @@ def open_models(recipe: Recipe, *, memory: int | None = None) -> Models:
     """
     room, source = Room(max(memory or default_memory(), RESERVED)), recipe.tokenizer_url  # less is too little, as the plan will say
     checkpoints = open_checkpoints(recipe.models, recipe.storage_config, room)
+    base = checkpoints[recipe.base]
+    checkpoints = {url: checkpoint if checkpoint is base else with_one_head(base, checkpoint) for url, checkpoint in checkpoints.items()}
     files = checkpoints[source].side_files if source in checkpoints else find_side_files(source, recipe.storage_config)
     return Models(checkpoints, files, Tokenizers(recipe.storage_config, room))
 
@@ -93,7 +96,10 @@ def check(recipe: Recipe, models: Models | None = None) -> HomologyReport:
 
     def compared(vocab: str) -> HomologyReport:
         others = [opened[url] for url in recipe.models[1:]]
-        return compare(base, others, recipe.storage_config, vocab=vocab, copied=left_out, tokenizers=models.tokenizers)
+        return compare(
+            base, others, recipe.storage_config, vocab=vocab, copied=left_out, missing=recipe.missing, accept=recipe.accept,
+            tokenizers=models.tokenizers,
+        )  # fmt: skip
 
     if any(is_vocabulary_tensor(name) and left_out(name) for name in base.tensors):
         _require_the_bases_tokenizer(recipe, models)

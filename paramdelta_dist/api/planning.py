@@ -38,7 +38,7 @@ def plan(recipe: Recipe, *, memory: int | None = None) -> tuple[MergePlan, Homol
         return sweep.reading, replace(report, notes=(*report.notes, note))
     with collector_paused():
         inputs, report, room = _open_inputs(recipe, memory)
-        return _into_its_output(replace(build_plan(recipe, *inputs), planning_memory=room.peak)), report
+        return _into_its_output(replace(build_plan(recipe, *inputs), planning_memory=room.peak, notes=report.notes)), report
 
 
 def plan_sweep(recipe: Recipe, *, memory: int | None = None) -> tuple[SweepPlan, HomologyReport]:
@@ -47,7 +47,7 @@ def plan_sweep(recipe: Recipe, *, memory: int | None = None) -> tuple[SweepPlan,
         inputs, report, room = _open_inputs(recipe, memory)
         sweep = build_sweep(recipe, *inputs)
     with Threads(len(sweep.points)) as pool:
-        points = pool.map(lambda point: _as_begun(replace(point, planning_memory=room.peak)), sweep.points.values())
+        points = pool.map(lambda point: _as_begun(replace(point, planning_memory=room.peak, notes=report.notes)), sweep.points.values())
         return replace(sweep, points=dict(zip(sweep.points, points, strict=True))), report
 
 

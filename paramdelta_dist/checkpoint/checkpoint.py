@@ -15,6 +15,7 @@ from paramdelta_dist.checkpoint.parsing import Parser
 from paramdelta_dist.checkpoint.room import Room, json_cost
 from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file, is_side_folder
 from paramdelta_dist.checkpoint.standins import FIRST_BYTES, refuse_stand_in, require_own_files
+from paramdelta_dist.checkpoint.tied import Tie, find_tie
 from paramdelta_dist.errors import CheckpointError, CredentialsError, InputError, NotFound
 from paramdelta_dist.storage import NO_FILE, Identity, StorageConfig, Store, closed_folders, open_store, read_whole, scheme_of
 from paramdelta_dist.threads import Threads
@@ -50,6 +51,8 @@ class Checkpoint:
     """Weight files in the folder that the index does not name; never read."""
     closed: tuple[str, ...] = ()
     """Folders in it that may not be listed; none that a file of a model would be looked for in."""
+    tie: Tie | None = None
+    """Copies of the input embeddings, where the config does not say that they are others."""
 
     @cached_property
     def nbytes(self) -> int:
@@ -123,14 +126,17 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
         for position, (file, text) in enumerate(zip(files, texts, strict=True)):
             headers.append(parser.header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position))
             parser.room.give_back(len(text))
+    tensors = _agreed(store.url, names, headers, weight_map)
+    config = _read_config(store, present[CONFIG_NAME], parser.room) if CONFIG_NAME in present else None
     return Checkpoint(
         url=url,
         files=files,
-        tensors=_agreed(store.url, names, headers, weight_map),
-        config=_read_config(store, present[CONFIG_NAME], parser.room) if CONFIG_NAME in present else None,
+        tensors=tensors,
+        config=config,
         side_files=side_files,
         orphans=tuple(sorted(name for name in present if name.endswith(".safetensors") and name not in set(names))),
         closed=closed,
+        tie=find_tie(store, files, tensors, config),
     )
 
 

@@ -146,6 +146,7 @@ def _card(plan: MergePlan) -> str:
             "",
             f"{plan.merged} tensors were merged, {plan.copied} copied from the base; {plan.total_parameters:,} parameters in all.",
             "",
+            *([*(f"- {note}" for note in plan.notes), ""]),
             "| model | role | files | bytes |",
             "| --- | --- | --- | --- |",
             *rows,
