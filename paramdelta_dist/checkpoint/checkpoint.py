@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
+from paramdelta_dist.checkpoint.beside import Beside
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, shown
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME
@@ -27,6 +28,7 @@ MAX_NESTING = 64
 FIRST_READ = 256 << 10
 """Bytes read of a file in the hope that they hold its whole header."""
 HEADERS_IN_FLIGHT = 32
+NOTHING_BESIDE = Beside({}, ())
 
 
 class WeightFile(NamedTuple):
@@ -51,6 +53,10 @@ class Checkpoint:
     """Weight files in the folder that the index does not name; never read."""
     closed: tuple[str, ...] = ()
     """Folders in it that may not be listed; none that a file of a model would be looked for in."""
+    others: Mapping[str, Identity] = field(default_factory=dict)
+    """Whatever else lies in the folder, by relative name."""
+    beside: Beside = NOTHING_BESIDE
+    """What of it goes along with a merge: of the base of one alone."""
     tie: Tie | None = None
     """Copies of the input embeddings, where the config does not say that they are others."""
 
@@ -128,6 +134,7 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
             parser.room.give_back(len(text))
     tensors = _agreed(store.url, names, headers, weight_map)
     config = _read_config(store, present[CONFIG_NAME], parser.room) if CONFIG_NAME in present else None
+    known = {*side_files, *names, INDEX_NAME}
     return Checkpoint(
         url=url,
         files=files,
@@ -136,6 +143,7 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
         side_files=side_files,
         orphans=tuple(sorted(name for name in present if name.endswith(".safetensors") and name not in set(names))),
         closed=closed,
+        others={name: identity for name, identity in present.items() if name not in known},
         tie=find_tie(store, files, tensors, config),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
 from paramdelta_dist.checkpoint.extras import differences_noted, is_the_bases
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised
+from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised, left_over
 from paramdelta_dist.checkpoint.tied import ties_noted
 from paramdelta_dist.checkpoint.tokenizer import Tokenizer, Tokenizers, Vocabulary
 from paramdelta_dist.checkpoint.vocabulary import input_embeddings, is_vocabulary_tensor
@@ -103,6 +103,11 @@ def compare(
         differences, noted = _vocabulary_differences(base, tokenizer, other, its_own, vocab, tokenizers)
         mismatches += differences
         notes += noted
+    if over := left_over(base.tensors, base.config):
+        names = ", ".join(map(shown, over))
+        notes.append(
+            f"{redact(base.url)}: {names} of config.json speaks of a quantisation, and all tensors are plain numbers: it is left out"
+        )
     notes += ties_noted(base, others, [redact(model.url) for model in (base, *others)])
     notes += differences_noted(base.tensors, [(redact(other.url), other.tensors) for other in others], copied, missing)
     notes += _config_notes(base, others, vocab, accept)

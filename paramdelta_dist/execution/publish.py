@@ -96,7 +96,7 @@ def publish(
     config = b""
     for file in plan.side_files:
         if file.name == CONFIG_NAME:
-            config = render_config(copies.read(file), plan.recipe.dtype, plan.config_changes)
+            config = render_config(copies.read(file), plan.recipe.dtype, plan.config_changes, plan.config_without)
         else:
             wrote(file.name, *copies.copy(file, store, hold), redact(file.model))
     if len(plan.shards) > 1:

@@ -11,13 +11,14 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
+from paramdelta_dist.checkpoint.beside import most_bytes
 from paramdelta_dist.checkpoint.config import changed_config
 from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES, Kind
 from paramdelta_dist.checkpoint.extras import is_the_bases, not_in_all
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.quantised import find_quantised
+from paramdelta_dist.checkpoint.quantised import find_quantised, left_over
 from paramdelta_dist.checkpoint.rules import Selection
-from paramdelta_dist.checkpoint.sidefiles import MAX_SIDE_FILE, is_model_file, is_tokenizer_file
+from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
 from paramdelta_dist.checkpoint.tied import ties_of
 from paramdelta_dist.errors import CheckpointError, UsageError
 from paramdelta_dist.methods import Scope, find_method
@@ -161,6 +162,8 @@ class MergePlan:
     """Tensors taken from the base because they hold integers, booleans or buffers, or the recipe leaves them out."""
     config_changes: Mapping[str, Any]
     """Fields of config.json, by dotted name, that are not the base's because the vocabulary is not."""
+    config_without: tuple[str, ...] = ()
+    """Fields of config.json, by dotted name, that are true of the base and not of what is written."""
     notes: tuple[str, ...] = ()
     """What was noted while the models were compared."""
     planning_memory: int = 0
@@ -251,7 +254,8 @@ def build_plan(
     layouts = lay_out(_outputs(base.tensors, kinds, recipe.dtype, maps), shard_size=recipe.shard_size)
     ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
     theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
-    side_files = tuple(SideFile(url, name, identity) for (url, name), identity in {**ours, **theirs}.items())
+    beside = {(base.url, name): i for name, i in base.beside.files.items()}
+    side_files = tuple(SideFile(url, name, identity) for (url, name), identity in {**ours, **theirs, **beside}.items())
     _require_copyable(side_files)
     require_writable(recipe.output, ((file.model, file.name) for file in side_files))
     alone = {name for name, tensor in base.tensors.items() if name in kept or _base_alone(name, tensor, selection, lacked)}
@@ -260,9 +264,10 @@ def build_plan(
     merged = len(ways)
     writer = checkpoints.get(recipe.tokenizer_url) if recipe.vocab == "by-token" and recipe.tokenizer_url != recipe.base else None
     changes = config_changes(base.config, writer.config if writer and maps else None, embedding_rows(maps, base))
+    without = () if kept else left_over(base.tensors, base.config)
     changed_config(base.config, recipe.dtype, changes)  # what cannot be written is refused here
     locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))
-    unlocated = _fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes, twins)
+    unlocated = _fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes, twins, without)
     return MergePlan(
         recipe=recipe,
         models=models,
@@ -276,16 +281,17 @@ def build_plan(
         merged=merged,
         copied=len(kinds) - merged,
         config_changes=changes,
+        config_without=without,
     )
 
 
 def _require_copyable(side_files: Sequence[SideFile]) -> None:
     """Raise CheckpointError for a side file that is none."""
     for file in side_files:
-        if file.identity.size > MAX_SIDE_FILE:
+        if file.identity.size > most_bytes(file.name):
             raise CheckpointError(
                 f"{redact(file.model)}: {shown(file.name)} would be copied beside the weights and has {format_size(file.identity.size)}, "
-                f"more than the {format_size(MAX_SIDE_FILE)} such a file may have; take it out of the folder"
+                f"more than the {format_size(most_bytes(file.name))} such a file may have; take it out of the folder"
             )
 
 
@@ -419,6 +425,7 @@ def _fingerprint(
     maps: Mapping[str, RowMap],
     changes: Mapping[str, Any],
     twins: Mapping[str, str],
+    without: Sequence[str],
 ) -> str:
     document: dict[str, Any] = {
         "format": FORMAT,
@@ -434,6 +441,8 @@ def _fingerprint(
         "inputs": [[redact(url), inputs[url]] for url in models],
         "side_files": [[redact(file.model), file.name, file.identity.size, file.identity.tag] for file in side_files],
     }
+    if without:
+        document["config_without"] = list(without)
     if twins and find_method(recipe.method).weights is None:  # a plain sum is the same under any name
         document["twins"] = sorted(twins.items())
     if maps:
