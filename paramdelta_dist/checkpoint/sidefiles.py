@@ -25,8 +25,8 @@ TOKENIZER_FILES = (
 
 TOKENIZER_PATTERNS = (
     *TOKENIZER_FILES, "*.tiktoken", "additional_chat_templates/*.jinja", "tiktoken.model", "spm.model", "*.spm", "*.model",
-    "tokenizer.model.v*",    "bpe.codes", "*.codes", "normalizer.json", "vocab.bpe", "vocab*.json", "*vocab.json", "*_vocab.txt", "vocab*.txt", "merges*.txt",
-    "dict.txt", "tokenizer*.json", "tokenization*.json", "tokenizer/*",
+    "tokenizer.model.v*", "bpe.codes", "*.codes", "normalizer.json", "vocab.bpe", "vocab*.json", "*vocab.json", "*_vocab.txt",
+    "vocab*.txt", "merges*.txt", "dict.txt", "tokenizer*.json", "tokenization*.json", "tokenizer/*",
 )  # fmt: skip
 
 MODEL_FILES = (

@@ -70,8 +70,9 @@ def test_weights_beside_the_model_are_the_bases_and_said(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "consolidated.safetensors", "model-00001-of-00009.safetensors", "onnx/model.json", "m.gguf", "optimizer.pt",
-             "checkpoint-5/config.txt", "trainer_state.json", "x.incomplete"],
+    "name",
+    ["pytorch_model.bin", "consolidated.safetensors", "model-00001-of-00009.safetensors", "onnx/model.json", "m.gguf", "optimizer.pt",
+     "checkpoint-5/config.txt", "trainer_state.json", "x.incomplete"],
 )  # fmt: skip
 def test_what_stays_behind_is_told_with_the_reason(tmp_path, name):
     out, said = merged(tmp_path, three(tmp_path, new={name: b"x"}))
@@ -125,5 +126,5 @@ def test_overwriting_takes_what_went_along_away_again(tmp_path):
     (folders[0] / "deep" / "notes.txt").unlink()
     (folders[0] / "figure.png").unlink()
     api.merge(recipe(*folders, out), overwrite=True)
-    assert not (out / "deep").exists()
+    assert not (out / "deep" / "notes.txt").exists()
     assert not (out / "figure.png").exists()
