@@ -9,6 +9,7 @@ from typing import Any
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint, open_checkpoints
 from paramdelta_dist.checkpoint.beside import find_beside, notes_beside
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
+from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.sidefiles import says_tokens
@@ -99,7 +100,7 @@ def with_a_tokenizer(recipe: Recipe, models: Models) -> tuple[Recipe, Models, tu
             return recipe.model_copy(update={"tokenizer_from": "base"}), replace(models, tokenizer_files=base.side_files), (note,)
         return recipe, models, (f"{redact(source)} has no tokenizer: the output will have none",)
     if models.tokenizers.of(source, models.tokenizer_files) is None:
-        names = ", ".join(filter(says_tokens, models.tokenizer_files))
+        names = ", ".join([shown(name) for name in models.tokenizer_files if says_tokens(name)][:8])
         return recipe, models, (f"{redact(source)}: the files of the tokenizer are copied and cannot be read ({names}): nobody can tell "
                                 "whether rows of the models belong to the same tokens",)  # fmt: skip
     return recipe, models, ()

@@ -14,13 +14,15 @@ from paramdelta_dist.errors import ParamDeltaError
 from paramdelta_dist.sizes import format_size
 from paramdelta_dist.storage import NO_FILE, Identity, Store
 
+FEW = 5
+"""Files that a note names."""
 MOST_FILES = 256
 """Unknown files that go along."""
 MAX_WEIGHTS_BESIDE = 16 << 30
 """Largest file of weights beside the model that is copied, in bytes: it is never whole in memory."""
 
-_OURS = ("readme.md", "license.paramdelta")
-"""Names, in small letters, that an output has of its own."""
+_CARD = "readme.md"
+"""The name, in small letters, of what an output has of its own."""
 _LEFT = (
     (re.compile(r"(model|consolidated|pytorch_model|diffusion_pytorch_model)([-._][^/]*)?\.safetensors|.*\.safetensors\.index\.json"),
      "other weights of the model"),
@@ -52,7 +54,7 @@ class Beside:
 
 def is_of_the_folder(name: str) -> bool:
     """Whether a file is of the folder and not of the model: hidden files, and the card, which an output has of its own."""
-    return name.lower() in _OURS or any(part.startswith(".") for part in name.split("/"))
+    return name.lower() == _CARD or any(part.startswith(".") for part in name.split("/"))
 
 
 def why_left(name: str, size: int) -> str | None:
@@ -96,7 +98,7 @@ def notes_beside(base: str, beside: Beside, known: Sequence[str], others: Sequen
     if code := [name for name in (*known, *beside.files) if name.endswith(".py")]:
         yield f"{base}: code goes along from the base, and is run by who loads the model with trust_remote_code: {_some(code)}"
     if beside.left:
-        yield f"{base}: stays behind: {_some([f'{name} ({reason})' for name, reason in beside.left])}"
+        yield f"{base}: stays behind: {_some(beside.left)}"
     for url, files in others:
         lacking = [
             name
@@ -107,5 +109,10 @@ def notes_beside(base: str, beside: Beside, known: Sequence[str], others: Sequen
             yield f"{url}: stays behind, for such files are taken from the base, which has none of this name: {_some(lacking)}"
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(shown(name) for name in names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+def _some(names: Sequence[str | tuple[str, str]]) -> str:
+    """The first names, each with its reason where it has one, and how many more there are."""
+    told = [
+        shown(name) if isinstance(name, str) else f"{shown(name[0])} ({''.join(filter(str.isprintable, name[1]))[:100]})"
+        for name in names[:FEW]
+    ]
+    return ", ".join(told) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")

@@ -35,6 +35,10 @@ class Tie(NamedTuple):
     equal: bool
     """Whether all of them hold the same numbers, wherever that was looked at."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.embedding, *self.copies)
+
 
 def find_tie(store: Store, files: Sequence[WeightFile], tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> Tie | None:
     """The tie of a model; None where the config says that there is none, or nothing is stored twice. Reads some places of weights."""
@@ -83,8 +87,8 @@ def _is_copy(name: str, embedding: str) -> bool:
 def with_one_head(base: Checkpoint, other: Checkpoint) -> Checkpoint:
     """A model with the copies of its embeddings that the base has, and without those that the base has not: what is one tensor
     is no difference, however often it is stored. The same object where there is nothing to do."""
-    lacking = [name for name in base.tie.copies if name not in other.tensors] if base.tie and _is_tied(other) else []
-    surplus = [name for name in other.tie.copies if name not in base.tensors] if other.tie and other.tie.equal and _is_tied(base) else []
+    lacking = [name for name in base.tie.names if name not in other.tensors] if base.tie and _is_tied(other) else []
+    surplus = [name for name in other.tie.names if name not in base.tensors] if other.tie and other.tie.equal and _is_tied(base) else []
     own = input_embeddings(other.tensors)
     if own is None or not (lacking or surplus):
         return other
@@ -106,14 +110,14 @@ def ties_of(base: Checkpoint, others: Sequence[Checkpoint]) -> dict[str, str]:
 def ties_noted(base: Checkpoint, others: Sequence[Checkpoint], urls: Sequence[str]) -> list[str]:
     """What is said of the ties of the models, which are called `urls`, the base first."""
     notes = [
-        f"{url}: {', '.join(map(shown, model.tie.copies))} and {shown(model.tie.embedding)} are tied by the config and differ: the tensors "
-        "decide, each is merged from its own (transformers 5 does not tie them then, others may drop the output head)"
+        f"{url}: {', '.join(map(shown, model.tie.copies[:3]))} and {shown(model.tie.embedding)} are tied by the config and differ: the "
+        "tensors decide, each is merged from its own (transformers 5 does not tie them then, others may drop the output head)"
         for url, model in dict(zip(urls, (base, *others), strict=True)).items()
         if model.tie and not model.tie.equal
     ]
-    if tied := ties_of(base, others):
+    if base.tie and (tied := ties_of(base, others)):
         notes.append(
-            f"{', '.join(map(shown, tied))}: one tensor with {shown(next(iter(tied.values())))}, and written equal to it whatever "
+            f"{', '.join(map(shown, list(tied)[:3]))}: one tensor with {shown(base.tie.embedding)}, and written equal to it whatever "
             "rules and globs say of its name"
         )
     return notes

@@ -77,7 +77,7 @@ def test_weights_beside_the_model_are_the_bases_and_said(tmp_path, name):
 def test_what_stays_behind_is_told_with_the_reason(tmp_path, name):
     out, said = merged(tmp_path, three(tmp_path, new={name: b"x"}))
     assert not (out / name).exists()
-    assert f"'{name} (" in said
+    assert f"'{name}' (" in said
     assert name in (out / "README.md").read_text()
 
 

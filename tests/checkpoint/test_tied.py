@@ -77,3 +77,25 @@ def test_heads_that_the_config_unties_are_their_own_even_where_they_are_equal(tm
     folders = models(tmp_path, tied=False)
     api.merge(recipe(*folders, tmp_path / "out", weight=rule))
     assert torch.equal(oracle.load(tmp_path / "out")[HEAD], oracle.load(folders[0])[HEAD])
+
+
+T5 = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+BERT = ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight")
+NEOX = ("gpt_neox.embed_in.weight", "embed_out.weight")
+WRAPPED = ("model.language_model.embed_tokens.weight", "lm_head.weight")
+
+
+@pytest.mark.parametrize("names", [T5, BERT, NEOX, WRAPPED], ids=str)
+@pytest.mark.parametrize("method", ["paramdelta", "dare_linear"])
+@pytest.mark.parametrize("once", ["new", "post", "old"])
+def test_it_is_so_whatever_the_copies_are_called(tmp_path, names, method, once):
+    folders = []
+    for seed, name in enumerate(("new", "post", "old")):
+        torch.manual_seed(seed)
+        table = torch.randn(16, 8)
+        tensors = {key: table.clone() for key in (names[:1] if name == once else names)}
+        folders.append(save_model(tmp_path / name, tensors, config={"model_type": "x", "tie_word_embeddings": True}))
+    api.merge(recipe(*folders, tmp_path / "out", method=method, **({"parameters": {"density": 0.5}} if method != "paramdelta" else {})))
+    got = oracle.load(tmp_path / "out")
+    assert set(got) == set(names[:1] if once == "new" else names)
+    assert all(torch.equal(each, got[names[0]]) for each in got.values())
