@@ -115,6 +115,13 @@ def _globs(value: Any) -> Any:
     return tuple(patterns)
 
 
+def _fields(value: Any) -> Any:
+    names = value if isinstance(value, (list, tuple)) else (value,)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError("should be a field of config.json, such as num_experts or text_config.num_experts, or a list of them")
+    return tuple(names)
+
+
 def _tokenizer_source(value: Any) -> Any:
     if value is None or value in ("base", "post") or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -251,6 +258,10 @@ class Recipe(_Section):
     """Globs on the names of tensors: only these are merged, the others copied from the base. None given, all are."""
     exclude: Annotated[tuple[str, ...], BeforeValidator(_globs), _GLOBS] = ()
     """Globs on the names of tensors that are copied from the base."""
+    missing: Literal["error", "copy"] = "error"
+    """What is done with tensors that not all models have: refused; or those of the base copied, and others left out."""
+    accept: Annotated[tuple[str, ...], BeforeValidator(_fields), _GLOBS] = ()
+    """Fields of config.json, by name or dotted path, in which the models may differ: the base's are written."""
     vocab: Literal["strict", "pad", "by-token"] = "strict"
     """What is done where vocabularies differ: refused; rows beyond the common ones whole from one model; rows by token."""
     allow_nonfinite: bool = False
@@ -439,7 +450,9 @@ def of_deltas(recipe: Recipe) -> Recipe:
     deltas += [{"post": entry.model} for entry in recipe.entries if entry.model != recipe.base]
     if not deltas:
         raise RecipeError("the recipe has no model besides its base")
-    rest = {"shard_size": recipe.shard_size, "storage": recipe.storage, "tokenizer_from": "base"}
+    rest: dict[str, Any] = {"shard_size": recipe.shard_size, "storage": recipe.storage, "tokenizer_from": "base", "missing": recipe.missing}
+    if recipe.accept:
+        rest["accept"] = recipe.accept
     return Recipe.model_validate({"base": recipe.base, "deltas": deltas, "output": "memory://nothing-is-written", **rest})
 
 

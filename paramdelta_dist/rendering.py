@@ -282,6 +282,8 @@ def merge_summary(document: dict[str, Any], *, stream: TextIO | None = None) -> 
         f"peak memory of a process {format_memory(document['peak_memory'])}"
     )
     console.print(f"  {document['tensors']['merged']} tensors merged, {document['tensors']['copied']} copied from the base")
+    for note in document.get("notes", ()):
+        console.print(f"  note: {escape(note)}")
     if document["workers_lost"]:
         console.print(f"  {_plural(document['workers_lost'], 'worker')} lost on the way; what they were at was made by others")
     if document["bytes_read_again"]:

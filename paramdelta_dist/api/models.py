@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint, open_checkpoints
+from paramdelta_dist.checkpoint.beside import find_beside, notes_beside
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
+from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.rules import Selection
+from paramdelta_dist.checkpoint.sidefiles import says_tokens
+from paramdelta_dist.checkpoint.tied import with_one_head
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers, Vocabulary
 from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
 from paramdelta_dist.errors import UsageError
@@ -17,7 +21,7 @@ from paramdelta_dist.execution.machine import default_memory
 from paramdelta_dist.planning.memory import RESERVED
 from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, vocabulary_outcomes
 from paramdelta_dist.recipe import Recipe
-from paramdelta_dist.storage import Identity, StorageConfig, normalize, redact
+from paramdelta_dist.storage import Identity, StorageConfig, normalize, open_store, redact
 
 ROW = 16 + NUMBER
 """Bytes of a row of one model while rows are found by their tokens."""
@@ -78,13 +82,40 @@ def open_models(recipe: Recipe, *, memory: int | None = None) -> Models:
     """
     room, source = Room(max(memory or default_memory(), RESERVED)), recipe.tokenizer_url  # less is too little, as the plan will say
     checkpoints = open_checkpoints(recipe.models, recipe.storage_config, room)
+    base = checkpoints[recipe.base]
+    checkpoints = {url: checkpoint if checkpoint is base else with_one_head(base, checkpoint) for url, checkpoint in checkpoints.items()}
+    beside = find_beside(open_store(recipe.base, recipe.storage_config), base.others)
+    checkpoints[recipe.base] = replace(base, beside=beside)
     files = checkpoints[source].side_files if source in checkpoints else find_side_files(source, recipe.storage_config)
     return Models(checkpoints, files, Tokenizers(recipe.storage_config, room))
 
 
+def with_a_tokenizer(recipe: Recipe, models: Models) -> tuple[Recipe, Models, tuple[str, ...]]:
+    """The recipe with the base's tokenizer where nobody chose one and the post has none, the models of that, and what is to be
+    said of it."""
+    source, base = recipe.tokenizer_url, models.checkpoints[recipe.base]
+    if not any(map(says_tokens, models.tokenizer_files)):
+        if recipe.tokenizer_from is None and any(map(says_tokens, base.side_files)):
+            note = f"{redact(source)} has no tokenizer: that of the base is written, with its chat template and generation_config.json"
+            return recipe.model_copy(update={"tokenizer_from": "base"}), replace(models, tokenizer_files=base.side_files), (note,)
+        return recipe, models, (f"{redact(source)} has no tokenizer: the output will have none",)
+    if models.tokenizers.of(source, models.tokenizer_files) is None:
+        names = ", ".join([shown(name) for name in models.tokenizer_files if says_tokens(name)][:8])
+        return recipe, models, (f"{redact(source)}: the files of the tokenizer are copied and cannot be read ({names}): nobody can tell "
+                                "whether rows of the models belong to the same tokens",)  # fmt: skip
+    return recipe, models, ()
+
+
 def check(recipe: Recipe, models: Models | None = None) -> HomologyReport:
     """Whether the models of a recipe fit together. Reads headers, configs and tokenizers."""
-    models = models or open_models(recipe)
+    recipe, models, notes = with_a_tokenizer(recipe, models or open_models(recipe))
+    report = _checked(recipe, models)
+    base, others = models.checkpoints[recipe.base], [models.checkpoints[url] for url in recipe.models[1:]]
+    said = notes_beside(redact(base.url), base.beside, list(base.side_files), [(redact(other.url), other.others) for other in others])
+    return replace(report, notes=(*report.notes, *notes, *said))
+
+
+def _checked(recipe: Recipe, models: Models) -> HomologyReport:
     opened = models.checkpoints
     base, selection = opened[recipe.base], Selection(recipe.include, recipe.exclude)
 
@@ -93,7 +124,10 @@ def check(recipe: Recipe, models: Models | None = None) -> HomologyReport:
 
     def compared(vocab: str) -> HomologyReport:
         others = [opened[url] for url in recipe.models[1:]]
-        return compare(base, others, recipe.storage_config, vocab=vocab, copied=left_out, tokenizers=models.tokenizers)
+        return compare(
+            base, others, recipe.storage_config, vocab=vocab, copied=left_out, missing=recipe.missing, accept=recipe.accept,
+            tokenizers=models.tokenizers,
+        )  # fmt: skip
 
     if any(is_vocabulary_tensor(name) and left_out(name) for name in base.tensors):
         _require_the_bases_tokenizer(recipe, models)

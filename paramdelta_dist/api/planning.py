@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from paramdelta_dist.api.collector import collector_paused
-from paramdelta_dist.api.models import check, open_models, read_vocabularies
+from paramdelta_dist.api.models import check, open_models, read_vocabularies, with_a_tokenizer
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport
 from paramdelta_dist.checkpoint.room import Room
 from paramdelta_dist.execution.output import as_begun
@@ -37,17 +37,17 @@ def plan(recipe: Recipe, *, memory: int | None = None) -> tuple[MergePlan, Homol
         note = f"a sweep of {len(sweep.points)} points ({names}), made from one reading; what is said here of writing is for each of them"
         return sweep.reading, replace(report, notes=(*report.notes, note))
     with collector_paused():
-        inputs, report, room = _open_inputs(recipe, memory)
-        return _into_its_output(replace(build_plan(recipe, *inputs), planning_memory=room.peak)), report
+        recipe, inputs, report, room = _open_inputs(recipe, memory)
+        return _into_its_output(replace(build_plan(recipe, *inputs), planning_memory=room.peak, notes=report.notes)), report
 
 
 def plan_sweep(recipe: Recipe, *, memory: int | None = None) -> tuple[SweepPlan, HomologyReport]:
     """The plan of a recipe with `sweep:`; raises what `plan` does, and UsageError where the points cannot share one reading."""
     with collector_paused():
-        inputs, report, room = _open_inputs(recipe, memory)
+        recipe, inputs, report, room = _open_inputs(recipe, memory)
         sweep = build_sweep(recipe, *inputs)
     with Threads(len(sweep.points)) as pool:
-        points = pool.map(lambda point: _as_begun(replace(point, planning_memory=room.peak)), sweep.points.values())
+        points = pool.map(lambda point: _as_begun(replace(point, planning_memory=room.peak, notes=report.notes)), sweep.points.values())
         return replace(sweep, points=dict(zip(sweep.points, points, strict=True))), report
 
 
@@ -71,14 +71,16 @@ def _as_begun(made: MergePlan) -> MergePlan:
 
 def _open_inputs(
     recipe: Recipe, memory: int | None
-) -> tuple[tuple[Mapping[str, Checkpoint], Mapping[str, Identity], Vocabularies], HomologyReport, Room]:
-    """All that a plan is made from: the models, the side files of the folder that the tokenizer comes from, and where they are
-    needed vocabularies; and the room that these took. Raises HomologyError when the models do not fit together."""
+) -> tuple[Recipe, tuple[Mapping[str, Checkpoint], Mapping[str, Identity], Vocabularies], HomologyReport, Room]:
+    """All that a plan is made from: the recipe, with the base's tokenizer where the post has none, the models, the side files of the
+    folder that the tokenizer comes from, and where they are needed vocabularies; and the room that these took. Raises HomologyError
+    when the models do not fit together."""
     models = open_models(recipe, memory=memory)
     report = check(recipe, models)
     report.require()
+    recipe, models, _ = with_a_tokenizer(recipe, models)
     vocabularies = read_vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
-    return (models.checkpoints, models.tokenizer_files, vocabularies), report, models.room
+    return recipe, (models.checkpoints, models.tokenizer_files, vocabularies), report, models.room
 
 
 def series_of(recipe: Recipe) -> Series | None:

@@ -85,5 +85,6 @@ def outcome(merge_plan: MergePlan, receipts: Collection[Receipt], *, made: int, 
         "shards": {"made": made, "kept": len(receipts) - made},
         "bytes_read_again": bytes_read_again,
         "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
+        "notes": list(merge_plan.notes),
         "nonfinite": sum(receipt.nonfinite for receipt in receipts),
     }

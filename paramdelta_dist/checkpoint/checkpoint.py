@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
+from paramdelta_dist.checkpoint.beside import Beside
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, shown
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME
@@ -16,6 +17,7 @@ from paramdelta_dist.checkpoint.places import refuse_absent, refuse_place, refus
 from paramdelta_dist.checkpoint.room import Room, json_cost
 from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file, is_side_folder
 from paramdelta_dist.checkpoint.standins import FIRST_BYTES, refuse_stand_in, require_own_files
+from paramdelta_dist.checkpoint.tied import Tie, find_tie
 from paramdelta_dist.errors import CheckpointError, CredentialsError, InputError, NotFound
 from paramdelta_dist.storage import NO_FILE, Identity, StorageConfig, Store, closed_folders, open_store, read_whole, scheme_of
 from paramdelta_dist.threads import Threads
@@ -27,6 +29,7 @@ MAX_NESTING = 64
 FIRST_READ = 256 << 10
 """Bytes read of a file in the hope that they hold its whole header."""
 HEADERS_IN_FLIGHT = 32
+NOTHING_BESIDE = Beside({}, ())
 
 
 class WeightFile(NamedTuple):
@@ -51,6 +54,12 @@ class Checkpoint:
     """Weight files in the folder that the index does not name; never read."""
     closed: tuple[str, ...] = ()
     """Folders in it that may not be listed; none that a file of a model would be looked for in."""
+    others: Mapping[str, Identity] = field(default_factory=dict)
+    """Whatever else lies in the folder, by relative name."""
+    beside: Beside = NOTHING_BESIDE
+    """What of it goes along with a merge: of the base of one alone."""
+    tie: Tie | None = None
+    """Copies of the input embeddings, where the config does not say that they are others."""
 
     @cached_property
     def nbytes(self) -> int:
@@ -123,14 +132,19 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
         for position, (file, text) in enumerate(zip(files, texts, strict=True)):
             headers.append(parser.header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position))
             parser.room.give_back(len(text))
+    tensors = _agreed(store.url, names, headers, weight_map)
+    config = _read_config(store, present[CONFIG_NAME], parser.room) if CONFIG_NAME in present else None
+    known = {*side_files, *names, INDEX_NAME}
     return Checkpoint(
         url=url,
         files=files,
-        tensors=_agreed(store.url, names, headers, weight_map),
-        config=_read_config(store, present[CONFIG_NAME], parser.room) if CONFIG_NAME in present else None,
+        tensors=tensors,
+        config=config,
         side_files=side_files,
         orphans=tuple(sorted(name for name in present if name.endswith(".safetensors") and name not in set(names))),
         closed=closed,
+        others={name: identity for name, identity in present.items() if name not in known},
+        tie=find_tie(store, files, tensors, config),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
@@ -11,15 +11,20 @@ from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.errors import CheckpointError
 
 
-def render_config(data: bytes | bytearray, dtype: str | None, changes: Mapping[str, Any]) -> bytes:
+def render_config(data: bytes | bytearray, dtype: str | None, changes: Mapping[str, Any], without: Sequence[str] = ()) -> bytes:
     """What is written, given what the base has: with `dtype` where the recipe chose another one, and the fields, by dotted name,
-    that a changed vocabulary changes.
+    that a changed vocabulary changes, and `without` those that are left out.
 
     Raises CheckpointError where a field to be changed has no place.
     """
-    if dtype is None and not changes:
+    if dtype is None and not changes and not without:
         return bytes(data)
     config = changed_config(json.loads(str(data, "utf-8")), dtype, changes)
+    for name in without:
+        section, _, leaf = name.rpartition(".")
+        table = dict(config[section]) if section else config
+        table.pop(leaf, None)
+        config = config | {section: table} if section else table
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     return text.encode(errors="backslashreplace")  # half of a surrogate pair is no text in UTF-8, and its escape is in JSON
 

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
+from paramdelta_dist.checkpoint.extras import differences_noted, is_the_bases
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised
+from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised, left_over
+from paramdelta_dist.checkpoint.tied import ties_noted
 from paramdelta_dist.checkpoint.tokenizer import Tokenizer, Tokenizers, Vocabulary
 from paramdelta_dist.checkpoint.vocabulary import input_embeddings, is_vocabulary_tensor
+from paramdelta_dist.checkpoint.wrappers import same_class, same_language_model
 from paramdelta_dist.errors import HomologyError
 from paramdelta_dist.storage import StorageConfig, redact
 
 MUST_AGREE = (
     "architectures", "model_type", "tie_word_embeddings", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
     "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "attention_bias", "mlp_bias", "num_experts",
-    "num_local_experts", "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "num_local_experts", "n_routed_experts", "n_shared_experts", "moe_intermediate_size",
     "shared_expert_intermediate_size", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
     "first_k_dense_replace", "layer_types", "n_embd", "n_layer", "n_head", "d_model", "d_ff", "num_layers", "num_heads",
     "state_size", "conv_kernel", "type_vocab_size",
@@ -74,6 +77,8 @@ def compare(
     *,
     vocab: str = "strict",
     copied: Callable[[str], bool] = _nothing,
+    missing: str = "error",
+    accept: Collection[str] = (),
     tokenizers: Tokenizers | None = None,
 ) -> HomologyReport:
     """Compare every model with the base. Reads tokenizer files, no weights; those that `tokenizers` knows are not read again.
@@ -81,6 +86,8 @@ def compare(
     Shapes, names and the meaning of rows must agree; dtypes and file layout need not. With `vocab` "pad" only the rows that
     all models have must mean the same; with "by-token" every tokenizer must be readable, and say what the rows mean. Tensors that
     are `copied` from the base, by name, need not be alike, and where all that have a row for each token are, vocabularies need not either.
+    Neither need those be there that follow from the config, or with `missing` "copy" any. Fields of config.json that are named
+    in `accept` may differ.
     """
     rowed = [name for name in base.tensors if is_vocabulary_tensor(name)]
     vocab = "ignored" if rowed and all(map(copied, rowed)) else vocab
@@ -90,13 +97,20 @@ def compare(
     tokenizers = tokenizers or Tokenizers(storage)
     tokenizer, *theirs = [tokenizers.of(model.url, model.side_files) for model in (base, *others)]
     for other, its_own in zip(others, theirs, strict=True):
-        mismatches += _config_mismatches(base, other, vocab)
+        mismatches += _config_mismatches(base, other, vocab, accept)
         told = {name for url in (base.url, other.url) for found in quantised[url] for name in found.tensors}
-        mismatches += _tensor_mismatches(base, other, vocab, _or_in(told, copied))
+        mismatches += _tensor_mismatches(base, other, vocab, _or_in(told, copied), missing)
         differences, noted = _vocabulary_differences(base, tokenizer, other, its_own, vocab, tokenizers)
         mismatches += differences
         notes += noted
-    notes += _config_notes(base, others, vocab)
+    if over := left_over(base.tensors, base.config):
+        names = ", ".join(map(shown, over))
+        notes.append(
+            f"{redact(base.url)}: {names} of config.json speaks of a quantisation, and all tensors are plain numbers: it is left out"
+        )
+    notes += ties_noted(base, others, [redact(model.url) for model in (base, *others)])
+    notes += differences_noted(base.tensors, [(redact(other.url), other.tensors) for other in others], copied, missing)
+    notes += _config_notes(base, others, vocab, accept)
     notes += [
         f"{redact(model.url)}: the folder {shown(folder)} may not be listed; no file of the model is looked for in it"
         for model in {model.url: model for model in (base, *others)}.values()
@@ -127,11 +141,6 @@ def _quantised_mismatches(model: Checkpoint, quantised: Sequence[Quantised]) -> 
         )
 
 
-def is_derived_buffer(name: str) -> bool:
-    """Whether a tensor is computed from the config and only happens to be stored: never merged, need not be there."""
-    return name.endswith((".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias", ".rope.freqs", ".rotary_pos_emb.inv_freq"))
-
-
 def flat_config(config: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
     """Config fields with the names of nested sections joined by dots."""
     flat: dict[str, Any] = {}
@@ -150,13 +159,15 @@ def _differing_fields(base: Checkpoint, other: Checkpoint) -> Iterator[tuple[str
             yield key, ours.get(key), theirs.get(key)
 
 
-def _config_mismatches(base: Checkpoint, other: Checkpoint, vocab: str) -> list[Mismatch]:
+def _config_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, accept: Collection[str]) -> list[Mismatch]:
     url = redact(other.url)
     if other.config is None or base.config is None:
         return []
     found = []
     for key, ours, theirs in _differing_fields(base, other):
         leaf = key.rpartition(".")[2]
+        if is_accepted(key, accept) or _is_wrapped(leaf, ours, theirs, base.config, other.config):
+            continue
         if leaf == "tie_word_embeddings":
             if base.tied_embeddings == other.tied_embeddings:
                 continue
@@ -173,32 +184,56 @@ def _config_mismatches(base: Checkpoint, other: Checkpoint, vocab: str) -> list[
             remedy = "pick the post-trained model that grew from this architecture and size"
         else:
             continue
+        remedy += f"; if you know that this difference means nothing here, write `accept: [{key}]` into the recipe"
         found.append(Mismatch(url, "config", f"{shown(key)} is {shown(theirs)}, the base has {shown(ours)}", remedy))
     return found
 
 
-def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], vocab: str) -> list[str]:
+def is_accepted(key: str, accept: Collection[str]) -> bool:
+    """Whether a recipe's `accept` names a field of the config, by its dotted name or the last part of it."""
+    return key in accept or key.rpartition(".")[2] in accept
+
+
+def _is_wrapped(leaf: str, ours: Any, theirs: Any, base: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a difference is only in what is around a model; its tensors say the rest."""
+    if leaf == "architectures":
+        return same_class(ours, theirs) or (base.get("model_type") != other.get("model_type") and same_language_model(base, other))
+    return leaf == "model_type" and same_language_model(base, other)
+
+
+def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], vocab: str, accept: Collection[str]) -> list[str]:
     if base.config is None:
         return []
     differing: dict[str, Any] = {}
     for other in others:
         if other.config is not None:
-            differing |= {key: ours for key, ours, _ in _differing_fields(base, other) if key.rpartition(".")[2] not in MUST_AGREE}
+            differing |= {
+                key: ours
+                for key, ours, theirs in _differing_fields(base, other)
+                if (leaf := key.rpartition(".")[2]) not in MUST_AGREE
+                or is_accepted(key, accept)
+                or _is_wrapped(leaf, ours, theirs, base.config, other.config)
+            }
     if vocab == "by-token":  # they follow the tokenizer that is written
         differing = {key: ours for key, ours in differing.items() if not key.endswith(("_token_id", "_token_index"))}
     items = sorted(differing.items())
-    return [f"config field {shown(key)} differs between the models; taken from the base: {shown(value)}" for key, value in items]
+    return [
+        f"config field {shown(key)} differs between the models"
+        + (", as `accept` allows" if is_accepted(key, accept) else "")
+        + f"; taken from the base: {shown(value)}"
+        for key, value in items
+    ]
 
 
-def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: Callable[[str], bool]) -> list[Mismatch]:
+def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: Callable[[str], bool], missing: str) -> list[Mismatch]:
     url = redact(other.url)
     found = []
     held = [other.tensors.get(name) for name in base.tensors]
     for (name, tensor), theirs in zip(base.tensors.items(), held, strict=True):
-        if (theirs is not None and theirs.shape == tensor.shape) or copied(name):
+        if (theirs is not None and theirs.shape == tensor.shape) or copied(name) or is_the_bases(name, tensor):
             continue
         if theirs is None:
-            if not is_derived_buffer(name):
+            if missing == "error":
                 found.append(Mismatch(url, "tensors", f"{shown(name)} is missing", _missing_remedy(name, base, other)))
         elif vocab != "strict" and is_vocabulary_tensor(name) and theirs.shape[1:] == tensor.shape[1:] and theirs.shape and tensor.shape:
             continue
@@ -211,9 +246,14 @@ def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: 
                     _shape_remedy(name, tensor.shape, theirs.shape),
                 )
             )
-    if len(other.tensors) == len(held) - held.count(None):
+    if missing == "copy" and not any(map(base.tensors.keys().__contains__, other.tensors)):
+        remedy = "there is nothing to merge: use checkpoints of the same model saved the same way"
+        found.append(Mismatch(url, "tensors", "no tensor of it has the name of one in the base", remedy))
+    if missing == "copy" or len(other.tensors) == len(held) - held.count(None):
         return found
-    extra = [name for name in other.tensors if name not in base.tensors and not is_derived_buffer(name) and not copied(name)]
+    extra = [
+        name for name, tensor in other.tensors.items() if name not in base.tensors and not is_the_bases(name, tensor) and not copied(name)
+    ]
     found += [Mismatch(url, "tensors", f"{shown(name)} is not in the base", _missing_remedy(name, other, base)) for name in extra]
     return found
 
@@ -225,7 +265,10 @@ def _missing_remedy(name: str, owner: Checkpoint, lacking: Checkpoint) -> str:
         return "this is a LoRA adapter; merge it into its base first (peft: merge_and_unload)"
     if name.endswith(("_scale_inv", ".weight_scale", ".qweight", ".scales", ".absmax")):
         return "one model is quantised; use the unquantised checkpoint, or dequantise it first"
-    return "use checkpoints of the same model saved the same way (one may be fused, split or renamed by the library that saved it)"
+    return (
+        "use checkpoints of the same model saved the same way (one may be fused, split or renamed by the library that saved it), or leave "
+        "it out: `exclude` with a glob on its name, or `missing: copy` for all that not every model has, which takes the base's"
+    )
 
 
 def _shape_remedy(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> str:

@@ -93,3 +93,15 @@ def claimed_scheme(config: Mapping[str, Any] | None) -> str | None:
             if isinstance(claim, Mapping) and claim:
                 return shown(claim.get("quant_method") or claim.get("quant_algo") or key)
     return None
+
+
+def left_over(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Fields of a config, by dotted name, that speak of a quantisation while all tensors are plain numbers."""
+    tables = {"": config, "text_config.": (config or {}).get("text_config")}
+    fields = [
+        prefix + key
+        for prefix, table in tables.items()
+        for key in ("quantization_config", "compression_config")
+        if isinstance(table, Mapping) and table.get(key)
+    ]
+    return tuple(fields) if fields and not find_quantised(tensors, config) else ()

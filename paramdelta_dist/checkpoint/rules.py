@@ -8,7 +8,7 @@ all that is left and comes last. Where the value is a list of numbers it is a gr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any
@@ -191,12 +191,12 @@ class Chooser:
                 return rule.value_for(name, self._layers), True
         return None, False
 
-    def idle(self, names: Sequence[str]) -> list[str]:
-        """The rules that decided nothing, with the reason; a rule without conditions may. `names` are those of all tensors that
-        were asked about."""
+    def idle(self, names: Sequence[str], others: Collection[str] = ()) -> list[str]:
+        """The rules that decided nothing, with the reason; a rule without conditions may, and one that matches a tensor among the
+        `others`, which would not be merged whatever it says. `names` are those of all tensors that were asked about."""
         problems = []
         for number, rule in enumerate(self._rules):
-            if number in self._decided or rule.general:
+            if number in self._decided or rule.general or any(map(rule.matches, others)):
                 continue
             hidden = any(map(rule.matches, names))
             reason = "only matches tensors that a rule before it decides" if hidden else "matches no tensor that is merged"
@@ -216,10 +216,10 @@ class Selection:
         """Whether it is included, where anything is, and not excluded."""
         return not (self._include and not self._include.match(name)) and not (self._exclude and self._exclude.match(name))
 
-    def idle(self, names: Sequence[str]) -> list[str]:
+    def idle(self, names: Collection[str]) -> list[str]:
         """The globs that match none of these names."""
         return [
-            f"{where}: {pattern!r} matches no tensor that would be merged"
+            f"{where}: {pattern!r} matches no tensor of any model"
             for where, patterns in self._patterns.items()
             for pattern in patterns
             if not any(map(re.compile(translate(pattern)).match, names))

@@ -23,7 +23,11 @@ TOKENIZER_FILES = (
 )
 """Text in, text out: the tokenizer, how a conversation is written, and when generation stops. They belong together."""
 
-TOKENIZER_PATTERNS = (*TOKENIZER_FILES, "*.tiktoken", "additional_chat_templates/*.jinja")
+TOKENIZER_PATTERNS = (
+    *TOKENIZER_FILES, "*.tiktoken", "additional_chat_templates/*.jinja", "tiktoken.model", "spm.model", "*.spm", "*.model",
+    "tokenizer.model.v*", "bpe.codes", "*.codes", "normalizer.json", "vocab.bpe", "vocab*.json", "*vocab.json", "*_vocab.txt",
+    "vocab*.txt", "merges*.txt", "dict.txt", "tokenizer*.json", "tokenization*.json", "tokenizer/*",
+)  # fmt: skip
 
 MODEL_FILES = (
     "config.json",
@@ -78,6 +82,11 @@ def is_for_people(name: str) -> bool:
 
 def is_side_file(name: str) -> bool:
     return is_tokenizer_file(name) or is_model_file(name)
+
+
+def says_tokens(name: str) -> bool:
+    """Whether the file is of a tokenizer itself, and not of how it is used."""
+    return is_tokenizer_file(name) and not name.startswith(("chat_template", "additional_chat_templates/", "generation_config"))
 
 
 def is_side_folder(name: str) -> bool:

@@ -151,7 +151,7 @@ class TileMaker:
                     tensor, _ = segment.run.tensor_at(block.first + differing // width)
                     raise CheckpointError(
                         f"tensor {tensor.name!r} is {tensor.dtype}, which is copied and not merged, and {redact(url)} holds other "
-                        "values than the base; it must agree in all models"
+                        "values than the base; it must agree in all models, or be left out (`exclude`), which takes the base's"
                     )
             assert copied, f"{segment.run.tensors[0].name} is of no model"
 
@@ -174,7 +174,7 @@ def subject_of(run: Run, settings: Settings, statistics: tuple[Any, ...]) -> Sub
     """What a method is told of the tensor of a run."""
     tensor = run.tensors[0]
     values, numbers = tuple(term.values for term in settings.terms), tuple(term.number for term in settings.terms)
-    return Subject(tensor.name, tensor.shape, settings.parameters, values, numbers, statistics)
+    return Subject(tensor.twin or tensor.name, tensor.shape, settings.parameters, values, numbers, statistics)
 
 
 def _values(fetched: FetchedTile, segment: Segment, model: int) -> Values | None:

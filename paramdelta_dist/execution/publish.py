@@ -101,7 +101,7 @@ def publish(
     config = b""
     for file in plan.side_files:
         if file.name == CONFIG_NAME:
-            config = render_config(copies.read(file), plan.recipe.dtype, plan.config_changes)
+            config = render_config(copies.read(file), plan.recipe.dtype, plan.config_changes, plan.config_without)
         else:
             wrote(file.name, *copies.copy(file, store, hold), redact(file.model))
     if len(plan.shards) > 1:
@@ -153,6 +153,7 @@ def _card(plan: MergePlan) -> str:
             "",
             f"{plan.merged} tensors were merged, {plan.copied} copied from the base; {plan.total_parameters:,} parameters in all.",
             "",
+            *([*(f"- {note}" for note in plan.notes), ""]),
             "| model | role | files | bytes |",
             "| --- | --- | --- | --- |",
             *rows,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from paramdelta_dist.checkpoint.beside import is_of_the_folder, why_left
 from paramdelta_dist.checkpoint.checkpoint import CONFIG_NAME
 from paramdelta_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from paramdelta_dist.checkpoint.sidefiles import is_side_file
@@ -134,10 +135,14 @@ def _names(document: Mapping[str, Any], present: Mapping[str, Identity]) -> set[
     try:
         files = {name: Identity(entry["size"], entry["tag"]) for name, entry in document.get("files", {}).items()}
         names = {*(_written(document) if "shards" in document else ()), *document.get(REPLACES, ()), *files}
-        below = {name for name, identity in files.items() if is_side_file(name) and present.get(name) == identity}
+        below = {name for name, identity in files.items() if _goes_along(name) and present.get(name) == identity}
         return {name for name in names if _may_go(name)} | below
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _goes_along(name: str) -> bool:
+    return is_side_file(name) or (not is_of_the_folder(name) and why_left(name, 0) is None)
 
 
 def _may_go(name: str) -> bool:

@@ -78,7 +78,7 @@ def gather(
             found = _swept(store, plan, job, executor, number, started, advance, keep=keep, before=found)
             total = _folded(sweep, found.statistics[-1])
             settings = plan.settings[0]
-            elements = sum(tensor.elements for shard in plan.shards for tensor in shard.tensors if tensor.merged)
+            elements = sum(tensor.elements for shard in plan.shards for tensor in shard.tensors if tensor.merged and not tensor.twin)
             values, numbers = tuple(term.values for term in settings.terms), tuple(term.number for term in settings.terms)
             subject = Subject("", (elements,), settings.parameters, values, numbers, found.statistics[:-1])
             result = sweep.finish(total, subject)
@@ -140,7 +140,7 @@ def look_at_shard(job: LookJob, look: ShardUnit, *, advance: Callable[[int], Non
         for tile in cut_tiles(shard, tile_size=job.merge.tile_size):
             if cancelled():
                 raise Interrupted("stopped")
-            if merged := tuple(segment for segment in tile.segments if segment.run.merged):
+            if merged := tuple(segment for segment in tile.segments if segment.run.merged and not segment.run.tensors[0].twin):
                 yield Step(tile._replace(segments=merged), job.number)
             done += tile.stop - tile.start
             advance(tile.stop - tile.start)

@@ -150,7 +150,8 @@ def _layout_problems(store: Store, checkpoint: Checkpoint) -> list[str]:
 
 
 def _shards(commit: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: entry for name, entry in commit["files"].items() if name.endswith(".safetensors")}
+    """What the merge made; weights that were copied beside it have no receipt."""
+    return {name: entry for name, entry in commit["files"].items() if name.endswith(".safetensors") and "from" not in entry}
 
 
 def read_receipt(store: Store, file: str, present: Mapping[str, Identity]) -> Receipt | None:

@@ -11,13 +11,15 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
+from paramdelta_dist.checkpoint.beside import most_bytes
 from paramdelta_dist.checkpoint.config import changed_config
 from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES, Kind
+from paramdelta_dist.checkpoint.extras import is_the_bases, not_in_all
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.homology import is_derived_buffer
-from paramdelta_dist.checkpoint.quantised import find_quantised
+from paramdelta_dist.checkpoint.quantised import find_quantised, left_over
 from paramdelta_dist.checkpoint.rules import Selection
-from paramdelta_dist.checkpoint.sidefiles import MAX_SIDE_FILE, is_model_file, is_tokenizer_file
+from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
+from paramdelta_dist.checkpoint.tied import ties_of
 from paramdelta_dist.errors import CheckpointError, UsageError
 from paramdelta_dist.methods import Scope, find_method
 from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
@@ -64,6 +66,8 @@ class TensorPlan(NamedTuple):
     the place of the whole tensor in every model."""
     first: int = 0
     """Element of the tensor with which this part of it begins."""
+    twin: str = ""
+    """The tensor that this is a copy of, where it is one: it is computed as if it had that name."""
 
 
 def parts_of(tensors: Iterable[TensorPlan]) -> Iterator[TensorPlan]:
@@ -158,6 +162,10 @@ class MergePlan:
     """Tensors taken from the base because they hold integers, booleans or buffers, or the recipe leaves them out."""
     config_changes: Mapping[str, Any]
     """Fields of config.json, by dotted name, that are not the base's because the vocabulary is not."""
+    config_without: tuple[str, ...] = ()
+    """Fields of config.json, by dotted name, that are true of the base and not of what is written."""
+    notes: tuple[str, ...] = ()
+    """What was noted while the models were compared."""
     planning_memory: int = 0
     """Bytes that what the models say of themselves took, at most, while the plan was made from it."""
 
@@ -233,28 +241,38 @@ def build_plan(
     opened = [checkpoints[url] for url in models]
     selection = Selection(recipe.include, recipe.exclude)
     kept = {name for found in find_quantised(base.tensors, base.config) for name in found.tensors if not selection.has(name)}
-    kinds = _account(opened, selection, kept)
-    settings, ways = resolver.choose([name for name, is_merged in kinds.items() if is_merged or name in kept])
+    every = [checkpoints[url].tensors for url in recipe.models]
+    lacked = not_in_all(every)
+    kinds = _account(opened, selection, kept, lacked)
+    twins = ties_of(base, [checkpoints[url] for url in recipe.models[1:]])
+    merged_names = [name for name, is_merged in kinds.items() if (is_merged or name in kept) and name not in lacked and name not in twins]
+    others = {name for tensors in every for name in tensors}.difference(merged_names)
+    settings, ways = resolver.choose(merged_names, others)
+    ways = {name: ways[twins.get(name, name)] for name in kinds if twins.get(name, name) in ways}
     _require_one_way_of_looking(settings)
     maps = VocabularyPlanner(recipe, models, opened, vocabularies or {}).row_maps(settings, ways)
     layouts = lay_out(_outputs(base.tensors, kinds, recipe.dtype, maps), shard_size=recipe.shard_size)
     ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
     theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
-    side_files = tuple(SideFile(url, name, identity) for (url, name), identity in {**ours, **theirs}.items())
+    beside = {(base.url, name): i for name, i in base.beside.files.items()}
+    side_files = tuple(SideFile(url, name, identity) for (url, name), identity in {**ours, **theirs, **beside}.items())
     _require_copyable(side_files)
     require_writable(recipe.output, ((file.model, file.name) for file in side_files))
+    alone = {name for name, tensor in base.tensors.items() if name in kept or _base_alone(name, tensor, selection, lacked)}
+    alone = {name for name in base.tensors if twins.get(name, name) in alone}
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
     merged = len(ways)
     writer = checkpoints.get(recipe.tokenizer_url) if recipe.vocab == "by-token" and recipe.tokenizer_url != recipe.base else None
     changes = config_changes(base.config, writer.config if writer and maps else None, embedding_rows(maps, base))
+    without = () if kept else left_over(base.tensors, base.config)
     changed_config(base.config, recipe.dtype, changes)  # what cannot be written is refused here
     locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))
-    unlocated = _fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes)
+    unlocated = _fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes, twins, without)
     return MergePlan(
         recipe=recipe,
         models=models,
         settings=settings,
-        shards=tuple(_shard(layout, opened, {**kinds, **dict.fromkeys(kept, True)}, settings, ways, maps) for layout in layouts),
+        shards=tuple(_shard(layout, opened, kinds, settings, ways, maps, alone, twins) for layout in layouts),
         fingerprint=located(unlocated, {redact(url): location for url, location in locations.items()}),
         unlocated=unlocated,
         locations=locations,
@@ -263,16 +281,17 @@ def build_plan(
         merged=merged,
         copied=len(kinds) - merged,
         config_changes=changes,
+        config_without=without,
     )
 
 
 def _require_copyable(side_files: Sequence[SideFile]) -> None:
     """Raise CheckpointError for a side file that is none."""
     for file in side_files:
-        if file.identity.size > MAX_SIDE_FILE:
+        if file.identity.size > most_bytes(file.name):
             raise CheckpointError(
                 f"{redact(file.model)}: {shown(file.name)} would be copied beside the weights and has {format_size(file.identity.size)}, "
-                f"more than the {format_size(MAX_SIDE_FILE)} such a file may have; take it out of the folder"
+                f"more than the {format_size(most_bytes(file.name))} such a file may have; take it out of the folder"
             )
 
 
@@ -296,9 +315,10 @@ def _require_one_way_of_looking(settings: Sequence[Settings]) -> None:
         )
 
 
-def _account(models: Sequence[Checkpoint], selection: Selection, kept: Collection[str]) -> dict[str, bool]:
+def _account(models: Sequence[Checkpoint], selection: Selection, kept: Collection[str], lacked: Collection[str]) -> dict[str, bool]:
     """For every tensor of the base, whether it is merged (True) or copied (False); nothing else is possible. What is quantised in
-    the base and left out by the recipe is `kept` as it is, byte for byte; of what else is left out, the base alone matters."""
+    the base and left out by the recipe is `kept` as it is, byte for byte; of what else is left out, is `lacked` by a model or
+    follows from the config, the base alone matters."""
     base, problems, merged = models[0], [], {}
     seen: dict[tuple[str | None, ...], bool | str] = {}
     """What is to be done with tensors that have these dtypes in the models, or why nothing can be."""
@@ -307,18 +327,26 @@ def _account(models: Sequence[Checkpoint], selection: Selection, kept: Collectio
         if name in kept and dtypes[0] in ITEMSIZES:
             merged[name] = False
             continue
-        if len(set(dtypes)) > 1 and dtypes[0] is not None and DTYPES[dtypes[0]].kind is Kind.FLOAT and not selection.has(name):
+        if _base_alone(name, base.tensors[name], selection, lacked):
             dtypes = dtypes[:1]
+            if dtypes[0] in ITEMSIZES and DTYPES[dtypes[0]].kind is Kind.COMPLEX:
+                merged[name] = False
+                continue
         if (found := seen.get(dtypes)) is None:
             found = seen[dtypes] = _treatment({DTYPES[dtype].kind for dtype in dtypes if dtype is not None})
         if isinstance(found, str):
             problems.append(f"{shown(name)} {found}")
         else:
-            merged[name] = found and not is_derived_buffer(name)
+            merged[name] = found and not is_the_bases(name, base.tensors[name])
     if problems:
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise CheckpointError(f"{redact(base.url)}: {len(problems)} tensors cannot be merged\n  - " + "\n  - ".join(problems[:20]) + more)
     return merged
+
+
+def _base_alone(name: str, tensor: Tensor, selection: Selection, lacked: Collection[str]) -> bool:
+    """Whether a tensor is copied from the base whatever the other models have."""
+    return name in lacked or not selection.has(name) or is_the_bases(name, tensor)
 
 
 def _treatment(kinds: set[Kind]) -> bool | str:
@@ -326,9 +354,12 @@ def _treatment(kinds: set[Kind]) -> bool | str:
     if Kind.QUANTIZED in kinds:
         return "is quantised; dequantise the checkpoint first (its codes mean nothing without their scales)"
     if Kind.COMPLEX in kinds:
-        return "is complex; this cannot be merged"
+        return "is complex; this cannot be merged: leave it out (`exclude`), which takes the base's"
     if len(kinds) > 1:
-        return "holds floating-point numbers in one model and integers in another; check that they are the same model"
+        return (
+            "holds floating-point numbers in one model and integers in another; check that they are the same model, or leave it out "
+            "(`exclude`)"
+        )
     return Kind.FLOAT in kinds
 
 
@@ -353,6 +384,8 @@ def _shard(
     settings: tuple[Settings, ...],
     ways: Mapping[str, int],
     maps: Mapping[str, RowMap],
+    alone: Collection[str],
+    twins: Mapping[str, str],
 ) -> Shard:
     names = [tensor.name for tensor in layout.tensors]
     chosen = [ways.get(name) for name in names]
@@ -362,7 +395,7 @@ def _shard(
         """The models that are read for a tensor that is not merged as a whole."""
         if name in maps:
             return everyone
-        return frozenset({0}) if kinds[name] or is_derived_buffer(name) else everyone  # a derived buffer follows from the config
+        return frozenset({0}) if kinds[name] or name in alone else everyone
 
     needed = [readers(name) if way is None or name in maps else used[way] for name, way in zip(names, chosen, strict=True)]
     inputs: list[InputFile] = []
@@ -376,7 +409,8 @@ def _shard(
     plans, offset = [], len(layout.header)
     for (name, dtype, shape, nbytes), way, sources in zip(layout.tensors, chosen, zip(*columns, strict=True), strict=True):
         elements, rows = math.prod(shape), maps.get(name)
-        plans.append(TensorPlan(name, way is not None, dtype, shape, elements, offset, nbytes, way or 0, sources, rows))
+        twin = twins.get(name, "")
+        plans.append(TensorPlan(name, way is not None, dtype, shape, elements, offset, nbytes, way or 0, sources, rows, twin=twin))
         offset += nbytes
     return Shard(layout.file, layout.header, layout.size, tuple(plans), tuple(inputs), settings)
 
@@ -390,6 +424,8 @@ def _fingerprint(
     side_files: Sequence[SideFile],
     maps: Mapping[str, RowMap],
     changes: Mapping[str, Any],
+    twins: Mapping[str, str],
+    without: Sequence[str],
 ) -> str:
     document: dict[str, Any] = {
         "format": FORMAT,
@@ -397,12 +433,18 @@ def _fingerprint(
         "settings": [[way.based, way.parameters, [list(term) for term in way.terms]] for way in settings],
         "ways": list(ways.values()) if len(settings) > 1 else [],
         **({"selection": [list(recipe.include), list(recipe.exclude)]} if recipe.include or recipe.exclude else {}),
+        **({"missing": recipe.missing} if recipe.missing != "error" else {}),
+        **({"accept": sorted(set(recipe.accept))} if recipe.accept else {}),
         "dtype": recipe.dtype,
         "shard_size": recipe.shard_size,
         "allow_nonfinite": recipe.allow_nonfinite,
         "inputs": [[redact(url), inputs[url]] for url in models],
         "side_files": [[redact(file.model), file.name, file.identity.size, file.identity.tag] for file in side_files],
     }
+    if without:
+        document["config_without"] = list(without)
+    if twins and find_method(recipe.method).weights is None:  # a plain sum is the same under any name
+        document["twins"] = sorted(twins.items())
     if maps:
         digests = {rows: blake2b(repr(rows.ways).encode() + rows.table, digest_size=20).hexdigest() for rows in set(maps.values())}
         document["rows"] = [[name, rows.rows, digests[rows]] for name, rows in sorted(maps.items())]

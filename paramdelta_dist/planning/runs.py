@@ -80,7 +80,7 @@ def _way(settings: Settings) -> _Way:
 
 def _follows(last: TensorPlan, tensor: TensorPlan) -> bool:
     """Whether a tensor, which comes next in the output, comes next in every model too and is treated as `last` is."""
-    if last.dtype != tensor.dtype or last.merged != tensor.merged or last.settings != tensor.settings:
+    if last.twin or tensor.twin or last.dtype != tensor.dtype or last.merged != tensor.merged or last.settings != tensor.settings:
         return False
     for one, other in zip(last.sources, tensor.sources, strict=True):
         if one is None or other is None:

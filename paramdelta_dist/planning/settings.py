@@ -89,9 +89,10 @@ class Resolver:
                 urls += [entry.post] if entry.base is None else [entry.post, entry.base]
         return tuple(dict.fromkeys(urls))
 
-    def choose(self, names: Sequence[str]) -> tuple[tuple[Settings, ...], dict[str, int]]:
+    def choose(self, names: Sequence[str], others: Collection[str] = ()) -> tuple[tuple[Settings, ...], dict[str, int]]:
         """Every way in which these tensors are merged, the first tensor's first, and which of them it is for each tensor that
-        `include` and `exclude` leave to the method; the others are copied from the base.
+        `include` and `exclude` leave to the method; the others are copied from the base. `others` are tensors of any model that
+        are merged in no case: rules may match them.
 
         Raises UsageError naming every rule and glob that decides nothing about them, and where a parameter has no value.
         """
@@ -99,7 +100,7 @@ class Resolver:
         chosen = [self.settings(name) for name in left] if self._ruled else [self.settings("")] * len(left)
         settings = list({id(way): way for way in chosen}.values())
         places = {id(way): place for place, way in enumerate(settings)}
-        self._require_used(names, left)
+        self._require_used(names, left, others)
         return tuple(settings), {name: places[id(way)] for name, way in zip(left, chosen, strict=True)}
 
     def settings(self, name: str) -> Settings:
@@ -125,9 +126,9 @@ class Resolver:
             self._known[key] = Settings(self._method.name, self._based, parameters, terms)
         return self._known[key]
 
-    def _require_used(self, names: Sequence[str], left: Sequence[str]) -> None:
-        problems = [problem for chooser in self._ruled for problem in chooser.idle(left)]
-        problems += self._selection.idle(names)
+    def _require_used(self, names: Sequence[str], left: Sequence[str], others: Collection[str]) -> None:
+        problems = [problem for chooser in self._ruled for problem in chooser.idle(left, others)]
+        problems += self._selection.idle([*names, *others])
         if problems:
             raise UsageError("the recipe has rules without effect:" + "".join(f"\n  - {problem}" for problem in problems))
 

@@ -1,0 +1,67 @@
+"""Tensors that not all models have, or that none has to have: what follows from the config, what counts steps, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.header import Tensor, shown
+
+_DERIVED = (
+    ".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias", ".rope.freqs", ".rotary_pos_emb.inv_freq",
+    ".rotary_emb.cos_cached", ".rotary_emb.sin_cached",
+)  # fmt: skip
+"""Ends of names, whatever is in them."""
+_MASKS = ("attn.bias", "attention.bias", "attn.attention.bias", "attn_mask", "causal_mask")
+"""Of tensors that are masks where they have the shape of one or hold no floating-point numbers; else they are biases."""
+_POSITIONS = ("position_ids", "token_type_ids", "relative_position_index", "relative_coords_table")
+_COUNTERS = ("num_batches_tracked",)
+
+
+def _ends(name: str, endings: Sequence[str]) -> bool:
+    return any(name == ending or name.endswith("." + ending) for ending in endings)
+
+
+def is_the_bases(name: str, tensor: Tensor | None) -> bool:
+    """Whether a tensor follows from the config (positions, masks, frequencies) or counts the steps of a training: it is never
+    merged, and the base's, if it has one, whatever the others hold."""
+    if name.endswith(_DERIVED) or (tensor is not None and "relative_coords_table" in name):
+        return True
+    if tensor is None or not _ends(name, (*_MASKS, *_POSITIONS, *_COUNTERS)):
+        return False
+    if DTYPES[tensor.dtype].kind is not Kind.FLOAT:
+        return True
+    return _ends(name, _MASKS) and len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
+
+
+def not_in_all(models: Sequence[Mapping[str, Tensor]]) -> frozenset[str]:
+    """Names of the tensors that some of the models have and others lack."""
+    every = {name for tensors in {id(tensors): tensors for tensors in models}.values() for name in tensors}
+    return frozenset(name for name in every if any(name not in tensors for tensors in models))
+
+
+def differences_noted(
+    base: Mapping[str, Tensor], others: Sequence[tuple[str, Mapping[str, Tensor]]], left_out: Callable[[str], bool], missing: str
+) -> Iterator[str]:
+    """What becomes, in words, of tensors that not all models have and nobody has to be asked about; `others` by what they are called."""
+    for url, tensors in others:
+        if tensors is base:
+            continue
+        lacking = [name for name in base if name not in tensors and not left_out(name)]
+        beyond = [name for name in tensors if name not in base and not left_out(name)]
+        derived = [name for name in lacking if is_the_bases(name, base[name])]
+        surplus = [name for name in beyond if is_the_bases(name, tensors[name])]
+        if derived:
+            yield f"{url} lacks {_some(derived)}, which follow from the config or count steps: copied from the base, as `exclude` would"
+        if surplus:
+            yield f"{url} has {_some(surplus)}, which follow from the config or count steps: not in the base, left out, as `exclude` would"
+        if missing == "copy":
+            if copied := [name for name in lacking if name not in set(derived)]:
+                yield f"{url} lacks {_some(copied)}: copied from the base, as `missing: copy` says"
+            if dropped := [name for name in beyond if name not in set(surplus)]:
+                yield f"{url} has {_some(dropped)}, not in the base: left out, as `missing: copy` says"
+
+
+def _some(names: Sequence[str]) -> str:
+    count = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+    return f"{count} ({', '.join(map(shown, names[:3]))}{', …' if len(names) > 3 else ''})"

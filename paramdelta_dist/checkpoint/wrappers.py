@@ -1,0 +1,39 @@
+"""What a config calls a model, without what wraps it: the class of a trainer, a vision or speech model around the same language model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_TRAINERS = re.compile(r"^(FSDP\d*|FullyShardedDataParallel|DistributedDataParallel|DDP|Peft(?=[A-Z]\w+For[A-Z]))")
+_AROUND = frozenset({"vl", "5", "text", "omni", "thinker", "audio", "vision", "conditional", "v"})
+"""Parts of a `model_type` that say what is around the language model, or a version of that."""
+_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
+
+
+def same_class(one: Any, other: Any) -> bool:
+    """Whether values of `architectures` are the same but for the prefix that a trainer puts before a class."""
+
+    def plain(value: Any) -> Any:
+        return [_TRAINERS.sub("", name) if isinstance(name, str) else name for name in value] if isinstance(value, list) else value
+
+    return bool(plain(one) == plain(other))
+
+
+def same_language_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether one config is of a language model, and the other of that or of what wraps the same."""
+    return bool(_cores(one) & _cores(other))
+
+
+def _cores(config: Mapping[str, Any]) -> set[str]:
+    found = {_core(config["model_type"])} if isinstance(config.get("model_type"), str) else set()
+    for section in _SECTIONS:
+        if isinstance(inner := config.get(section), Mapping):
+            found |= _cores(inner)
+    return found
+
+
+def _core(model_type: str) -> str:
+    parts = [part for part in model_type.lower().split("_") if part not in _AROUND]
+    return re.sub(r"(?<=\d)v$", "", "_".join(parts)) if parts else model_type
