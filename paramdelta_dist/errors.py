@@ -100,6 +100,8 @@ class StorageError(ParamDeltaError):
 
 class TransientStorageError(StorageError):
     retryable = True
+    wait_seconds = 0.0
+    """After which the store itself says to ask again; 0 where it says nothing."""
 
 
 class EngineError(ParamDeltaError):

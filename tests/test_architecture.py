@@ -38,6 +38,7 @@ ROOMS = {
     "s3fs": ("storage/",),
     "gcsfs": ("storage/",),
     "obstore": ("storage/",),
+    "huggingface_hub": ("storage/",),
     "botocore": ("storage/",),
     "aiohttp": ("storage/", "jobs/ray_jobs.py"),
     "requests": ("jobs/ray_jobs.py",),

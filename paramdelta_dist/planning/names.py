@@ -26,7 +26,11 @@ _UNSPEAKABLE = re.compile("[\\0-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff\\\
 
 def require_writable(output: str, side_files: Iterable[tuple[str, str]]) -> None:
     """Raise CheckpointError for a side file, by its model's URL and its name, that could not be written to every kind of output;
-    UsageError for an output whose name leaves no room for what it holds."""
+    UsageError for an output whose name leaves no room for what it holds, or that lies where nothing can be written."""
+    if scheme_of(output) == "hf":
+        raise UsageError(
+            f"{redact(output)}: an output cannot be on the Hub; write it to a folder, then upload it: hf upload OWNER/NAME FOLDER"
+        )
     longest = LONGEST_OF_OURS
     for url, name in side_files:
         size = max(len(part.encode(errors="surrogateescape")) for part in name.split("/"))

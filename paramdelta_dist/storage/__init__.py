@@ -1,4 +1,4 @@
-"""Where bytes live: one interface, three engines. Nothing outside this folder names fsspec, obstore or botocore."""
+"""Where bytes live: one interface, four engines. Nothing outside this folder names fsspec, obstore, huggingface_hub or botocore."""
 
 from paramdelta_dist.storage.blocks import WRITE_MEMORY
 from paramdelta_dist.storage.leftovers import Leftover, find_leftovers, remove_leftover

@@ -1,4 +1,4 @@
-"""Every URL that fsspec knows (memory, sftp, hf, …), and s3fs and gcsfs where the recipe asks for them."""
+"""Every URL that fsspec knows (memory, sftp, …), and s3fs and gcsfs where the recipe asks for them."""
 
 from __future__ import annotations
 

@@ -33,6 +33,10 @@ def _open(url: str, settings: StoreSettings) -> Store:
     if scheme in _OBSTORE_SCHEMES and not url.partition("://")[2].partition("/")[0]:
         raise UsageError(f"{redact(url)}: this URL names no bucket or host")
     _check(url, scheme, settings)
+    if scheme == "hf":
+        from paramdelta_dist.storage.hub import HubStore
+
+        return HubStore(url, settings)
     engine = settings.engine
     if engine == "auto":
         emulated = scheme == "gs" and "STORAGE_EMULATOR_HOST" in os.environ  # emulators speak the JSON API, obstore the XML one

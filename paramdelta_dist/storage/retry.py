@@ -3,7 +3,8 @@
 A call to a store is repeated until RETRY_SECONDS have passed since it began, so that it outlasts a store that is away for half a
 minute. The bound is a time and not a count: where one layer that retries stands in another, as a request of s3fs in a read whose
 body may break, the outer one sees the time used up and does not multiply it. With a last attempt that stalls, a call ends
-RETRY_SECONDS + REQUEST_SECONDS after it began at the latest. The layer is `persisting`, and obstore's own for the parts of
+RETRY_SECONDS + REQUEST_SECONDS after it began at the latest; what a store says itself about when to ask again comes on top, up to
+LONGEST_WAIT_SECONDS. The layer is `persisting`, and obstore's own for the parts of
 uploads, which only it can send again; s3fs and botocore do not retry. gcsfs, and obstore for gs and az, do some times more.
 
 A shard whose call has failed like this is made again from its start, ATTEMPTS times in all. That also mends what no request can
@@ -33,6 +34,8 @@ CONNECT_SECONDS = 10.0
 """What a connection may take to come about."""
 STALL_SECONDS = 60.0
 """How long a connection may be silent. An upload is silent until its part has arrived, so 4 parts of 16 MiB set a lowest speed."""
+LONGEST_WAIT_SECONDS = 900.0
+"""How long a call waits in all because the store says when to ask again; the windows of limits are some minutes long."""
 REQUEST_SECONDS = 120.0
 """What one request may take, with its body."""
 
@@ -73,11 +76,19 @@ def _jittered(attempt: int) -> float:
 
 
 def _repeated(call: Callable[[], T], what: str, delays: Iterator[float], sleep: Callable[[float], object]) -> T:
+    waited = 0.0
     while True:
         try:
             return call()
         except TransientStorageError as error:
             stopping.away()
+            if error.wait_seconds and waited + error.wait_seconds <= LONGEST_WAIT_SECONDS:
+                pause = error.wait_seconds + random.uniform(0, 1)  # not all of those who wait at once
+                waited += pause
+                log.warning("%s is to be tried again in %.0f s, the store says (%s)", what, pause, error)
+                if sleep(pause) is True:
+                    raise
+                continue
             delay = next(delays, None)
             if delay is None:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from paramdelta_dist.errors import IntegrityError, TransientStorageError
@@ -20,6 +20,9 @@ class Identity:
     """Length in bytes."""
     tag: str
     """ETag, generation or modification time, whichever the store has; opaque."""
+    version: str = field(default="", compare=False, repr=False)
+    """Where a store that keeps every version has this one, such as a commit. No part of what the bytes are: another version may
+    hold the same."""
 
 
 NO_FILE = Identity(0, "")

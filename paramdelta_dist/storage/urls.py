@@ -10,6 +10,7 @@ from pathlib import PurePath
 
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.redaction import by_form, is_signed
+from paramdelta_dist.storage.hub_places import hub_place, refuse_web_page
 
 _SAME = {"s3a": "s3", "gcs": "gs", "azure": "az"}
 """Other spellings of a scheme, so that one place has one URL."""
@@ -98,6 +99,8 @@ def _require_canonical(url: str) -> None:
         raise UsageError(f"{redact(url)}: {scheme}:// shows another place under a second name; write the URL of that place itself")
     if scheme in _OTHER_NAMES:
         raise UsageError(f"{redact(url)}: write {_OTHER_NAMES[scheme]}")
+    if scheme in ("http", "https"):
+        refuse_web_page(url)
     host, _, path = rest.partition("/")
     user, at, name = host.rpartition("@") if scheme == "sftp" else ("", "", host)  # of a user's name every letter counts
     if scheme in _LOWER_CASE and name != name.lower():
@@ -112,6 +115,8 @@ def _require_canonical(url: str) -> None:
         raise UsageError(
             f"{redact(url)} has an empty, `.` or `..` part, and is another name of a place; write {redact(f'{scheme}://{host}/{plain}')}"
         )
+    if scheme == "hf":
+        hub_place(url)
 
 
 def refuse_secrets(url: str) -> None:
