@@ -250,16 +250,14 @@ def test_a_single_file_is_a_checkpoint(tmp_path):
     assert checkpoint.orphans == ("extra.safetensors",)
 
 
-def test_the_index_wins_over_a_stale_single_file(tmp_path):
+def test_an_index_beside_a_single_file_that_it_does_not_name_is_refused(tmp_path):
     path = folder(tmp_path / "model", {**SHARD, "model.safetensors": one_tensor("old", 80)}, weight_map={"a": "model-1.safetensors"})
-    checkpoint = opened(path)
-    assert list(checkpoint.tensors) == ["a"]
-    assert checkpoint.orphans == ("model.safetensors",)
+    refused(path, "two models are here")
+    (path / "model.safetensors").unlink()
+    assert list(opened(path).tensors) == ["a"]
 
 
-@pytest.mark.parametrize(
-    "names", [["pytorch_model.bin"], ["pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"], ["consolidated.00.pth"]]
-)
+@pytest.mark.parametrize("names", [["pytorch_model.bin"], ["pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"]])
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path, names):
     message = refused(folder(tmp_path / "model", dict.fromkeys(names, b"\x80\x02}q\x00.")), names[0], "pickled")
     assert "save_pretrained" in message

@@ -89,6 +89,7 @@ def test_an_output_on_a_fresh_volume_whose_lost_and_found_may_not_be_listed_is_f
 @pytest.mark.parametrize("mode", [0, 0o644])
 def test_weights_in_a_folder_that_may_not_be_entered_are_an_error_of_permission(here, mode):
     folder(here / "post", {"deep/w.safetensors": one_tensor()}, weight_map={"a.weight": "deep/w.safetensors"})
+    (here / "post" / "model.safetensors").unlink()
     (here / "post" / "deep").chmod(mode)
     for command in (["inspect", "post"], ["check", "recipe.yaml"], ["merge", "recipe.yaml"]):
         text = told(here, *command, code=4)
@@ -98,6 +99,7 @@ def test_weights_in_a_folder_that_may_not_be_entered_are_an_error_of_permission(
 
 def test_weights_in_a_folder_that_may_be_entered_and_not_listed_are_read(here):
     folder(here / "post", {"deep/w.safetensors": one_tensor()}, weight_map={"a.weight": "deep/w.safetensors"})
+    (here / "post" / "model.safetensors").unlink()
     (here / "post" / "deep").chmod(0o311)
     told(here, "check", "recipe.yaml", code=0)
 
