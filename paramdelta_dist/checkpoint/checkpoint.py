@@ -103,6 +103,8 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
     store = open_store(url, storage)
     listed = store.list()
     if listed is not None and not listed:
+        if scheme_of(url) == "hf":
+            store.identify(CONFIG_NAME)  # which says whether there is such a repository
         hint = "; name the folder, not a file in it" if url.endswith((".safetensors", ".json", ".bin")) else ""
         raise CheckpointError(f"{store.url}: no such folder, or it is empty{hint}")
     present = _probed(store, (INDEX_NAME, SINGLE_NAME, *SIDE_FILE_NAMES)) if listed is None else listed
