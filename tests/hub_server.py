@@ -189,6 +189,8 @@ class _HubHandler(_Handler):
         owner = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if self.headers.get("Authorization") and not owner and "other" not in self.headers["Authorization"]:
             return self.refuse(401, message="Invalid credentials in Authorization header")
+        if path == "/api/validate-yaml":  # of a card
+            return self.document({"errors": [], "warnings": []})
         if path == "/api/repos/create":
             return self.create(json.loads(body), owner)
         found = re.fullmatch(r"(?:/api/models)?/([^/]+/[^/]+?)(?:\.git/info/lfs/objects/(batch)|/(.+))", path)
