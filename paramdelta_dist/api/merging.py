@@ -81,6 +81,7 @@ def _merge_into_folder(
     held = claim(store, merge_plan, replacement)
     work = _make_missing(store, merge_plan, crew, held, report_page=report_page, observer=observer) if held.committed is None else None
     if work is None:
+        store.publish()  # also where the run that committed it was killed a moment later
         return MergeResult(redact(output), "nothing to do", merge_plan.fingerprint, {}, edited=held.edited)
     from paramdelta_dist.execution.publish import SideFiles, publish
 
@@ -93,6 +94,7 @@ def _merge_into_folder(
     receipts = require_shards(store, held.hold, receipts)
     page = publish_page(store, merge_plan, report) if report_page else None
     publish(store, held.hold, merge_plan, receipts, report, SideFiles(merge_plan.recipe.storage_config))
+    store.publish()
     return MergeResult(redact(output), "merged", merge_plan.fingerprint, report, page=page)
 
 

@@ -113,6 +113,8 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
     store = open_store(url, storage)
     listed = store.list()
     if listed is not None and not listed:
+        if scheme_of(url) == "hf":
+            store.identify(CONFIG_NAME)  # which says whether there is such a repository
         refuse_absent(store, url)
     present = _probed(store, (INDEX_NAME, SINGLE_NAME, *SIDE_FILE_NAMES)) if listed is None else listed
     weight_map = _weight_map(store, present, parser)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import date
 
 from paramdelta_dist.errors import CheckpointError, UsageError
-from paramdelta_dist.storage import redact, scheme_of
+from paramdelta_dist.storage import hub_place, redact, scheme_of
 from paramdelta_dist.template import expand, is_template
 
 LONGEST_PART = 255
@@ -27,9 +27,10 @@ _UNSPEAKABLE = re.compile("[\\0-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff\\\
 def require_writable(output: str, side_files: Iterable[tuple[str, str]]) -> None:
     """Raise CheckpointError for a side file, by its model's URL and its name, that could not be written to every kind of output;
     UsageError for an output whose name leaves no room for what it holds, or that lies where nothing can be written."""
-    if scheme_of(output) == "hf":
+    if scheme_of(output) == "hf" and (is_template(output) or not hub_place(output).is_whole):
         raise UsageError(
-            f"{redact(output)}: an output cannot be on the Hub; write it to a folder, then upload it: hf upload OWNER/NAME FOLDER"
+            f"{redact(output)}: an output on the Hub is a repository, written hf://OWNER/NAME: no folder, no revision, no template and no "
+            "sweep"
         )
     longest = LONGEST_OF_OURS
     for url, name in side_files:

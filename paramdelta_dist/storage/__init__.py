@@ -1,6 +1,7 @@
 """Where bytes live: one interface, four engines. Nothing outside this folder names fsspec, obstore, huggingface_hub or botocore."""
 
 from paramdelta_dist.storage.blocks import WRITE_MEMORY
+from paramdelta_dist.storage.hub_places import hub_place
 from paramdelta_dist.storage.leftovers import Leftover, find_leftovers, remove_leftover
 from paramdelta_dist.storage.local import closed_folders, read_named_file
 from paramdelta_dist.storage.network import explained
@@ -30,6 +31,7 @@ __all__ = [
     "closed_folders",
     "explained",
     "find_leftovers",
+    "hub_place",
     "inside",
     "is_earlier_part",
     "is_part",

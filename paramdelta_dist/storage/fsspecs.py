@@ -278,6 +278,9 @@ class FsspecStore:
                 pass
         raise InputChanged(f"{self.url}/{name} is no longer what was to be replaced")
 
+    def publish(self) -> None:
+        """Nothing: what is written is there."""
+
     def delete(self, name: str) -> None:
         def remove() -> None:
             with self._translated(name), suppress(FileNotFoundError):

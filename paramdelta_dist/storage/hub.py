@@ -10,14 +10,24 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn
-from urllib.parse import quote, urlsplit
+from typing import Any
+from urllib.parse import urlsplit
 
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from paramdelta_dist import stopping
-from paramdelta_dist.errors import InputChanged, InputError, NotFound, StorageError, TransientStorageError, UsageError
+from paramdelta_dist.errors import (
+    AlreadyExists,
+    InputChanged,
+    InputError,
+    IntegrityError,
+    NotFound,
+    StorageError,
+    TransientStorageError,
+    UsageError,
+)
 from paramdelta_dist.storage.border import translated
+from paramdelta_dist.storage.hub_branch import HubBranch, Spool
 from paramdelta_dist.storage.hub_client import HubClient, elsewhere
 from paramdelta_dist.storage.hub_places import hub_place
 from paramdelta_dist.storage.retry import REQUEST_SECONDS, persisting
@@ -29,8 +39,12 @@ _EXPIRED = (401, 403, 404, 410)
 """What a CDN answers where the location it was asked for has had its time."""
 
 
+OF_THE_HUB = ".gitattributes"
+"""What the Hub puts into every new repository, for itself: a repository with nothing else is empty."""
+
+
 class HubStore:
-    """A `Store` on a model of the Hub, to read from."""
+    """A `Store` on a model of the Hub; to write to where it is a whole repository, by way of a branch until `publish`."""
 
     remote = True
 
@@ -38,6 +52,7 @@ class HubStore:
         self.url = redact(url)
         self._place = hub_place(url)
         self._client = HubClient(self._place, settings)
+        self._branch = HubBranch(self._client) if self._place.is_whole else None
         self._locations: dict[tuple[str, str], str] = {}
         """Where a CDN has a file of a commit."""
 
@@ -48,42 +63,34 @@ class HubStore:
         return translated(self._where(name), self._client.meaning)
 
     def _head(self) -> str:
-        """The commit that the revision is now."""
-        found, _ = self._client.asked("GET", self._client.api(f"revision/{self._place.quoted_revision}"))
-        return str(found["sha"])
+        """The commit that is read: what this account has unfinished there, else what the revision is now."""
+        unfinished = self._branch.head() if self._branch is not None and self._client.is_logged_in else None
+        return unfinished or self._client.commit_of(self._place.revision)
 
     def list(self) -> dict[str, Identity] | None:
         return persisting(self._list, what=f"listing {self.url}")
 
     def _list(self) -> dict[str, Identity]:
+        folder = self._place.folder
         with self._translated(""):
-            commit, folder = self._head(), self._place.folder
-            next_page: str | None = self._client.api(f"tree/{commit}{'/' + quote(folder, safe='') if folder else ''}?recursive=true")
-            found: dict[str, Identity] = {}
-            while next_page:
-                try:
-                    entries, next_page = self._client.asked("GET", next_page)
-                except HfHubHTTPError as error:
-                    if folder and error.response.headers.get("X-Error-Code") == "EntryNotFound":
-                        return {}
-                    raise
-                files = [entry for entry in entries if entry["type"] == "file"]
-                found |= {entry["path"].removeprefix(f"{folder}/" if folder else ""): _identity(entry, commit) for entry in files}
-                stopping.alive()
-        return found
+            try:
+                found = self._client.tree(self._head(), folder)
+            except RepositoryNotFoundError as error:
+                if self._branch is not None and self._client.is_logged_in and error.response.status_code == 404:
+                    return {}  # a place for an output
+                raise
+        found.pop(OF_THE_HUB, None)
+        return {path.removeprefix(f"{folder}/" if folder else ""): identity for path, identity in found.items()}
 
     def identify(self, name: str) -> Identity:
         return persisting(lambda: self._identify(name), what=f"asking for {self._where(name)}")
 
     def _identify(self, name: str) -> Identity:
-        path = self._place.path(name)
         with self._translated(name):
-            commit = self._head()
-            found, _ = self._client.asked("POST", self._client.api(f"paths-info/{commit}"), data={"paths": [path], "expand": False})
-            entry = next((each for each in found if each["path"] == path and each["type"] == "file"), None)
-        if entry is None:
+            found = self._client.file(self._head(), self._place.path(name))
+        if found is None:
             raise NotFound(f"{self._where(name)}: no such object")
-        return _identity(entry, commit)
+        return found
 
     def read_range(self, name: str, start: int, stop: int, *, identity: Identity, into: memoryview | None = None) -> memoryview:
         check_range(self._where(name), start, stop, identity)
@@ -174,21 +181,72 @@ class HubStore:
         return bytes(self.read_range(name, 0, identity.size, identity=identity))
 
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
-        self._refuse()
+        branch = self._writable()
+        with Spool() as spool:
+            for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
+                try:
+                    spool.write(chunk)
+                except OSError as error:
+                    raise StorageError(
+                        f"{self._where(name)}: a shard waits in {spool.folder} for its upload, and cannot be written there "
+                        f"({error.strerror}); name a folder with room in TMPDIR"
+                    ) from error
+                stopping.alive()
+            if spool.size != size:
+                raise IntegrityError(f"{self._where(name)}: {size} bytes announced, {spool.size} produced; nothing was published")
+
+            def send() -> Identity:
+                with self._translated(name):
+                    branch.begun()
+                    return self._made(branch.add(name, spool.path, None), name)
+
+            identity = persisting(send, what=f"uploading {self._where(name)}")
+        if identity.size != size:
+            raise IntegrityError(f"{self._where(name)}: {size} bytes sent, the store holds {identity.size}")
+        return identity
 
     def write(self, name: str, data: bytes, *, exclusive: bool = False, replacing: Identity | None = None) -> Identity:
-        self._refuse()
+        branch = self._writable()
+
+        def send() -> Identity:
+            with self._translated(name), branch.lock:
+                head = branch.begun()
+                there = self._client.file(head, name)
+                if exclusive and there is not None:
+                    raise AlreadyExists(f"{self._where(name)} exists already")
+                if replacing is not None and there != replacing:
+                    raise InputChanged(f"{self._where(name)} is no longer what was to be replaced")
+                return self._made(branch.add(name, data, head), name)
+
+        return persisting(send, what=f"writing {self._where(name)}")
 
     def delete(self, name: str) -> None:
-        self._refuse()
+        branch = self._writable()
 
-    def _refuse(self) -> NoReturn:
-        raise UsageError(
-            f"{self.url}: models of the Hub are read and not written; write to a folder, then upload it: hf upload OWNER/NAME FOLDER"
-        )
+        def remove() -> None:
+            with self._translated(name), branch.lock:
+                head = branch.begun()
+                if self._client.file(head, name) is not None:
+                    branch.delete(name, head)
 
+        persisting(remove, what=f"deleting {self._where(name)}")
 
-def _identity(entry: dict[str, Any], commit: str) -> Identity:
-    """Of an entry of a listing: the hash that LFS has of a large file, git's of a small one."""
-    large = entry.get("lfs") or {}
-    return Identity(int(large.get("size") or entry["size"]), str(large.get("oid") or entry["oid"]), commit)
+    def publish(self) -> None:
+        branch = self._writable()
+
+        def bring() -> None:
+            with self._translated(""), branch.lock:
+                branch.publish()
+
+        persisting(bring, what=f"publishing {self.url}")
+
+    def _made(self, commit: str, name: str) -> Identity:
+        found = self._client.file(commit, name)
+        if found is None:
+            raise InputChanged(f"{self._where(name)} is not what was written a moment ago")
+        return found
+
+    def _writable(self) -> HubBranch:
+        if self._branch is None:
+            raise UsageError(f"{self.url}: what is written to the Hub is a repository; write hf://{self._place.repository}")
+        return self._branch

@@ -19,6 +19,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
+from paramdelta_dist import stopping
 from paramdelta_dist.errors import (
     CredentialsError,
     InputChanged,
@@ -33,6 +34,7 @@ from paramdelta_dist.storage import network, trust
 from paramdelta_dist.storage.hub_places import Place
 from paramdelta_dist.storage.retry import CONNECT_SECONDS, STALL_SECONDS
 from paramdelta_dist.storage.settings import StoreSettings
+from paramdelta_dist.storage.store import Identity
 
 _REDIRECTS = 5
 _CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "ssl", "socket")
@@ -63,6 +65,35 @@ class HubClient:
 
     def signed_headers(self) -> dict[str, str]:
         return dict(build_hf_headers(token=self._token, library_name="paramdelta-dist"))
+
+    @property
+    def is_logged_in(self) -> bool:
+        return "authorization" in self.signed_headers()
+
+    def commit_of(self, revision: str) -> str:
+        """The commit that a branch, a tag or a commit is now."""
+        found, _ = self.asked("GET", self.api(f"revision/{quote(revision, safe='')}"))
+        return str(found["sha"])
+
+    def tree(self, commit: str, folder: str = "") -> dict[str, Identity]:
+        """The files of a commit below a folder, by their paths in the repository. Empty where there is no such folder."""
+        page: str | None = self.api(f"tree/{commit}{'/' + quote(folder, safe='') if folder else ''}?recursive=true")
+        found: dict[str, Identity] = {}
+        while page:
+            try:
+                entries, page = self.asked("GET", page)
+            except errors.HfHubHTTPError as error:
+                if folder and error.response.headers.get("X-Error-Code") == "EntryNotFound":
+                    return {}
+                raise
+            found |= {entry["path"]: _identity(entry, commit) for entry in entries if entry["type"] == "file"}
+            stopping.alive()
+        return found
+
+    def file(self, commit: str, path: str) -> Identity | None:
+        """One file of a commit; None where there is none."""
+        found, _ = self.asked("POST", self.api(f"paths-info/{commit}"), data={"paths": [path], "expand": False})
+        return next((_identity(each, commit) for each in found if each["path"] == path and each["type"] == "file"), None)
 
     @contextmanager
     def answer(self, method: str, url: str, *, signed: bool = True, **arguments: Any) -> Iterator[Any]:
@@ -106,6 +137,8 @@ class HubClient:
             return UsageError(
                 f"{where}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it, or name the folder of a model that is on this machine"
             )
+        if type(error) is RuntimeError and error.__cause__ is not None:  # of an upload
+            return self.meaning(error.__cause__, where)
         response = getattr(error, "response", None)
         if response is not None:
             return self._refusal(error, response, where)
@@ -125,7 +158,7 @@ class HubClient:
             )
         if isinstance(error, errors.DisabledRepoError):
             return InputError(f"{where}: the Hub has disabled {place.repository}; {self.page} may say why")
-        if status == 401 and "authorization" in self.signed_headers():
+        if status == 401 and self.is_logged_in:
             return CredentialsError(f"{where}: the Hub does not take the token that is used here; {log_in} to one that is valid")
         if status == 401:
             return CredentialsError(
@@ -155,6 +188,12 @@ class HubClient:
             busy.wait_seconds = named_wait(response.headers) if status in (429, 503) else 0.0
             return busy
         return StorageError(f"{where}: {text or status}")
+
+
+def _identity(entry: dict[str, Any], commit: str) -> Identity:
+    """Of an entry of a listing: the hash that LFS has of a large file, git's of a small one."""
+    large = entry.get("lfs") or {}
+    return Identity(int(large.get("size") or entry["size"]), str(large.get("oid") or entry["oid"]), commit)
 
 
 def elsewhere(response: Any, url: str) -> str:

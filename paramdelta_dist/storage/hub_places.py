@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from paramdelta_dist.errors import UsageError
 
@@ -27,8 +27,9 @@ class Place:
     """Path in the repository; empty for its root."""
 
     @property
-    def quoted_revision(self) -> str:
-        return quote(self.revision, safe="")
+    def is_whole(self) -> bool:
+        """Whether this is a repository as it is, and no other revision or part of it."""
+        return self.revision == MAIN and not self.folder
 
     def path(self, name: str) -> str:
         return f"{self.folder}/{name}" if self.folder else name

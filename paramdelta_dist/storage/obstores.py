@@ -237,6 +237,9 @@ class ObstoreStore:
             raise InputChanged(f"{self.url}/{name} is no longer what was to be replaced")
         return {key: meta[key] for key in ("e_tag", "version") if meta[key]}
 
+    def publish(self) -> None:
+        """Nothing: what is written is there."""
+
     def delete(self, name: str) -> None:
         def remove() -> None:
             with self._translated(name), suppress(FileNotFoundError):

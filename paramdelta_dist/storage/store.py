@@ -89,6 +89,10 @@ class Store(Protocol):
         """Remove `name`; no error when it is not there."""
         ...
 
+    def publish(self) -> None:
+        """Show to everybody what was written: nothing to do but where a store keeps that from view until then."""
+        ...
+
 
 def check_range(where: str, start: int, stop: int, identity: Identity) -> None:
     """Raises IntegrityError for a range that the object cannot have, which no store has to be asked about."""

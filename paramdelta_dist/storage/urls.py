@@ -150,6 +150,8 @@ def inside(url: str, folder: str) -> bool:
     On disks by what the folders are, not by their names: symbolic links, mounts of the same folder at two places and file
     systems that do not tell upper from lower case have several for one.
     """
+    if scheme_of(url) == scheme_of(folder) == "hf":
+        return hub_place(url).repository == hub_place(folder).repository  # of whichever revision
     if not scheme_of(url) and not scheme_of(folder):
         url, folder = os.path.realpath(url), os.path.realpath(folder)
         with suppress(OSError):

@@ -289,10 +289,65 @@ def test_the_command_line_tells_it_in_one_line_with_its_exit_code(hub: Hub, tmp_
     assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
 
 
-def test_an_output_on_the_hub_is_refused_before_anything_is_made(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", ["hf://me/merged/folder", "hf://me/merged@v1", "hf://me/merged/{date}"])
+def test_an_output_that_is_a_part_of_a_repository_is_refused_before_anything_is_made(hub: Hub, tmp_path: Path, output: str) -> None:
     old, post, new = make_models(tmp_path, ARCHITECTURES["llama"])
-    with pytest.raises(UsageError, match="hf upload OWNER/NAME FOLDER"):
-        paramdelta_dist.plan(recipe(new, post, old, "hf://org/merged"))
-    with pytest.raises(UsageError, match="hf upload OWNER/NAME FOLDER"):
-        opened().write("x", b"")
+    with pytest.raises(UsageError, match="hf://OWNER/NAME"):
+        paramdelta_dist.plan(recipe(new, post, old, output))
     assert hub.asked("^(?!GET)") == []
+
+
+def test_a_merge_is_published_by_one_commit_to_a_new_private_repository(hub: Hub, tmp_path: Path) -> None:
+    """And until then the main branch shows nothing of it; a run that was ended goes on; verify and status know it."""
+    make_models(tmp_path, ARCHITECTURES["llama"])
+    (tmp_path / "r.yaml").write_text("base: new\ndeltas: [{post: post, base: old}]\noutput: hf://me/merged\nshard_size: 100KB\n")
+    environment = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    seen: list[set[str]] = []
+    puts = 0
+
+    def watch(method: str, path: str) -> tuple[int, dict[str, str]] | None:
+        nonlocal puts
+        merged = hub.repositories.get("me/merged")
+        if merged is not None and "main" in merged.branches:
+            seen.append(set(merged.commits[merged.branches["main"]]))
+        puts += method == "PUT"
+        return (403, {}) if method == "PUT" and puts == 2 else None
+
+    hub.before = watch
+    done = call("merge", "r.yaml", hub=hub, cwd=tmp_path, **environment)
+    assert done.returncode == 4, done.stderr
+    assert seen
+    assert all(files == {".gitattributes"} for files in seen)
+    hub.repositories["me/merged"].push({"NOTES.md": b"by a person, meanwhile"})
+    uploads = len(hub.asked("^PUT"))
+    done = call("merge", "r.yaml", hub=hub, cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    merged = hub.repositories["me/merged"]
+    assert merged.private
+    assert list(merged.branches) == ["main"]
+    assert [message for branch, _, message in merged.history if branch == "main"] == [
+        "initial commit",
+        "a push",
+        "Merge with paramdelta-dist",
+    ]
+    published = merged.commits[merged.branches["main"]]
+    assert published["NOTES.md"] == b"by a person, meanwhile"
+    old, post, new = (tmp_path / name for name in ("old", "post", "new"))
+    paramdelta_dist.merge(recipe(new, post, old, tmp_path / "here", shard_size="100KB"))
+    here = {path.name: path.read_bytes() for path in (tmp_path / "here").glob("*.safetensors")}
+    assert {name: data for name, data in published.items() if name.endswith(".safetensors")} == here
+    assert len(hub.asked("^PUT")) - uploads < len(here)  # what the first run had finished was kept
+    for words in (["verify", "hf://me/merged", "--deep"], ["status", "hf://me/merged"], ["merge", "r.yaml"]):
+        done = call(*words, hub=hub, cwd=tmp_path, **environment)
+        assert done.returncode == 0, done.stderr
+    assert list(merged.branches) == ["main"]
+
+
+def test_an_output_in_a_repository_that_is_read_is_refused(hub: Hub) -> None:
+    with pytest.raises(Exception, match="in each other"):
+        recipe("hf://org/model@v1", "hf://org/post", "hf://org/old", "hf://org/model")
+
+
+def test_writing_without_a_login_says_how(hub: Hub) -> None:
+    with pytest.raises(CredentialsError, match="hf auth login"):
+        opened().write("x", b"")

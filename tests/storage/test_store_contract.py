@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from paramdelta_dist.storage import StorageConfig, Store, StoreSettings, open_store
+from paramdelta_dist.errors import InputChanged
+from paramdelta_dist.storage import Identity, StorageConfig, Store, StoreSettings, open_store
 from tests.azurite import AzureServer
 from tests.contracts.store_contract import LARGE, ProducerError, StoreContract, content, failing
 from tests.google_xml import GoogleServer
+from tests.hub_server import TOKEN, Hub, running_hub
 from tests.servers import GcsServer, S3Server
 
 
@@ -28,6 +32,12 @@ def gcs_bucket(gcs_server: GcsServer) -> str:
 @pytest.fixture(scope="session")
 def azure_container(azure_server: AzureServer) -> str:
     return azure_server.make_container()
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with running_hub() as hub:
+        yield hub
 
 
 def fresh(bucket: str, *, engine: str = "auto") -> Store:
@@ -156,3 +166,32 @@ class TestAzureBySharedAccessSignature(_AzureContract):
         monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", azure_server.endpoint)
         monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", azure_server.sas(azure_container))
         return fresh(f"abfss://{azure_container}@{azure_server.account}.dfs.core.windows.net")
+
+
+class TestTheHub(StoreContract):
+    """By way of the unfinished branch of a repository that is not there before the first write."""
+
+    @pytest.fixture
+    def store(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Store:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        return open_store(f"hf://someone/run-{secrets.token_hex(4)}", StorageConfig())
+
+    @pytest.mark.parametrize("size", [1000, 999, 1001, 0])
+    def test_a_replaced_object_is_not_read_with_the_old_identity(self, store: Store, size: int) -> None:
+        """But as it was: the identity names the commit that has it. One that names none is refused."""
+        before = store.put("object", [content(1000)], size=1000)
+        after = store.put("object", [content(size, seed=1)], size=size)
+        assert bytes(store.read_range("object", 0, 1000, identity=before)) == content(1000)
+        assert bytes(store.read_range("object", 0, size, identity=after)) == content(size, seed=1)
+        with pytest.raises(InputChanged):
+            store.read_range("object", 0, 10, identity=Identity(before.size, before.tag))
+
+    def test_a_failed_put_leaves_no_file_on_this_machine(self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        with pytest.raises(ProducerError):
+            store.put("object", failing(content(100), 10, ProducerError()), size=200)
+        store.put("object", [b"now"], size=3)
+        assert list(tmp_path.iterdir()) == []
