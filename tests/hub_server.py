@@ -263,7 +263,7 @@ class _HubHandler(_Handler):
             return self.refuse(401 if not self.headers.get("Authorization") else 403, message="you may not create this")
         if name in self.hub.repositories:
             return self.refuse(409, message="You already created this model repo")
-        made = self.hub.repositories[name] = Repository(private=bool(asked.get("private")))
+        made = self.hub.repositories[name] = Repository(private=bool(asked.get("private")) or asked.get("visibility") == "private")
         made.push({".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}, message="initial commit")
         return self.document({"url": f"{self.hub.endpoint}/{name}", "name": name})
 
