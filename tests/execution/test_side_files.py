@@ -11,6 +11,7 @@ from paramdelta_dist import api
 from paramdelta_dist.checkpoint import checkpoint as opening_models
 from paramdelta_dist.checkpoint import open_checkpoint
 from paramdelta_dist.errors import CheckpointError, InputChanged, NotFound, UsageError
+from paramdelta_dist.execution.holding import Hold
 from paramdelta_dist.execution.publish import SideFiles
 from paramdelta_dist.planning.plan import SideFile
 from paramdelta_dist.storage import StorageConfig, open_store
@@ -142,7 +143,7 @@ def test_by_token_uses_the_tokenizer_it_planned_with_and_no_other(tmp_path):
     [file] = [file for file in merge_plan.side_files if file.name == "tokenizer.json"]
     (post / "tokenizer.json").write_text(json.dumps(TOKENIZER) + "\n")
     with pytest.raises(InputChanged):
-        SideFiles(StorageConfig()).copy(file, open_store(str(tmp_path / "elsewhere"), StorageConfig()))
+        SideFiles(StorageConfig()).copy(file, open_store(str(tmp_path / "elsewhere"), StorageConfig()), Hold("", file.identity))
     assert not (tmp_path / "elsewhere" / "tokenizer.json").exists()
 
 
