@@ -589,6 +589,7 @@ def _reporting(as_json: bool, stopped: str = "stopped", *, tells: bool = False) 
     `stopped` is what a stop means, unless what is done says something closer with `stopping.say`. With `tells`, all that comes of a
     command is what it prints: then a full disk there is an error, where a merge goes on.
     """
+    waiting = stopping.Waiting()
     stopping.say(stopped)
     process.speak_by(lambda text: _tell(Interrupted(text), as_json))
     try:
@@ -596,7 +597,7 @@ def _reporting(as_json: bool, stopped: str = "stopped", *, tells: bool = False) 
         if tells:
             _require_told()
     except (KeyboardInterrupt, ParamDeltaError) as error:
-        if stopping.requested():
+        if waiting.over:
             raise typer.Exit(Interrupted.exit_code) from None  # the process has the last words
         _fail(error if isinstance(error, ParamDeltaError) else Interrupted(stopping.farewell()), as_json)
 

@@ -86,6 +86,11 @@ class Waiting:
     def __init__(self) -> None:
         self._stops = _stops
 
+    @property
+    def over(self) -> bool:
+        """Whether a stop has come."""
+        return _stops != self._stops
+
     def sleep(self, seconds: float) -> None:
         """Raises Interrupted when a stop comes, or has come."""
         with _changed:

@@ -19,7 +19,7 @@ from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file, 
 from paramdelta_dist.checkpoint.standins import FIRST_BYTES, refuse_stand_in, require_own_files
 from paramdelta_dist.checkpoint.tied import Tie, find_tie
 from paramdelta_dist.errors import CheckpointError, CredentialsError, InputError, NotFound
-from paramdelta_dist.storage import NO_FILE, Identity, StorageConfig, Store, closed_folders, open_store, read_whole, scheme_of
+from paramdelta_dist.storage import NO_FILE, Identity, StorageConfig, Store, closed_folders, open_input, read_whole, scheme_of
 from paramdelta_dist.threads import Threads
 
 CONFIG_NAME = "config.json"
@@ -110,7 +110,7 @@ def _open(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
 
 
 def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
-    store = open_store(url, storage)
+    store = open_input(url, storage)
     listed = store.list()
     if listed is not None and not listed:
         if scheme_of(url) == "hf":
@@ -155,7 +155,7 @@ def find_side_files(url: str, storage: StorageConfig) -> dict[str, Identity]:
 
     Raises CheckpointError when there are none.
     """
-    store = open_store(url, storage)
+    store = open_input(url, storage)
     listed = store.list()
     present = _probed(store, SIDE_FILE_NAMES) if listed is None else listed
     found, _ = _side_files(store, url, present)

@@ -153,7 +153,7 @@ def _card(plan: MergePlan) -> str:
             "",
             f"{plan.merged} tensors were merged, {plan.copied} copied from the base; {plan.total_parameters:,} parameters in all.",
             "",
-            *([*(f"- {note}" for note in plan.notes), ""]),
+            *([*(f"- {_unplaced(note, labels)}" for note in plan.notes), ""]),
             "| model | role | files | bytes |",
             "| --- | --- | --- | --- |",
             *rows,
@@ -185,6 +185,13 @@ def _labels(plan: MergePlan) -> dict[str, str]:
 def _folder(path: str) -> str:
     cached = _CACHED.search(path)
     return f"{cached[1].replace('--', '/')} at {cached[2][:12]}" if cached else path.rstrip("/").rpartition("/")[2] or "model"
+
+
+def _unplaced(note: str, labels: Mapping[str, str]) -> str:
+    """A note with models by what they are called."""
+    for url in sorted(labels, key=len, reverse=True):
+        note = note.replace(url, labels[url])
+    return note
 
 
 def _relabelled(value: Any, labels: Mapping[str, str]) -> Any:

@@ -5,7 +5,7 @@ from paramdelta_dist.storage.hub_places import hub_place
 from paramdelta_dist.storage.leftovers import Leftover, find_leftovers, remove_leftover
 from paramdelta_dist.storage.local import closed_folders, read_named_file
 from paramdelta_dist.storage.network import explained
-from paramdelta_dist.storage.opening import open_store
+from paramdelta_dist.storage.opening import open_input, open_store
 from paramdelta_dist.storage.parts import is_earlier_part, is_part
 from paramdelta_dist.storage.pieces import PIECE, PIECES_MEMORY, read_pieces, read_whole
 from paramdelta_dist.storage.sameness import shared_files
@@ -36,6 +36,7 @@ __all__ = [
     "is_earlier_part",
     "is_part",
     "normalize",
+    "open_input",
     "open_store",
     "part_size",
     "read_named_file",

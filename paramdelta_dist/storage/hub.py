@@ -48,11 +48,12 @@ class HubStore:
 
     remote = True
 
-    def __init__(self, url: str, settings: StoreSettings) -> None:
+    def __init__(self, url: str, settings: StoreSettings, *, published: bool = False) -> None:
+        """With `published` nothing is seen of what is unfinished there: so inputs are read."""
         self.url = redact(url)
         self._place = hub_place(url)
         self._client = HubClient(self._place, settings)
-        self._branch = HubBranch(self._client) if self._place.is_whole else None
+        self._branch = HubBranch(self._client) if self._place.is_whole and not published else None
         self._locations: dict[tuple[str, str], str] = {}
         """Where a CDN has a file of a commit."""
 

@@ -23,8 +23,13 @@ def open_store(url: str, config: StorageConfig) -> Store:
     return _open(url, config.for_url(url))
 
 
+def open_input(url: str, config: StorageConfig) -> Store:
+    """The same for what is read as a model: of a repository that an output is being written to, only what is published."""
+    return _open(url, config.for_url(url), published=True) if scheme_of(url) == "hf" else open_store(url, config)
+
+
 @lru_cache(maxsize=256)
-def _open(url: str, settings: StoreSettings) -> Store:
+def _open(url: str, settings: StoreSettings, *, published: bool = False) -> Store:
     scheme = scheme_of(url)
     if not scheme:
         from paramdelta_dist.storage.local import LocalStore
@@ -36,7 +41,7 @@ def _open(url: str, settings: StoreSettings) -> Store:
     if scheme == "hf":
         from paramdelta_dist.storage.hub import HubStore
 
-        return HubStore(url, settings)
+        return HubStore(url, settings, published=published)
     engine = settings.engine
     if engine == "auto":
         emulated = scheme == "gs" and "STORAGE_EMULATOR_HOST" in os.environ  # emulators speak the JSON API, obstore the XML one

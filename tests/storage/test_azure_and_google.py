@@ -65,12 +65,12 @@ ENVIRONMENTS: dict[str, Callable[[AzureServer, str], dict[str, str]]] = {
     },
     "names of az": lambda server, _: {
         "AZURE_STORAGE_ACCOUNT": server.account,
-        "AZURE_STORAGE_KEY": f"{server.key}\n",
+        "AZURE_STORAGE_KEY": server.key,
         "AZURE_STORAGE_SERVICE_ENDPOINT": f"{server.endpoint}/",
     },
     "SAS": lambda server, container: {
         "AZURE_STORAGE_ACCOUNT": server.account,
-        "AZURE_STORAGE_SAS_TOKEN": f"?{server.sas(container)}\n",
+        "AZURE_STORAGE_SAS_TOKEN": f"?{server.sas(container)}",
         "AZURE_STORAGE_ENDPOINT": server.endpoint,
     },
     "emulator": lambda server, _: {
