@@ -56,10 +56,18 @@ def ray_cluster(environ: Mapping[str, str], *, workers: int = 2) -> Iterator[Ray
         _node(stack, folder, "head", [*head, f"--ray-client-server-port={client}"], environ)
         _wait(lambda: _answers(f"{url}/api/version"), folder, "head")
         address = f"--address={_own_address()}:{gcs}"
-        nodes = tuple(_node(stack, folder, f"node{number}", [address, "--num-cpus=1"], environ) for number in range(workers))
-        for number in range(workers):
-            _wait(lambda number=number: "Ray runtime started" in _log(folder, f"node{number}").read_text(), folder, f"node{number}")
+        nodes = tuple(_started_node(stack, folder, f"node{number}", [address, "--num-cpus=1"], environ) for number in range(workers))
         yield RayServer(url, folder, nodes)
+
+
+def _started_node(stack: ExitStack, folder: str, name: str, options: list[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A node that runs. Ray gives one up that takes half a minute to start, as on a busy machine: then it is started again."""
+    for _ in range(3):
+        node = _node(stack, folder, name, options, environ)
+        _wait(lambda node=node: node.poll() is not None or "Ray runtime started" in _log(folder, name).read_text(), folder, name)
+        if node.poll() is None:
+            return node
+    raise RuntimeError(f"{name} did not start:\n{_log(folder, name).read_text(errors='replace')[-3000:]}")
 
 
 def _own_address() -> str:

@@ -117,7 +117,13 @@ def shared_ray(s3_server) -> Iterator[str]:
         for name, value in s3_server.environ.items():
             patch.setenv(name, value)
         options = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 80 << 20}
-        cluster = Cluster(initialize_head=True, head_node_args=options)
+        for attempt in range(3):
+            try:
+                cluster = Cluster(initialize_head=True, head_node_args=options)
+                break
+            except Exception as error:  # Ray's own word for a node that took half a minute to start, as on a busy machine
+                if "timed out during startup" not in str(error) or attempt == 2:
+                    raise
     yield cluster.address
     cluster.shutdown()
 

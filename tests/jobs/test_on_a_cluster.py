@@ -106,6 +106,7 @@ def test_what_cannot_be_merged_is_told_before_anything_is_submitted(site):
     assert site.run("submit", bad, address="http://127.0.0.1:1").returncode == 2
 
 
+@pytest.mark.slow
 def test_an_output_is_verified_and_deltas_are_analyzed_on_the_cluster(site):
     recipe = site.recipe("looked-at")
     early = site.run("submit", recipe, "--do", "verify", "--json")
