@@ -9,7 +9,7 @@ anew, with a mark of its own, and from that moment on every other run has lost, 
 - A shard is a part or an upload until it has arrived. It asks for the mark in between, and who takes over first writes the mark, then
   removes parts and aborts uploads, and then deletes: what has asked before is either removed, or there to be deleted.
 
-So nothing of a loser stays among the winner's files, except where a store cannot abort uploads (Google, Azure), or a process is
+So nothing of a loser stays among the winner's files, except where a store cannot abort uploads (Azure), or a process is
 stopped between two requests, asking and deleting, for as long as the other takes to write that file: then `verify` says so.
 """
 
