@@ -147,10 +147,10 @@ def test_a_hangup_is_ignored_where_nohup_asks_for_it(tmp_path, models, bucket):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["plan", "RECIPE"],
+        pytest.param(["plan", "RECIPE"], marks=pytest.mark.slow),
         ["check", "RECIPE", "--json"],
-        ["status", "s3://bucket/out"],
-        ["verify", "s3://bucket/out", "--deep"],
+        pytest.param(["status", "s3://bucket/out"], marks=pytest.mark.slow),
+        pytest.param(["verify", "s3://bucket/out", "--deep"], marks=pytest.mark.slow),
         ["merge", "s3://bucket/recipe.yaml"],
         ["jobs", "--address", "URL"],
     ],
@@ -183,7 +183,7 @@ def test_a_store_that_refuses_connections_does_not_hold_a_stop_up(tmp_path, engi
     assert "error: stopped" in err
 
 
-@pytest.mark.parametrize("what", ["reads stall", "uploads stall", "everything is refused"])
+@pytest.mark.parametrize("what", ["reads stall", "uploads stall", pytest.param("everything is refused", marks=pytest.mark.slow)])
 def test_a_store_that_goes_away_during_a_merge_does_not_hold_a_stop_up(tmp_path, bucket, what):
     name, proxy, environment = bucket
     process = start("merge", recipe_file(tmp_path, source=f"s3://{name}", output=f"s3://{name}/out"), **environment)

@@ -145,7 +145,7 @@ def test_the_command_line_names_every_point(models, tmp_path):
     assert "2 points" in planned.stdout
 
 
-@pytest.mark.parametrize("report_page", [False, True], ids=["plain", "report"])
+@pytest.mark.parametrize("report_page", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "report"])
 def test_a_server_that_counts_sees_one_reading_for_five_points(tmp_path, s3_server, monkeypatch, report_page):
     """What is asked of the server, by its side of the wire: bytes and requests of the inputs, and bytes of everything."""
     import torch

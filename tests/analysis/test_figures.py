@@ -160,7 +160,7 @@ def test_the_document_tells_the_whole_model(found, vectors):
     [
         pytest.param({"workers": 1, "memory": 480 << 20}, id="small tiles"),
         pytest.param({"workers": 4}, id="threads"),
-        pytest.param({"engine": "ray", "workers": 2}, id="ray"),
+        pytest.param({"engine": "ray", "workers": 2}, id="ray", marks=pytest.mark.slow),
     ],
 )
 def test_no_figure_depends_on_tiles_threads_engine_or_shards(models, found, tmp_path, monkeypatch, request, way):

@@ -141,6 +141,7 @@ def test_shards_kept_from_an_earlier_run_are_in_the_report(models, tmp_path, mon
     assert len(rows(report(tmp_path / "out"), "tensors.parquet")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_shared_ray")
 def test_on_ray_and_s3_the_report_is_the_same_but_for_the_run(models, merged, tmp_path, s3_server, monkeypatch):
     for name, value in s3_server.environ.items():

@@ -152,6 +152,7 @@ def test_a_tensor_that_is_not_finite_is_named_and_in_no_sum(models, tmp_path):
     assert all(math.isfinite(row["distance"]) for row in rows(tmp_path / "out", "pairs.parquet"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_shared_ray")
 def test_on_ray_and_s3_the_figures_are_the_same(models, made, tmp_path, s3_server, monkeypatch):
     for name, value in s3_server.environ.items():

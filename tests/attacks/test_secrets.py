@@ -45,7 +45,7 @@ def ray_files():
         yield folder
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_planted_credentials_are_in_no_output_log_receipt_or_process_list(tmp_path, s3_server, monkeypatch, ray_files, engine):
     for name, value in s3_server.environ.items():
         monkeypatch.setenv(name, value)

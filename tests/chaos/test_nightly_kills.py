@@ -11,18 +11,9 @@ import pytest
 from tests.chaos.runs import Chaos, assert_complete, end, merge_arguments, start, write_recipe
 
 
-@pytest.mark.parametrize(
-    ("point", "place"),
-    [
-        pytest.param("before the put completes", "disk", marks=pytest.mark.slow),
-        pytest.param("before the put completes", "s3", marks=pytest.mark.slow),
-        pytest.param("before the commit", "disk", marks=pytest.mark.slow),
-        pytest.param("before the commit", "s3", marks=pytest.mark.slow),
-        pytest.param("before the pointer", "disk", marks=pytest.mark.slow),
-        pytest.param("before the pointer", "s3"),
-    ],
-    indirect=["place"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["disk", "s3"], indirect=True)
+@pytest.mark.parametrize("point", ["before the put completes", "before the commit", "before the pointer"])
 def test_a_nightly_run_that_was_killed_is_finished_by_the_next(point, place, quiet, tmp_path):
     nightly = replace(place, output=f"{place.output}/{{date}}")
     arguments = merge_arguments(write_recipe(tmp_path / "recipe.yaml", nightly), "local")

@@ -103,7 +103,7 @@ TAKING_OVER = (
     "before the plan without its list",
     "after the plan without its list",
 )
-SHORT = {("disk", "before config.json"), ("s3", "before the put completes"), ("s3", "before the commit"), ("disk", "after the plan")}
+SHORT = {("s3", "before the put completes"), ("disk", "after the plan")}
 
 
 def stops(points):

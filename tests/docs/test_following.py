@@ -16,6 +16,7 @@ def test_the_laptop_page(reader):
     assert outputs[-1].splitlines()[0] == "166,775,808 bytes to read, 55,604,224 to write"
 
 
+@pytest.mark.slow
 def test_the_nightly_page(reader):
     output = "".join(reader.follow(DOCS / "nightly.md"))
     folders = sorted(path.name for path in (reader.folder / "nightly").iterdir() if not path.name.startswith("."))

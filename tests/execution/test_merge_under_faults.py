@@ -152,6 +152,7 @@ def test_a_store_that_vanishes_for_half_a_minute_is_waited_for(proxy, merge, qui
     assert weights_in_store(boto, bucket, merge.folder) == quiet
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_shared_ray")
 def test_ray_workers_wait_and_repeat_too(proxy, merge, quiet, boto, bucket):
     proxy.rule(refused(503, "SlowDown"), times=math.inf, share=0.1)

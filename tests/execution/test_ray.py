@@ -47,6 +47,7 @@ def test_a_killed_worker_costs_its_shards_and_nothing_else(models, quiet, tmp_pa
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_shared_ray")
 def test_progress_tells_of_the_workers_there_are_and_of_what_was_tried_again(models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rendering, "LINE_SECONDS", 0.0)
@@ -108,6 +109,7 @@ def test_an_address_where_no_cluster_is_ends_with_75(models, tmp_path, monkeypat
     assert raised.value.exit_code == 75
 
 
+@pytest.mark.slow
 def test_an_embedded_ray_starts_beside_a_cluster_that_runs_on_the_same_machine(models, quiet, tmp_path, shared_ray):
     """In a process of its own: one that has had a Ray inside cannot join another that was there before."""
     (tmp_path / "recipe.yaml").write_text("base: new\ndeltas: [{post: post, base: old}]\noutput: out\nshard_size: 1MB\n")

@@ -159,6 +159,7 @@ def test_a_merge_on_a_cluster_is_counted_where_prometheus_looks(cluster, tmp_pat
     assert set(found) <= allowed, "labels have a bounded set of values"
 
 
+@pytest.mark.slow
 def test_a_merge_that_loses_a_node_makes_its_shards_elsewhere_and_leaves_the_cluster_running(cluster, tmp_path):
     tensors = {f"{n}.weight": torch.randn(1000, 300) for n in range(24)}
     models = [save_model(tmp_path / name, {n: t * s for n, t in tensors.items()}) for name, s in (("n", 1.0), ("p", 1.1), ("o", 0.9))]
@@ -190,6 +191,7 @@ def scrape():
     return found
 
 
+@pytest.mark.slow
 def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster, tmp_path):
     joined = []
 
@@ -211,6 +213,7 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster, tm
     assert run.executor.lost == run.executor.retries == 0
 
 
+@pytest.mark.slow
 def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_new(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.2)
     with nodes(cluster, 2) as (first, second):
@@ -261,9 +264,10 @@ def test_losing_all_nodes_but_one_costs_what_they_were_at(cluster):
         assert set(run.executor.causes) <= {"node_lost", "late"}, "a lost one may be late before it is missed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("installed", "says"),
-    [("9.9", "on node {ip} is 9.9, this driver's is {ours}"), pytest.param(None, "is not installed on a node", marks=pytest.mark.slow)],
+    [("9.9", "on node {ip} is 9.9, this driver's is {ours}"), (None, "is not installed on a node")],
 )
 def test_workers_of_another_version_are_refused_with_the_remedy(installed, says, cluster, tmp_path):
     site = tmp_path / "site"

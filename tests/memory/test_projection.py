@@ -61,7 +61,7 @@ def test_a_report_on_what_torch_makes_stays_under_the_projection_even_while_its_
     assert peak <= document["projected_memory"] <= 768 << 20
 
 
-@pytest.mark.parametrize(("memory", "readings"), [("512MiB", 4), ("2GiB", 1)])
+@pytest.mark.parametrize(("memory", "readings"), [("512MiB", 4), pytest.param("2GiB", 1, marks=pytest.mark.slow)])
 def test_a_method_that_looks_at_whole_tensors_streams_them_or_has_them_whole_as_the_budget_allows(models, tmp_path, memory, readings):
     new, post, _ = models
     recipe = tmp_path / "recipe.yaml"
@@ -72,7 +72,7 @@ def test_a_method_that_looks_at_whole_tensors_streams_them_or_has_them_whole_as_
     assert document["bytes_read"] == pytest.approx(readings * 2 * 2 * BIG, rel=0.001)
 
 
-@pytest.mark.parametrize("method", ["della", "nuslerp"])
+@pytest.mark.parametrize("method", ["della", pytest.param("nuslerp", marks=pytest.mark.slow)])
 def test_rows_longer_than_any_block_stay_under_the_projection(tmp_path, method):
     new, post = (save_model(tmp_path / name, {"row": torch.randn(1 << 16).bfloat16().repeat(1 << 6)}) for name in ("new", "post"))
     given = f"deltas: [{{post: {post}, density: 0.5}}]" if method == "della" else f"models: [{{model: {post}}}]"
@@ -102,7 +102,7 @@ def bucket(models, s3_server):
     return uploaded(models, s3_server)
 
 
-@pytest.mark.parametrize("engine", ["obstore", "fsspec"])
+@pytest.mark.parametrize("engine", ["obstore", pytest.param("fsspec", marks=pytest.mark.slow)])
 def test_a_merge_over_s3_stays_under_its_projection(bucket, tmp_path, s3_server, engine):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -117,7 +117,7 @@ def test_a_merge_over_s3_stays_under_its_projection(bucket, tmp_path, s3_server,
 @pytest.mark.parametrize(
     ("engine", "report"),
     [
-        ("local", False),
+        pytest.param("local", False, marks=pytest.mark.slow),
         ("local", True),
         pytest.param("ray", True, marks=pytest.mark.slow),
         pytest.param("s3", True, marks=pytest.mark.slow),

@@ -44,6 +44,7 @@ def test_the_method_of_the_page_is_short():
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
 
 
+@pytest.mark.slow
 def test_a_method_of_another_package_is_explained_and_runs(site, tmp_path):
     folders = make_models(tmp_path, 3)
     card = json.loads(command(site, "methods", "signs").stdout)
