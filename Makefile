@@ -20,6 +20,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks
