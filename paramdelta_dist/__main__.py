@@ -6,11 +6,14 @@ import gc
 import os
 import sys
 
-from paramdelta_dist import process
-
 
 def main() -> None:
     """Entry point of the console script. Ends the process."""
+    if sys.platform == "win32":  # first of all: the next import fails there
+        sys.stderr.write("error: paramdelta-dist runs on Linux and macOS: on Windows, install and run it in WSL (wsl --install)\n")
+        sys.exit(2)
+    from paramdelta_dist import process
+
     process.run(_command)
 
 

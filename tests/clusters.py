@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from tests.servers import START_SECONDS, free_ports
 
 ROOT = str(Path(__file__).parent.parent)
+RAY = Path(sys.executable).with_name("ray")
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class RayServer:
 
 
 @contextmanager
-def ray_cluster(environ: Mapping[str, str], *, workers: int = 2) -> Iterator[RayServer]:
-    """A head without cores and `workers` nodes of one core, each with `environ` and this package on its path.
+def ray_cluster(environ: Mapping[str, str], *, workers: int = 2, ray: Path = RAY) -> Iterator[RayServer]:
+    """A head without cores and `workers` nodes of one core, started by this `ray`, each with `environ` and this package on its path.
 
     Nothing is on the PATH by which the nodes' Python could be found.
     """
@@ -53,17 +54,20 @@ def ray_cluster(environ: Mapping[str, str], *, workers: int = 2) -> Iterator[Ray
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True))
         url = f"http://127.0.0.1:{dashboard}"
         head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=0"]
-        _node(stack, folder, "head", [*head, f"--ray-client-server-port={client}"], environ)
+        _node(stack, folder, "head", ray, [*head, f"--ray-client-server-port={client}"], environ)
         _wait(lambda: _answers(f"{url}/api/version"), folder, "head")
         address = f"--address={_own_address()}:{gcs}"
-        nodes = tuple(_started_node(stack, folder, f"node{number}", [address, "--num-cpus=1"], environ) for number in range(workers))
+        one = [address, "--num-cpus=1"]
+        nodes = tuple(_started_node(stack, folder, f"node{number}", ray, one, environ) for number in range(workers))
         yield RayServer(url, folder, nodes)
 
 
-def _started_node(stack: ExitStack, folder: str, name: str, options: list[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _started_node(
+    stack: ExitStack, folder: str, name: str, ray: Path, options: list[str], environ: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     """A node that runs. Ray gives one up that takes half a minute to start, as on a busy machine: then it is started again."""
     for _ in range(3):
-        node = _node(stack, folder, name, options, environ)
+        node = _node(stack, folder, name, ray, options, environ)
         _wait(lambda node=node: node.poll() is not None or "Ray runtime started" in _log(folder, name).read_text(), folder, name)
         if node.poll() is None:
             return node
@@ -81,13 +85,13 @@ def _log(folder: str, name: str) -> Path:
     return Path(folder, f"{name}.log")
 
 
-def _node(stack: ExitStack, folder: str, name: str, options: list[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _node(stack: ExitStack, folder: str, name: str, ray: Path, options: list[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     agent, agent_grpc, metrics, runtime = free_ports(4)
-    Path(folder, name).mkdir()
+    Path(folder, name).mkdir(exist_ok=True)
     ports = [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}", f"--metrics-export-port={metrics}"]
     ports += [f"--runtime-env-agent-port={runtime}", "--min-worker-port=0", "--max-worker-port=0"]
     place = [f"--temp-dir={folder}/{name}"]
-    line = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--object-store-memory=80000000", *options, *ports, *place]
+    line = [str(ray), "start", "--block", "--object-store-memory=80000000", *options, *ports, *place]
     ours = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONPATH": ROOT}
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RAY_"))}
     with _log(folder, name).open("wb") as log:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.execution.machine import cuda_available
+from paramdelta_dist.jobs.interpreter import named_python
 
 if TYPE_CHECKING:
     from paramdelta_dist.execution.executor import Executor
@@ -35,7 +36,7 @@ def open_executor(
         return
     from paramdelta_dist.execution.ray import RayExecutor
 
-    executor = RayExecutor(workers, memory=memory, gpus=1 if device == "cuda" else 0, patience=patience)
+    executor = RayExecutor(workers, memory=memory, gpus=1 if device == "cuda" else 0, patience=patience, python=named_python())
     try:
         yield executor
     finally:

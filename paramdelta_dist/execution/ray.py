@@ -11,6 +11,8 @@ room for wait, which tells its autoscaler how much to add; a node that joins is 
 from __future__ import annotations
 
 import logging
+import re
+import shlex
 import sys
 import time
 from collections import Counter
@@ -55,6 +57,9 @@ MOST_WAITING = 1000
 """Workers that may wait for room in the cluster: a hundred machines' worth, which costs Ray next to nothing."""
 
 
+_MISSING = re.compile(r"No module named '(\w+)")
+
+
 @dataclass(eq=False)
 class _Slot(Worker):
     """A worker as the driver sees it: for the schedule, once it runs, and the actor behind it."""
@@ -71,7 +76,8 @@ class _Slot(Worker):
 class _Crew:
     """The actors of one run. What they answer comes as events, each of which is handled by whoever asked."""
 
-    def __init__(self, schedule: Schedule, start: Callable[[], Any], limit: int) -> None:
+    def __init__(self, schedule: Schedule, start: Callable[[], Any], limit: int, python: str | None) -> None:
+        self._python = python
         self.working: list[_Slot] = []
         self.waiting: list[_Slot] = []
         """Those that Ray has not placed yet, or that are starting."""
@@ -225,14 +231,21 @@ class _Crew:
         except EngineError as told:
             raise told from error
 
-    @staticmethod
-    def _require_package(error: RayError) -> None:
+    def _require_package(self, error: RayError) -> None:
         """Raises UsageError when a worker could not even load what it is."""
-        if "No module named 'paramdelta_dist" in str(error):
+        found = _MISSING.search(str(error))
+        if found is None:
+            return
+        python = self._python or "the Python that Ray runs with"
+        if found[1] == "paramdelta_dist":
             raise UsageError(
-                f"paramdelta-dist {__version__} is not installed on a node of the cluster, or is another version there: install the same "
-                "version on every node, or send this one along (submit --ship package)"
+                f"on a node of the cluster, {python} has no paramdelta-dist {__version__}: install it on every node, name the interpreter "
+                "that has it there (submit --python PATH), or send this one along (submit --ship package)"
             ) from error
+        raise UsageError(
+            f"on a node of the cluster, {python} has no module {found[1]}: install paramdelta-dist {__version__} with all it depends on "
+            "on every node, or name the interpreter that has it there (submit --python PATH)"
+        ) from error
 
 
 def _reason(error: RayError) -> tuple[str, bool]:
@@ -247,9 +260,13 @@ def _reason(error: RayError) -> tuple[str, bool]:
 class RayExecutor:
     """Runs units on a Ray cluster: the one that is named in RAY_ADDRESS, else one started in this process's name."""
 
-    def __init__(self, workers: int | None, *, memory: int, gpus: float = 0, patience: float | None = None) -> None:
+    def __init__(
+        self, workers: int | None, *, memory: int, gpus: float = 0, patience: float | None = None, python: str | None = None
+    ) -> None:
         """`memory` is what each worker asks Ray for, in bytes, and `patience` the seconds to wait for the first of them.
-        Without `workers`, there are as many as the cluster gives. Raises what joining a cluster raises."""
+        Without `workers`, there are as many as the cluster gives. They start with `python`, a path on every node, else with the
+        interpreter that Ray runs with there. Raises what joining a cluster raises."""
+        self._python = python
         self._owned = not ray.is_initialized()
         self._share = Share(memory, gpus)
         self._patience = PATIENCE_SECONDS if patience is None else patience
@@ -277,7 +294,7 @@ class RayExecutor:
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         schedule = Schedule(units, advance)
         work = ray.cloudpickle.dumps((function, job))
-        crew = _Crew(schedule, partial(self._start, work), self._limit)
+        crew = _Crew(schedule, partial(self._start, work), self._limit, self._python)
         metrics = Publisher(schedule.meter)
         self._live = crew, schedule
         last_seen_alive = looked = time.monotonic()
@@ -300,11 +317,11 @@ class RayExecutor:
                 if crew.working:
                     last_seen_alive, warned = now, False
                 elif now - last_seen_alive > self._patience:
-                    told = f"no worker could be started in {format_seconds(self._patience)}. {diagnose(self._share)}"
+                    told = f"no worker could be started in {format_seconds(self._patience)}. {self._diagnose()}"
                     raise EngineError(f"{told}. Then run again: what is done is kept")
                 elif not warned and now - last_seen_alive > WARN_SECONDS:
                     warned = True
-                    log.warning("no worker yet; waiting for %s in all. %s", format_seconds(self._patience), diagnose(self._share))
+                    log.warning("no worker yet; waiting for %s in all. %s", format_seconds(self._patience), self._diagnose())
         finally:
             self.workers, self.nodes = max(self.workers, crew.largest), max(self.nodes, len(schedule.nodes))
             self.lost += crew.lost
@@ -317,9 +334,15 @@ class RayExecutor:
             metrics.publish()
             crew.end()
 
+    def _diagnose(self) -> str:
+        needed = f" Workers start with {self._python}, which every node must have." if self._python else ""
+        return f"{diagnose(self._share)}{needed}"
+
     def _start(self, work: bytes) -> Any:
         share = self._share
         options: dict[str, Any] = {"num_cpus": share.cpus, "memory": share.memory, "scheduling_strategy": "SPREAD"}
         if share.gpus:
             options["num_gpus"] = share.gpus
+        if self._python:
+            options["runtime_env"] = {"py_executable": shlex.quote(self._python)}
         return ShardActor.options(**options).remote(__version__, work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from paramdelta_dist.errors import EngineError, InputError, Interrupted, ParamDeltaError, UsageError
@@ -10,6 +11,7 @@ from paramdelta_dist.jobs.job import PYTHON, Job
 INTERRUPTED, TRY_AGAIN, USAGE, BUG = Interrupted.exit_code, EngineError.exit_code, UsageError.exit_code, ParamDeltaError.exit_code
 OURS = (BUG, USAGE, InputError.exit_code, 4, 5, TRY_AGAIN, INTERRUPTED)
 """Codes that the driver itself chose."""
+_MISSING = re.compile(r"No module named '?(\w+)")
 
 
 class Ending(NamedTuple):
@@ -27,7 +29,14 @@ def ending_of(job: Job, log: str = "") -> Ending:
         return Ending(INTERRUPTED, f"job {job.id} was stopped; {again}")
     code, python = job.exit_code, job.metadata.get(PYTHON, "Python")
     said = f"{log[-4000:]}\n{job.message}"
-    if "No module named" in said and "paramdelta_dist" in said and code == BUG:
+    missing = _MISSING.findall(said)
+    if missing and missing[-1] != "paramdelta_dist" and code == BUG:
+        return Ending(
+            USAGE,
+            f"{python} on the cluster's head has no module {missing[-1]}: install paramdelta-dist with all it depends on there "
+            f"({python} -m pip install), or name the interpreter that has it with --python PATH. {_job(job)}",
+        )
+    if missing and code == BUG:
         return Ending(
             USAGE,
             f"{python} on the cluster's head has no paramdelta-dist: submit with `--ship package` to send it along, install it there "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import OutputOccupied
-from paramdelta_dist.jobs import parcel, version
+from paramdelta_dist.jobs import interpreter, parcel, version
 from paramdelta_dist.jobs.job import PYTHON, Cluster, Job, JobExists
 from paramdelta_dist.jobs.naming import JobName, parse_job_id, stem_of
 from paramdelta_dist.recipe import Recipe
@@ -39,7 +39,7 @@ class Submission:
     """Whether the output holds the beginning of this very merge."""
     ship: str = "image"
     python: str | None = None
-    """The interpreter that has the package on the cluster; None for the one that Ray runs with."""
+    """The interpreter that has the package, on every node of the cluster; None for the one that Ray runs with."""
     task: tuple[str, ...] = parcel.MERGE
     """What is to be done: a command and what it is about."""
     target: str | None = None
@@ -94,7 +94,11 @@ def submit(cluster: Cluster, submission: Submission) -> Submitted:
                 str(name),
                 parcel.command(python, options, submission.task),
                 folder=Path(folder),
-                environment={"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), version.VARIABLE: __version__},
+                environment={
+                    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+                    version.VARIABLE: __version__,
+                    **({interpreter.VARIABLE: submission.python} if submission.python else {}),
+                },
                 metadata={**_metadata(submission, name), PYTHON: python},
             )
         except JobExists:  # somebody else submits the same at this moment

@@ -14,6 +14,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pickle import PickleBuffer  # a hold on memory that keeps its owner from letting go
 
+from paramdelta_dist.storage.durable import flush
 from paramdelta_dist.storage.store import Buffer
 
 BLOCK = 4 << 20
@@ -76,7 +77,7 @@ class BlockWriter:
         if self._buffer is not None:
             _write_all(self._file, memoryview(self._buffer)[: self._filled], self._offset)
         if self._direct:
-            os.fdatasync(self._file)
+            flush(self._file)
 
     def close(self) -> None:
         """Let go of the threads, whether or not the file is finished."""

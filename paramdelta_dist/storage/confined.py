@@ -19,6 +19,8 @@ from paramdelta_dist.errors import InputChanged, InputError, NotFound
 
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LINK = (errno.ENOTDIR, errno.ELOOP)
+"""What opening a folder gives where there is a link that must not be followed: on Linux, and on a Mac."""
 _SNAPSHOT = re.compile(r"(?P<cache>.*)/(?P<repository>models--[^/]+)/snapshots/[^/]+(/.*)?", re.DOTALL)
 _SHARED = re.compile(r"(?P<folder>/blobs/(?P<start>[0-9a-f]{2}))/(?P=start)[0-9a-f]{62}")
 _SHARED_MARK = "blobs/.huggingface-shared-blobs"
@@ -45,8 +47,10 @@ def open_inside(root: str, name: str) -> int:
         folder, parts = resolve(root, name)
         try:
             file = _opened(folder, parts, links=os.O_NOFOLLOW)
-        except NotADirectoryError:  # a folder on the way is a link by now
-            file = None
+        except OSError as error:
+            if error.errno not in _LINK:
+                raise
+            file = None  # a folder on the way is a link by now
     if file is None:
         raise InputChanged(f"{plain(os.path.join(root, name))} was replaced while it was being opened; start again with the new file")
     return file

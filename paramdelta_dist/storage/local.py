@@ -20,6 +20,7 @@ from paramdelta_dist.errors import (
 )
 from paramdelta_dist.storage.blocks import LARGE, BlockWriter
 from paramdelta_dist.storage.confined import open_inside, plain, resolve
+from paramdelta_dist.storage.durable import UNSUPPORTED, flush
 from paramdelta_dist.storage.parts import is_part, part_name
 from paramdelta_dist.storage.store import NO_FILE, Buffer, Identity, check_range
 
@@ -55,12 +56,12 @@ def _create(target: Path, part: Path) -> Identity | None:
     try:
         os.link(part, target)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in (*UNSUPPORTED, errno.EPERM, errno.EMLINK):
             raise
         with open(target, "xb") as file:  # a mount without hard links: taken at once, though not whole at once
             file.write(part.read_bytes())
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
             return _identity(os.fstat(file.fileno()))
     return None
 
@@ -81,12 +82,23 @@ def _flush_folder(folder: Path) -> None:
     except PermissionError:  # a folder that may be written to and not be read
         return
     try:
-        os.fsync(file)
+        flush(file)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS):
+        if error.errno not in (*UNSUPPORTED, errno.EBADF):
             raise
     finally:
         os.close(file)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Have a disk that is full found before the work and not after it, where the system can set room aside."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def read_named_file(path: str, *, limit: int) -> bytes:
@@ -180,12 +192,10 @@ class LocalStore:
         check_range(os.path.join(self.url, name), start, stop, identity)
         size = stop - start
         target = memoryview(bytearray(size)) if into is None else into[:size]
-        with self._file(name) as file:
+        with self._file(name) as file, open(file, "rb", buffering=0, closefd=False) as reader:
+            reader.seek(start)
             got = 0
-            while got < size:
-                count = os.preadv(file, [target[got:]], start + got)
-                if count == 0:
-                    break
+            while got < size and (count := reader.readinto(target[got:])):
                 got += count
             now = _identity(os.fstat(file))
         if now != identity:
@@ -240,11 +250,7 @@ class LocalStore:
     def _fill(self, name: str, file: int, chunks: Iterable[Buffer], size: int) -> None:
         if size:
             with _translated(self.url, name):
-                try:
-                    os.posix_fallocate(file, 0, size)  # a full disk is found before the work, not after it
-                except OSError as error:
-                    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                        raise
+                _reserve(file, size)
         written = 0
         with closing(BlockWriter(file, size=size)) as writer:
             for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
@@ -254,7 +260,7 @@ class LocalStore:
             with _translated(self.url, name):
                 writer.finish()
                 if size < LARGE:  # larger ones are on the disk by now
-                    os.fsync(file)
+                    flush(file)
         if written != size:
             raise IntegrityError(f"{self.url}/{name}: {size} bytes announced, {written} produced; nothing was published")
 

@@ -267,7 +267,10 @@ def test_losing_all_nodes_but_one_costs_what_they_were_at(cluster):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("installed", "says"),
-    [("9.9", "on node {ip} is 9.9, this driver's is {ours}"), (None, "is not installed on a node")],
+    [
+        ("9.9", "on node {ip} is 9.9, this driver's is {ours}"),
+        (None, "on a node of the cluster, the Python that Ray runs with has no paramdelta-dist"),
+    ],
 )
 def test_workers_of_another_version_are_refused_with_the_remedy(installed, says, cluster, tmp_path):
     site = tmp_path / "site"

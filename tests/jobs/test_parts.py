@@ -257,6 +257,8 @@ def test_a_log_is_read_the_same_however_it_is_cut(size):
         ("failed", None, "RUNTIME_ENV_SETUP_FAILURE", "", 75, "RUNTIME_ENV_SETUP_FAILURE"),
         ("failed", None, "JOB_SUPERVISOR_ACTOR_DIED", "", 75, "submit again"),
         ("failed", 1, None, "/usr/bin/python: No module named paramdelta_dist", 2, "--ship package"),
+        ("failed", 1, None, "-m paramdelta_dist\nModuleNotFoundError: No module named 'numba.core'", 2, "/env/bin/python on the"),
+        ("failed", 1, None, "-m paramdelta_dist\nModuleNotFoundError: No module named 'numba.core'", 2, "has no module numba"),
         ("failed", 1, None, "/usr/bin/python: No module named paramdelta_dist", 2, "/env/bin/python on the cluster's head has no"),
         ("failed", 127, None, "sh: 1: python: not found", 2, "no Python at /env/bin/python"),
         ("failed", 127, None, "sh: 1: python: not found", 2, "--python PATH"),
