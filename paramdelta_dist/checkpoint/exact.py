@@ -1,0 +1,163 @@
+"""Tensors that are copied and not merged, because they hold integers or booleans: whether all models agree on them, found out
+before any work; and tensors that can be neither merged nor copied.
+
+Small ones are read whole. Of large ones some places are, all over them: what differs elsewhere only, the merge itself finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from glob import escape
+from typing import NamedTuple
+
+from paramdelta_dist.checkpoint.checkpoint import Checkpoint
+from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.extras import is_the_bases
+from paramdelta_dist.checkpoint.header import Tensor, shown
+from paramdelta_dist.checkpoint.homology import Mismatch
+from paramdelta_dist.checkpoint.room import Room
+from paramdelta_dist.storage import StorageConfig, Store, open_store, redact
+from paramdelta_dist.threads import Threads
+
+SMALL = 256 << 10
+"""Bytes of the largest tensor that is read whole."""
+PLACES = 4
+"""Where a larger one is looked at: so many pieces, which together are as much as a small one."""
+MOST = 2048
+"""Tensors that are looked at, of each model."""
+_IN_FLIGHT = 16
+_FEW, _MOST_GLOBS = 3, 64
+"""Names that a message shows, and globs that it offers."""
+
+
+class Agreement(NamedTuple):
+    """What looking at what is copied has shown."""
+
+    mismatches: tuple[Mismatch, ...]
+    notes: tuple[str, ...]
+
+
+def treatment(kinds: Collection[Kind]) -> bool | str:
+    """Whether tensors of these kinds are merged (True) or copied (False), or why neither is possible."""
+    if Kind.QUANTIZED in kinds:
+        return "is quantised; dequantise the checkpoint first (its codes mean nothing without their scales)"
+    if Kind.COMPLEX in kinds:
+        return "is complex; this cannot be merged: leave it out (`exclude`), which takes the base's"
+    if len(kinds) > 1:
+        return (
+            "holds floating-point numbers in one model and integers in another; check that they are the same model, or leave it out "
+            "(`exclude`), which takes the base's"
+        )
+    return Kind.FLOAT in kinds
+
+
+def compare_exact(
+    models: Sequence[Checkpoint], storage: StorageConfig, *, left_out: Callable[[str], bool], told: Collection[str], room: Room
+) -> Agreement:
+    """Compare what is copied of the models that are read, the base first; reads small tensors and some places of large ones.
+
+    What is `left_out`, what some model lacks or has in another shape, and what was `told` of already is passed by. Raises
+    OverBudget where there is no `room` for the few that are read at a time, and what the stores raise.
+    """
+    base, *others = models
+    asked = [
+        name
+        for name, tensor in base.tensors.items()
+        if name not in told and not left_out(name) and not is_the_bases(name, tensor) and _in_all(name, tensor, others)
+    ]
+    mismatches = [*_unlike_kinds(asked, models)]
+    exact = [name for name in asked if all(DTYPES[model.tensors[name].dtype].kind is Kind.EXACT for model in models)]
+    looked = exact[:MOST]
+    with room.taken(_IN_FLIGHT * 2 * SMALL if looked else 0, "comparing integer tensors"):
+        for other in dict.fromkeys(model.url for model in others):
+            model = next(model for model in others if model.url == other)
+            if differing := _differing(looked, base, model, storage):
+                mismatches.append(_disagreement(differing, base, model))
+    partly = [name for name in looked if _size(base.tensors[name]) > SMALL] + exact[MOST:]
+    notes = (
+        [f"{len(partly)} tensors of integers, such as {shown(partly[0])}, are large: they were compared in places, and the merge compares "
+         "all of them"]
+        if partly and not mismatches and len(models) > 1
+        else []
+    )  # fmt: skip
+    return Agreement(tuple(mismatches), tuple(notes))
+
+
+def _in_all(name: str, tensor: Tensor, others: Sequence[Checkpoint]) -> bool:
+    held = [other.tensors.get(name) for other in others]
+    return all(theirs is not None and theirs.shape == tensor.shape for theirs in held)
+
+
+def _unlike_kinds(names: Sequence[str], models: Sequence[Checkpoint]) -> Iterator[Mismatch]:
+    """What can be neither merged nor copied; what is quantised is told elsewhere."""
+    seen: dict[tuple[str, ...], str | None] = {}
+    """What is wrong with tensors of these dtypes, if anything is."""
+    for name in names:
+        dtypes = tuple([model.tensors[name].dtype for model in models])
+        if dtypes not in seen:
+            kinds = {DTYPES[dtype].kind for dtype in dtypes}
+            problem = treatment(kinds) if Kind.QUANTIZED not in kinds else False
+            seen[dtypes] = problem if isinstance(problem, str) else None
+        if (found := seen[dtypes]) is not None:
+            problem, _, remedy = found.partition("; ")
+            way = f"{remedy}: {_exclusion([name], models[0].tensors)}"
+            yield Mismatch(redact(models[0].url), "dtypes", f"{shown(name)} {problem}", way)
+
+
+def _differing(names: Sequence[str], base: Checkpoint, other: Checkpoint, storage: StorageConfig) -> list[str]:
+    """Those of the tensors that the other model has in another dtype or with other numbers, wherever that was looked at."""
+    ours, theirs = open_store(base.url, storage), open_store(other.url, storage)
+
+    def differs(name: str) -> bool:
+        one, another = base.tensors[name], other.tensors[name]
+        if one.dtype != another.dtype:
+            return True
+        if base.url == other.url and one == another:
+            return False
+        return any(_piece(ours, base, one, place) != _piece(theirs, other, another, place) for place in _places(_size(one)))
+
+    with Threads(_IN_FLIGHT) as pool:
+        return [name for name, found in zip(names, pool.map(differs, names), strict=True) if found]
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.stop - tensor.start
+
+
+def _places(size: int) -> list[tuple[int, int]]:
+    """Begin and end of the pieces that are looked at."""
+    if size <= SMALL:
+        return [(0, size)] if size else []
+    piece = SMALL // PLACES
+    return [(begin, begin + piece) for begin in ((size - piece) * number // (PLACES - 1) for number in range(PLACES))]
+
+
+def _piece(store: Store, model: Checkpoint, tensor: Tensor, place: tuple[int, int]) -> bytes:
+    file = model.files[tensor.file]
+    return bytes(store.read_range(file.name, tensor.start + place[0], tensor.start + place[1], identity=file.identity))
+
+
+def _disagreement(names: Sequence[str], base: Checkpoint, other: Checkpoint) -> Mismatch:
+    dtypes = {base.tensors[name].dtype for name in names} | {other.tensors[name].dtype for name in names}
+    several = len(names) > 1
+    return Mismatch(
+        redact(other.url),
+        "integers",
+        f"{f'{len(names)} tensors' if several else shown(names[0])} of {' and '.join(sorted(dtypes))}, which {'are' if several else 'is'} "
+        f"copied and not merged, {'differ' if several else 'differs'} from the base's"
+        + (f", such as {', '.join(map(shown, names[:_FEW]))}" if several else ""),
+        f"leave {'them' if several else 'it'} out, which takes the base's: {_exclusion(names, base.tensors)}",
+    )
+
+
+def _exclusion(names: Sequence[str], tensors: Mapping[str, Tensor]) -> str:
+    """A line of a recipe that leaves these tensors out, and none that is merged: by the ends of their names, where that is short
+    and matches no others, else one by one."""
+    ends = dict.fromkeys(escape(name) if "." not in name else f"*.{escape(name.rpartition('.')[2])}" for name in names)
+    chosen = set(names)
+    merged = [name for name, tensor in tensors.items() if DTYPES[tensor.dtype].kind is Kind.FLOAT and name not in chosen]
+    safe = not any(fnmatchcase(name, end) for end in ends for name in merged)
+    globs = [*ends] if safe else [*map(escape, names)]
+    more = ", …" if len(globs) > _MOST_GLOBS else ""
+    return "`exclude: [" + ", ".join("'" + glob.replace("'", "''") + "'" for glob in globs[:_MOST_GLOBS]) + more + "]`"
