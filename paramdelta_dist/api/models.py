@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint, open_checkpoints
-from paramdelta_dist.checkpoint.beside import find_beside, notes_beside
+from paramdelta_dist.checkpoint.beside import Folder, find_beside, notes_beside
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.checkpoint.exact import Agreement, compare_exact
 from paramdelta_dist.checkpoint.header import shown
@@ -115,9 +115,14 @@ def check(recipe: Recipe, models: Models | None = None) -> HomologyReport:
     report = _checked(recipe, models)
     found = _compared_exactly(recipe, models)
     report = replace(report, mismatches=(*report.mismatches, *found.mismatches))
-    base, others = models.checkpoints[recipe.base], [models.checkpoints[url] for url in recipe.models[1:]]
-    said = notes_beside(redact(base.url), base.beside, list(base.side_files), [(redact(other.url), other.others) for other in others])
+    folders = [_folder(models.checkpoints[url], recipe.storage_config) for url in recipe.models]
+    written = Folder(redact(recipe.tokenizer_url), folders[0].store, models.tokenizer_files, {})
+    said = notes_beside(folders[0], models.checkpoints[recipe.base].beside, folders[1:], written)
     return replace(report, notes=(*report.notes, *found.notes, *notes, *said))
+
+
+def _folder(model: Checkpoint, storage: StorageConfig) -> Folder:
+    return Folder(redact(model.url), open_store(model.url, storage), model.side_files, model.others)
 
 
 def _checked(recipe: Recipe, models: Models) -> HomologyReport:

@@ -1,7 +1,7 @@
 """Tensors that are copied and not merged, because they hold integers or booleans: whether all models agree on them, found out
 before any work; and tensors that can be neither merged nor copied.
 
-Small ones are read whole. Of large ones some places are, all over them: what differs elsewhere only, the merge itself finds.
+Of large ones only some places are read, all over them: what differs elsewhere alone, the merge itself finds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from fnmatch import fnmatchcase
 from glob import escape
 from typing import NamedTuple
 
+from paramdelta_dist.checkpoint import alike
+from paramdelta_dist.checkpoint.alike import Stretch, are_alike
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
 from paramdelta_dist.checkpoint.extras import is_the_bases
@@ -20,10 +22,6 @@ from paramdelta_dist.checkpoint.room import Room
 from paramdelta_dist.storage import StorageConfig, Store, open_store, redact
 from paramdelta_dist.threads import Threads
 
-SMALL = 256 << 10
-"""Bytes of the largest tensor that is read whole."""
-PLACES = 4
-"""Where a larger one is looked at: so many pieces, which together are as much as a small one."""
 MOST = 2048
 """Tensors that are looked at, of each model."""
 _IN_FLIGHT = 16
@@ -69,12 +67,12 @@ def compare_exact(
     mismatches = [*_unlike_kinds(asked, models)]
     exact = [name for name in asked if all(DTYPES[model.tensors[name].dtype].kind is Kind.EXACT for model in models)]
     looked = exact[:MOST]
-    with room.taken(_IN_FLIGHT * 2 * SMALL if looked else 0, "comparing integer tensors"):
+    with room.taken(_IN_FLIGHT * 2 * alike.SMALL if looked else 0, "comparing integer tensors"):
         for other in dict.fromkeys(model.url for model in others):
             model = next(model for model in others if model.url == other)
             if differing := _differing(looked, base, model, storage):
                 mismatches.append(_disagreement(differing, base, model))
-    partly = [name for name in looked if _size(base.tensors[name]) > SMALL] + exact[MOST:]
+    partly = [name for name in looked if _size(base.tensors[name]) > alike.SMALL] + exact[MOST:]
     notes = (
         [f"{len(partly)} tensors of integers, such as {shown(partly[0])}, are large: they were compared in places, and the merge compares "
          "all of them"]
@@ -115,7 +113,7 @@ def _differing(names: Sequence[str], base: Checkpoint, other: Checkpoint, storag
             return True
         if base.url == other.url and one == another:
             return False
-        return any(_piece(ours, base, one, place) != _piece(theirs, other, another, place) for place in _places(_size(one)))
+        return not are_alike(_stretch(ours, base, one), _stretch(theirs, other, another))
 
     with Threads(_IN_FLIGHT) as pool:
         return [name for name, found in zip(names, pool.map(differs, names), strict=True) if found]
@@ -125,17 +123,9 @@ def _size(tensor: Tensor) -> int:
     return tensor.stop - tensor.start
 
 
-def _places(size: int) -> list[tuple[int, int]]:
-    """Begin and end of the pieces that are looked at."""
-    if size <= SMALL:
-        return [(0, size)] if size else []
-    piece = SMALL // PLACES
-    return [(begin, begin + piece) for begin in ((size - piece) * number // (PLACES - 1) for number in range(PLACES))]
-
-
-def _piece(store: Store, model: Checkpoint, tensor: Tensor, place: tuple[int, int]) -> bytes:
+def _stretch(store: Store, model: Checkpoint, tensor: Tensor) -> Stretch:
     file = model.files[tensor.file]
-    return bytes(store.read_range(file.name, tensor.start + place[0], tensor.start + place[1], identity=file.identity))
+    return Stretch(store, file.name, file.identity, tensor.start, tensor.stop)
 
 
 def _disagreement(names: Sequence[str], base: Checkpoint, other: Checkpoint) -> Mismatch:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.checkpoint import exact
+from paramdelta_dist.checkpoint import alike, exact
 from paramdelta_dist.errors import CheckpointError, HomologyError, NonFinite, OverBudget
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests import oracle
@@ -120,7 +120,7 @@ def test_a_model_with_more_than_are_looked_at_is_compared_in_part_and_says_so(tm
 
 
 def test_comparing_takes_its_place_in_the_memory_of_the_plan(tmp_path, monkeypatch):
-    monkeypatch.setattr(exact, "SMALL", 1 << 30)
+    monkeypatch.setattr(alike, "SMALL", 1 << 30)
     folders = models(tmp_path, {}, {"a.table": torch.arange(3)})
     with pytest.raises(OverBudget, match="comparing integer tensors"):
         api.plan(recipe(*folders, tmp_path / "out"), memory=1 << 29)
