@@ -236,7 +236,10 @@ def build_plan(
     """
     base = checkpoints[recipe.base]
     if base.config is None:
-        raise UsageError(f"{redact(base.url)} has no config.json; the output would not be a model that loads")
+        raise UsageError(
+            f"{redact(base.url)} has no config.json; the output would not be a model that loads: copy that of a model of the same "
+            "architecture into it"
+        )
     resolver = Resolver(recipe, base.tensors, models)
     models = resolver.models
     opened = [checkpoints[url] for url in models]
