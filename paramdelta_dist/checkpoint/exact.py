@@ -59,27 +59,34 @@ def compare_exact(
     OverBudget where there is no `room` for the few that are read at a time, and what the stores raise.
     """
     base, *others = models
-    asked = [
-        name
-        for name, tensor in base.tensors.items()
-        if name not in told and not left_out(name) and not is_the_bases(name, tensor) and _in_all(name, tensor, others)
-    ]
+    common = [name for name, tensor in base.tensors.items() if name not in told and not left_out(name) and _in_all(name, tensor, others)]
+    asked = [name for name in common if not is_the_bases(name, base.tensors[name])]
     mismatches = [*_unlike_kinds(asked, models)]
-    exact = [name for name in asked if all(DTYPES[model.tensors[name].dtype].kind is Kind.EXACT for model in models)]
-    looked = exact[:MOST]
-    with room.taken(_IN_FLIGHT * 2 * alike.SMALL if looked else 0, "comparing integer tensors"):
-        for other in dict.fromkeys(model.url for model in others):
-            model = next(model for model in others if model.url == other)
+    exact = [name for name in asked if _is_exact(name, models)]
+    looked, derived = exact[:MOST], [name for name in common if is_the_bases(name, base.tensors[name]) and _is_exact(name, models)]
+    derived = derived[: MOST - len(looked)]
+    notes: list[str] = []
+    with room.taken(_IN_FLIGHT * 2 * alike.SMALL if looked or derived else 0, "comparing integer tensors"):
+        for model in {model.url: model for model in others}.values():
             if differing := _differing(looked, base, model, storage):
                 mismatches.append(_disagreement(differing, base, model))
+            if differing := _differing(derived, base, model, storage):
+                names = ", ".join(map(shown, differing[:_FEW])) + (", …" if len(differing) > _FEW else "")
+                notes.append(
+                    f"{redact(model.url)}: {len(differing)} tensors of integers that count steps or follow from the config differ from "
+                    f"the base's, which are written: {names}"
+                )
     partly = [name for name in looked if _size(base.tensors[name]) > alike.SMALL] + exact[MOST:]
-    notes = (
-        [f"{len(partly)} tensors of integers, such as {shown(partly[0])}, are large: they were compared in places, and the merge compares "
-         "all of them"]
-        if partly and not mismatches and len(models) > 1
-        else []
-    )  # fmt: skip
+    if partly and not mismatches and others:
+        notes.append(
+            f"{len(partly)} tensors of integers, such as {shown(partly[0])}, are large: they were compared in places, and the merge "
+            "compares all of them"
+        )
     return Agreement(tuple(mismatches), tuple(notes))
+
+
+def _is_exact(name: str, models: Sequence[Checkpoint]) -> bool:
+    return all(DTYPES[model.tensors[name].dtype].kind is Kind.EXACT for model in models)
 
 
 def _in_all(name: str, tensor: Tensor, others: Sequence[Checkpoint]) -> bool:

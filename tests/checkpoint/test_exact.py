@@ -147,3 +147,20 @@ def test_a_merge_whose_models_are_not_finite_still_fails_for_what_weights_alone_
     assert not api.check(recipe(*folders, tmp_path / "out")).mismatches
     with pytest.raises(NonFinite):
         api.merge(recipe(*folders, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["bn.num_batches_tracked", "global_step", "ema.num_updates", "a.step"])
+def test_counters_that_differ_are_the_bases_and_check_says_which(tmp_path, name):
+    folders = models(tmp_path, {each: {name: torch.tensor(number)} for number, each in enumerate(NAMES)})
+    report = api.check(recipe(*folders, tmp_path / "out"))
+    assert not report.mismatches
+    told = [note for note in report.notes if "count steps" in note]
+    assert [note.partition(": ")[0] for note in told] == [str(tmp_path / "post"), str(tmp_path / "old")]
+    assert all(f"'{name}'" in note for note in told)
+    api.merge(recipe(*folders, tmp_path / "out"))
+    assert oracle.load(tmp_path / "out")[name] == 0
+
+
+def test_a_table_with_the_name_of_a_counter_is_none(tmp_path):
+    folders = models(tmp_path, {name: {"noise.steps": torch.tensor([1, name == "post"])} for name in NAMES})
+    assert [found.subject for found in api.check(recipe(*folders, tmp_path / "out")).mismatches] == ["integers"]
