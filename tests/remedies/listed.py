@@ -1,6 +1,6 @@
 """Places that refuse and from which no walk of the table goes: module, then function, part of what it says, or `*`; and why."""
 
-ELSEWHERE = "walked to a finished merge elsewhere: "
+ELSEWHERE = "tested elsewhere: "
 STEP = "a step inside: what is raised here is translated, or repeated with the way out, by who called"
 AGAIN = "a file changed under way: the way is to run again, which "
 MERGEKIT = "tests/test_importing.py: the message says what a recipe has in its place, or that it has nothing"
@@ -32,8 +32,8 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ("storage/", "exists already", STEP),
     ("storage/", "no such ", "of a file that was there a moment ago; where a model is missing, checkpoint/places.py tells"),
     ("execution/holding.py", "*", "two runs that want one folder: tests/execution/test_two_runs.py, tests/chaos/test_two_runs_at_once.py"),
-    # walked elsewhere
-    ("checkpoint/checkpoint.py", " and again in ", ELSEWHERE + "by hand; the way is that of every damaged file"),
+    # tested elsewhere
+    ("checkpoint/checkpoint.py", " and again in ", "the way is that of every damaged file, which is walked"),
     ("checkpoint/config.py", "has no fields", "no model is known with such a config; the message names the field"),
     ("checkpoint/homology.py", "one model is quantised; use", "told beside what is quantised, which is walked"),
     ("checkpoint/homology.py", "use models with the same tokenizer: rows", "not ours to read: tests/checkpoint/test_homology.py"),
