@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint, open_checkpoints
-from paramdelta_dist.checkpoint.beside import find_beside, notes_beside
+from paramdelta_dist.checkpoint.beside import Folder, find_beside, notes_beside
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
+from paramdelta_dist.checkpoint.exact import Agreement, compare_exact
 from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.quantised import find_quantised
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.sidefiles import says_tokens
@@ -19,6 +21,7 @@ from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.execution.machine import default_memory
 from paramdelta_dist.planning.memory import RESERVED
+from paramdelta_dist.planning.settings import Resolver
 from paramdelta_dist.planning.vocabulary import VOCABULARY_MODES, vocabulary_outcomes
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.storage import Identity, StorageConfig, normalize, open_store, redact
@@ -107,12 +110,19 @@ def with_a_tokenizer(recipe: Recipe, models: Models) -> tuple[Recipe, Models, tu
 
 
 def check(recipe: Recipe, models: Models | None = None) -> HomologyReport:
-    """Whether the models of a recipe fit together. Reads headers, configs and tokenizers."""
+    """Whether the models of a recipe fit together. Reads headers, configs, tokenizers and small tensors of integers."""
     recipe, models, notes = with_a_tokenizer(recipe, models or open_models(recipe))
     report = _checked(recipe, models)
-    base, others = models.checkpoints[recipe.base], [models.checkpoints[url] for url in recipe.models[1:]]
-    said = notes_beside(redact(base.url), base.beside, list(base.side_files), [(redact(other.url), other.others) for other in others])
-    return replace(report, notes=(*report.notes, *notes, *said))
+    found = _compared_exactly(recipe, models)
+    report = replace(report, mismatches=(*report.mismatches, *found.mismatches))
+    folders = [_folder(models.checkpoints[url], recipe.storage_config) for url in recipe.models]
+    written = Folder(redact(recipe.tokenizer_url), folders[0].store, models.tokenizer_files, {})
+    said = notes_beside(folders[0], models.checkpoints[recipe.base].beside, folders[1:], written)
+    return replace(report, notes=(*report.notes, *found.notes, *notes, *said))
+
+
+def _folder(model: Checkpoint, storage: StorageConfig) -> Folder:
+    return Folder(redact(model.url), open_store(model.url, storage), model.side_files, model.others)
 
 
 def _checked(recipe: Recipe, models: Models) -> HomologyReport:
@@ -136,6 +146,18 @@ def _checked(recipe: Recipe, models: Models) -> HomologyReport:
         return report
     modes = [mode for mode in VOCABULARY_MODES if not (report if mode == recipe.vocab else compared(mode)).mismatches]
     return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, read_vocabularies(recipe, models), modes))
+
+
+def _compared_exactly(recipe: Recipe, models: Models) -> Agreement:
+    """Whether the models that are read agree on what is copied."""
+    base, selection = models.checkpoints[recipe.base], Selection(recipe.include, recipe.exclude)
+    points = [*recipe.points.values()] if recipe.sweep else [recipe]
+    read = dict.fromkeys(url for point in points for url in Resolver(point, base.tensors).models)
+    opened = [models.checkpoints[url] for url in read]
+    told = {name for model in opened for found in find_quantised(model.tensors, model.config) for name in found.tensors}
+    return compare_exact(
+        opened, recipe.storage_config, left_out=lambda name: not selection.has(name), told=told, room=models.room
+    )  # fmt: skip
 
 
 def _require_the_bases_tokenizer(recipe: Recipe, models: Models) -> None:

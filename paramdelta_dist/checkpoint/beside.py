@@ -6,9 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from paramdelta_dist.checkpoint.alike import Stretch, are_alike
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.sidefiles import MAX_SIDE_FILE
+from paramdelta_dist.checkpoint.sidefiles import MAX_SIDE_FILE, is_model_file, is_tokenizer_file
 from paramdelta_dist.checkpoint.standins import require_own_files
 from paramdelta_dist.errors import ParamDeltaError
 from paramdelta_dist.sizes import format_size
@@ -91,22 +93,59 @@ def find_beside(store: Store, others: Mapping[str, Identity]) -> Beside:
     return Beside(files, tuple(left))
 
 
-def notes_beside(base: str, beside: Beside, known: Sequence[str], others: Sequence[tuple[str, Mapping[str, Identity]]]) -> Iterator[str]:
-    """What is said of them: of the base and its `known` side files, and of other models, each by what it is called."""
-    if weights := [name for name in beside.files if name.endswith(".safetensors")]:
-        yield f"{base}: weights beside the model are copied as they are, and not merged: {_some(weights)}"
-    if code := [name for name in (*known, *beside.files) if name.endswith(".py")]:
-        yield f"{base}: code goes along from the base, and is run by who loads the model with trust_remote_code: {_some(code)}"
+class Folder(NamedTuple):
+    """Of one model, what is said of the files that are no weights of it."""
+
+    url: str
+    """As messages show it."""
+    store: Store
+    known: Mapping[str, Identity]
+    """Side files that are known to belong to a model."""
+    others: Mapping[str, Identity]
+    """Whatever else lies in the folder."""
+
+
+def notes_beside(base: Folder, beside: Beside, others: Sequence[Folder], written: Folder) -> Iterator[str]:
+    """What is said of them: of the base, of the other models, and of the folder whose tokenizer is `written`. Looks into weights
+    beside the model, in some places of large ones."""
+    yield from _weights_beside(base, beside, others)
+    if code := [name for name in (*base.known, *beside.files) if name.endswith(".py")]:
+        yield f"{base.url}: code goes along from the base, and is run by who loads the model with trust_remote_code: {_some(code)}"
     if beside.left:
-        yield f"{base}: stays behind: {_some(beside.left)}"
-    for url, files in others:
-        lacking = [
+        yield f"{base.url}: stays behind: {_some(beside.left)}"
+    if kept := [name for name in base.known if is_tokenizer_file(name) and name not in written.known]:
+        yield f"{base.url}: stays behind, for the tokenizer is that of {written.url}, which has no file of this name: {_some(kept)}"
+    for folder in others:
+        lacking = [name for name in folder.known if is_model_file(name) and name not in base.known]
+        lacking += [
             name
-            for name, identity in files.items()
+            for name, identity in folder.others.items()
             if name not in beside.files and not is_of_the_folder(name) and why_left(name, identity.size) is None
         ]
         if lacking:
-            yield f"{url}: stays behind, for such files are taken from the base, which has none of this name: {_some(lacking)}"
+            yield f"{folder.url}: stays behind, for such files are taken from the base, which has none of this name: {_some(lacking)}"
+
+
+def _weights_beside(base: Folder, beside: Beside, others: Sequence[Folder]) -> Iterator[str]:
+    weights = [name for name in beside.files if name.endswith(".safetensors")]
+    if not weights:
+        return
+    differing = {
+        folder.url: [name for name in weights if name in folder.others and not _is_alike(base, folder, name)]
+        for folder in others
+        if folder.url != base.url
+    }
+    yield f"{base.url}: weights beside the model are copied as they are, and not merged: {_some(weights)}"
+    for url, names in differing.items():
+        if names:
+            yield f"{url}: has others than the base in weights beside the model, and no part in what is written there: {_some(names)}"
+
+
+def _is_alike(base: Folder, other: Folder, name: str) -> bool:
+    ours, theirs = base.others[name], other.others[name]
+    if theirs == NO_FILE:
+        return True
+    return are_alike(Stretch(base.store, name, ours, 0, ours.size), Stretch(other.store, name, theirs, 0, theirs.size))
 
 
 def _some(names: Sequence[str | tuple[str, str]]) -> str:

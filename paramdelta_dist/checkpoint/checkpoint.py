@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from paramdelta_dist.checkpoint.beside import Beside
 from paramdelta_dist.checkpoint.dtypes import DTYPES
-from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, header_length, shown
+from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, damaged, header_length, shown
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME
 from paramdelta_dist.checkpoint.parsing import Parser
 from paramdelta_dist.checkpoint.places import refuse_absent, refuse_place, refuse_two_models
@@ -125,7 +125,7 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
         if any(present.get(folder) == NO_FILE for folder in _folders(name)):
             store.identify(name)  # which says where the link leads that is there in place of a folder
     if missing:
-        raise CheckpointError(f"{store.url}: {INDEX_NAME} names files that are not there: {_some(missing)}")
+        raise damaged(f"{store.url}: {INDEX_NAME} names files that are not there: {_some(missing)}")
     side_files, closed = _side_files(store, url, present)
     files = tuple(WeightFile(name, present[name]) for name in names)
     with Threads(HEADERS_IN_FLIGHT) as pool:
@@ -160,7 +160,9 @@ def find_side_files(url: str, storage: StorageConfig) -> dict[str, Identity]:
     present = _probed(store, SIDE_FILE_NAMES) if listed is None else listed
     found, _ = _side_files(store, url, present)
     if not found:
-        raise CheckpointError(f"{store.url}: no tokenizer or other model files here")
+        raise CheckpointError(
+            f"{store.url}: no tokenizer or other model files here; name a folder that has them (`tokenizer_from`), or leave the key out"
+        )
     return found
 
 
@@ -234,7 +236,7 @@ def _agreed(url: str, names: list[str], headers: list[dict[str, Tensor]], weight
     if weight_map is not None and (held != weight_map or len(held) != sum(map(len, headers))):
         _refuse(url, names, headers, weight_map)
     if not tensors:
-        raise CheckpointError(f"{url}: the checkpoint holds no tensors")
+        raise damaged(f"{url}: the checkpoint holds no tensors")
     return tensors
 
 
@@ -245,12 +247,12 @@ def _refuse(url: str, names: list[str], headers: list[dict[str, Tensor]], index:
             named = index.get(name)
             if named != file:
                 if named is not None and name in headers[names.index(named)]:
-                    raise CheckpointError(f"{url}: tensor {shown(name)} is in {file} and again in {named}; the index names the second")
+                    raise damaged(f"{url}: tensor {shown(name)} is in {file} and again in {named}; the index names the second")
                 problem = "does not name it" if named is None else f"says {named}"
-                raise CheckpointError(f"{url}: tensor {shown(name)} is in {file}, but {INDEX_NAME} {problem}")
+                raise damaged(f"{url}: tensor {shown(name)} is in {file}, but {INDEX_NAME} {problem}")
     present = set().union(*headers)
     absent = [name for name in index if name not in present]
-    raise CheckpointError(
+    raise damaged(
         f"{url}: {INDEX_NAME} names tensors that their files do not hold: {_some(absent)} (in {index[absent[0]]}); "
         "index and files are of different versions, or a file was replaced"
     )
@@ -264,9 +266,9 @@ def _read_config(store: Store, identity: Identity, room: Room) -> dict[str, Any]
     try:
         value = json.loads(str(data, "utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not valid JSON ({str(error)[:200]})") from None
+        raise damaged(f"{where}: not valid JSON ({str(error)[:200]})") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: not a JSON object")
+        raise damaged(f"{where}: not a JSON object")
     _refuse_deep_nesting(value, where)
     return value
 
@@ -276,7 +278,7 @@ def _refuse_deep_nesting(value: Any, where: str) -> None:
     for _ in range(MAX_NESTING):
         level = [child for parent in level if isinstance(parent, (dict, list)) for child in _children(parent)]
     if level:
-        raise CheckpointError(f"{where}: nested more than {MAX_NESTING} levels deep; no config of a model is")
+        raise damaged(f"{where}: nested more than {MAX_NESTING} levels deep; no config of a model is")
 
 
 def _children(parent: dict[str, Any] | list[Any]) -> Iterable[Any]:

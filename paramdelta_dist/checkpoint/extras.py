@@ -15,7 +15,8 @@ _DERIVED = (
 _MASKS = ("attn.bias", "attention.bias", "attn.attention.bias", "attn_mask", "causal_mask")
 """Of tensors that are masks where they have the shape of one or hold no floating-point numbers; else they are biases."""
 _POSITIONS = ("position_ids", "token_type_ids", "relative_position_index", "relative_coords_table")
-_COUNTERS = ("num_batches_tracked",)
+_COUNTERS = ("num_batches_tracked", "global_step", "num_updates", "num_steps", "n_steps", "step", "steps", "iteration", "iterations")
+"""Of tensors that count steps where they are one integer."""
 
 
 def _ends(name: str, endings: Sequence[str]) -> bool:
@@ -30,7 +31,7 @@ def is_the_bases(name: str, tensor: Tensor | None) -> bool:
     if tensor is None or not _ends(name, (*_MASKS, *_POSITIONS, *_COUNTERS)):
         return False
     if DTYPES[tensor.dtype].kind is not Kind.FLOAT:
-        return True
+        return tensor.parameters == 1 or not _ends(name, _COUNTERS)
     return _ends(name, _MASKS) and len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
 
 

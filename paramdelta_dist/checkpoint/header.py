@@ -44,18 +44,23 @@ class Tensor(NamedTuple):
         return math.prod(self.shape)
 
 
+def damaged(problem: str) -> CheckpointError:
+    """What is raised for a file whose content cannot be what a library wrote, with the one way on that there is."""
+    return CheckpointError(f"{problem}; get the model's files once more from where they came, or save the model again")
+
+
 def header_length(first: bytes | memoryview, *, file_size: int, where: str) -> int:
     """Length of the JSON, from a file's first bytes. Raises CheckpointError when it cannot be."""
     if file_size < LENGTH_FIELD or len(first) < LENGTH_FIELD:
-        raise CheckpointError(f"{where}: {file_size} bytes are too few for a safetensors file; it is empty or cut off")
+        raise damaged(f"{where}: {file_size} bytes are too few for a safetensors file; it is empty or cut off")
     refuse_stand_in(first, where=where)
     length = int.from_bytes(first[:LENGTH_FIELD], "little")
     if length > MAX_HEADER:
-        raise CheckpointError(
+        raise damaged(
             f"{where}: the header claims {length} bytes, more than the {MAX_HEADER} the format allows; this is not a safetensors file"
         )
     if LENGTH_FIELD + length > file_size:
-        raise CheckpointError(f"{where}: the header claims {length} bytes of a file of {file_size}: cut off or not a safetensors file")
+        raise damaged(f"{where}: the header claims {length} bytes of a file of {file_size}: cut off or not a safetensors file")
     return length
 
 
@@ -95,16 +100,16 @@ def parse_header(text: bytes | memoryview, *, file_size: int, where: str, file: 
     try:
         header = strict_json(text)
     except CheckpointError as error:
-        raise CheckpointError(f"{where}: broken header: {error}") from None
+        raise damaged(f"{where}: broken header: {error}") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: the header is not valid JSON ({str(error)[:200]})") from None
+        raise damaged(f"{where}: the header is not valid JSON ({str(error)[:200]})") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{where}: the header is not a JSON object")
+        raise damaged(f"{where}: the header is not a JSON object")
     metadata = header.pop("__metadata__", None)
     if metadata is None:
         metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{where}: __metadata__ {shown(metadata)} is not an object of strings")
+        raise damaged(f"{where}: __metadata__ {shown(metadata)} is not an object of strings")
     data_start = LENGTH_FIELD + len(text)
     sizes: _Sizes = {}
     tensors = [(name, _tensor(name, entry, file, data_start, sizes, where)) for name, entry in header.items()]
@@ -113,11 +118,11 @@ def parse_header(text: bytes | memoryview, *, file_size: int, where: str, file: 
     for name, info in tensors:
         if info.start != end:
             kind = "overlaps the one before it" if info.start < end else "leaves a hole before it"
-            raise CheckpointError(f"{where}: tensor {shown(name)}: data_offsets {kind} (byte {info.start}, expected {end})")
+            raise damaged(f"{where}: tensor {shown(name)}: data_offsets {kind} (byte {info.start}, expected {end})")
         end = info.stop
     if end != file_size:
         problem = "it is cut off" if end > file_size else "bytes follow the last tensor"
-        raise CheckpointError(f"{where}: the header describes {end} bytes, the file has {file_size}: {problem}")
+        raise damaged(f"{where}: the header describes {end} bytes, the file has {file_size}: {problem}")
     return dict(tensors), metadata
 
 
@@ -148,7 +153,7 @@ def _new_tensor(name: str, entry: Any, file: int, data_start: int, sizes: _Sizes
     """An entry of a dtype and shape not met before, or a broken one: every field looked at for itself."""
 
     def broken(field: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{where}: tensor {shown(name)}: {field} {problem}")
+        return damaged(f"{where}: tensor {shown(name)}: {field} {problem}")
 
     try:
         name.encode()

@@ -171,7 +171,10 @@ def _config_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, accept: 
         if leaf == "tie_word_embeddings":
             if base.tied_embeddings == other.tied_embeddings:
                 continue
-            remedy = "write lm_head.weight out in the tied model (or tie the other), so that both store the same tensors"
+            remedy = (
+                "write lm_head.weight out in the tied model and set its `tie_word_embeddings: false` (or tie the other), so that both "
+                "store the same tensors"
+            )
         elif leaf == "vocab_size" and vocab != "strict":
             continue
         elif ours is None or theirs is None:
@@ -260,7 +263,10 @@ def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: 
 
 def _missing_remedy(name: str, owner: Checkpoint, lacking: Checkpoint) -> str:
     if name.endswith("lm_head.weight") and lacking.tied_embeddings and not owner.tied_embeddings:
-        return "one model ties its output to its input embeddings and the other does not; store lm_head.weight in both"
+        return (
+            "one model ties its output to its input embeddings and the other does not; store lm_head.weight in both, "
+            "and set `tie_word_embeddings: false` in both"
+        )
     if ".lora_" in name or "base_model.model." in name:
         return "this is a LoRA adapter; merge it into its base first (peft: merge_and_unload)"
     if name.endswith(("_scale_inv", ".weight_scale", ".qweight", ".scales", ".absmax")):

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from paramdelta_dist.checkpoint.header import shown, strict_json
+from paramdelta_dist.checkpoint.header import damaged, shown, strict_json
 from paramdelta_dist.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -22,20 +22,20 @@ def parse_index(text: bytes | bytearray, *, where: str) -> dict[str, str]:
     try:
         index = strict_json(text)
     except CheckpointError as error:
-        raise CheckpointError(f"{where}: {error}") from None
+        raise damaged(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not valid JSON ({str(error)[:200]})") from None
+        raise damaged(f"{where}: not valid JSON ({str(error)[:200]})") from None
     weight_map: Any = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{where}: weight_map is missing or empty")
+        raise damaged(f"{where}: weight_map is missing or empty")
     wrong = next((tensor for tensor, file in weight_map.items() if not isinstance(file, str) or not file), None)
     if wrong is not None:
-        raise CheckpointError(f"{where}: weight_map of {shown(wrong)} is not a file name")
+        raise damaged(f"{where}: weight_map of {shown(wrong)} is not a file name")
     for file in dict.fromkeys(weight_map.values()):
         if _UNSAFE.search(file):
-            raise CheckpointError(f"{where}: weight_map names {shown(file)}, which is not a plain path inside the folder")
+            raise damaged(f"{where}: weight_map names {shown(file)}, which is not a plain path inside the folder")
         if not file.endswith(".safetensors"):
-            raise CheckpointError(f"{where}: weight_map names {shown(file)}, which is not a safetensors file")
+            raise damaged(f"{where}: weight_map names {shown(file)}, which is not a safetensors file")
     return weight_map
 
 

@@ -53,17 +53,19 @@ def refuse_absent(store: Store, url: str) -> NoReturn:
     """Raise CheckpointError for a place where nothing is."""
     if url.endswith(_FILES):
         raise CheckpointError(f"{store.url}: no such folder, or it is empty; name the folder, not a file in it")
-    raise CheckpointError(f"{store.url}: no such folder, or it is empty{'' if scheme_of(url) else _as_an_id(url)}")
+    raise CheckpointError(
+        f"{store.url}: no such folder, or it is empty; {'look at how it is written' if scheme_of(url) else _as_an_id(url)}"
+    )
 
 
 def _as_an_id(path: str) -> str:
-    """What to add where a path that is not there may have been meant as the id of a model on the Hub."""
+    """What to do about a path that is not there, which may have been meant as the id of a model on the Hub."""
     given = os.path.relpath(path)
     if _ID.fullmatch(given):
-        return f"; for the model of this name on the Hugging Face hub write hf://{given}"
+        return f"for the model of this name on the Hugging Face hub write hf://{given}"
     if "/" not in given and not given.startswith(".") and not os.path.exists(path):
-        return f"; a model of the Hugging Face hub is named with its owner, as hf://OWNER/{given}"
-    return ""
+        return f"a model of the Hugging Face hub is named with its owner, as hf://OWNER/{given}"
+    return "look at how it is written"
 
 
 def refuse_place(store: Store, present: Mapping[str, Identity]) -> NoReturn:
@@ -88,7 +90,9 @@ def refuse_place(store: Store, present: Mapping[str, Identity]) -> NoReturn:
             f"{store.url}: {INDEX_NAME} and {SINGLE_NAME} are both missing, though there are weight files ({_some(loose)}); "
             "restore the index, it says which of them belong to the model"
         )
-    raise CheckpointError(f"{store.url}: no checkpoint here: neither {SINGLE_NAME} nor {INDEX_NAME} is in the folder")
+    raise CheckpointError(
+        f"{store.url}: no checkpoint here: neither {SINGLE_NAME} nor {INDEX_NAME} is in the folder; name the one that a model was saved to"
+    )
 
 
 def refuse_two_models(store: Store, present: Mapping[str, Identity], weight_map: Mapping[str, str]) -> None:

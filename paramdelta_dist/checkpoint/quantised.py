@@ -7,7 +7,7 @@ wrong. The names do: a tensor is quantised if the scale that goes with it is the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
@@ -28,7 +28,7 @@ _NARROW = frozenset(name for name, dtype in DTYPES.items() if dtype.kind is Kind
 _PART = re.compile(
     r"[._](?:weight_|input_|output_|activation_|pre_quant_|nested_|q)?"
     r"(packed|blocks|codes|qdata|scales?|scale_inv|scale_2|scale_weight|global_scale|zero_points?|zeros?|g_idx|absmax|quant_map|shape|codebooks?"
-    r"|SCB|weight_format|quant_state\.[^.]+|_data|_scale|_shift|meta)$"
+    r"|SCB|weight_format|quant_state\.[^.]+|_data|_scale|_shift|meta|biases|trellis|su|sv|suh|svh|mcg|mul1|q_groups|q_invperm|q_perm|q_scale_max)$"
 )
 """The end of the name of what goes with a matrix."""
 _MATRIX = re.compile(r"[._](?:weight|qweight|q_weight|W_q)$")
@@ -36,19 +36,21 @@ _SCALES = frozenset({
     "scale", "scales", "scale_inv", "scale_2", "scale_weight", "global_scale", "zero_point", "zero_points", "zero", "zeros", "absmax",
     "codebook", "codebooks", "SCB", "_scale", "quant_map", "quant_state",
 })  # fmt: skip
-_PACKED = _SCALES | {"packed", "blocks", "codes", "qdata", "_data", "qweight", "q_weight", "W_q"}
+_PACKED = _SCALES | {"packed", "blocks", "codes", "qdata", "_data", "qweight", "q_weight", "W_q", "trellis"}
 """Parts that are of something quantised wherever they are no floating-point numbers."""
 _PLAIN_SCALES = (".weight_scale", ".weight_scale_inv", "_scale_inv", ".weight_scale_2", ".qscale_weight", ".absmax", ".SCB")
 """Names that nothing else has: with them a matrix is quantised in whatever dtype it is kept."""
-_SCHEMES = (
-    ({"packed", "shape", "global_scale"}, "compressed-tensors"),
-    ({"blocks"}, "MXFP4"),
-    ({"qweight", "g_idx"}, "GPTQ or AWQ"),
-    ({"absmax", "SCB", "quant_map", "quant_state"}, "bitsandbytes"),
-    ({"scale_inv"}, "FP8 in blocks"),
-    ({"W_q"}, "HQQ"),
-    ({"codes", "codebook", "codebooks"}, "AQLM"),
+
+
+_BY_A_PART = (
+    (frozenset({"trellis", "suh", "svh"}), "EXL3"),
+    (frozenset({"q_weight", "q_groups", "q_scale_max"}), "EXL2"),
+    (frozenset({"qdata"}), "torchao"),
+    (frozenset({"_data"}), "quanto"),
+    (frozenset({"W_q"}), "HQQ"),
+    (frozenset({"codes", "codebook", "codebooks"}), "AQLM"),
 )
+"""Parts that one scheme alone has."""
 
 
 def find_quantised(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> list[Quantised]:
@@ -69,10 +71,54 @@ def find_quantised(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | No
     for parts in groups.values():
         dtypes = {name: tensors[name].dtype for name in parts}
         if _is_quantised(parts, dtypes, claimed=claimed is not None):
-            scheme = next((scheme for marks, scheme in _SCHEMES if marks & set(parts.values())), None)
-            floats = any(DTYPES[dtype].kind is Kind.QUANTIZED for dtype in dtypes.values())
-            found.append(Quantised(scheme or ("FP8" if floats else claimed or "integers with scales"), tuple(parts)))
+            found.append(Quantised(_scheme(tensors, parts) or claimed or "integers with scales", tuple(parts)))
     return found
+
+
+def _scheme(tensors: Mapping[str, Tensor], parts: Mapping[str, str]) -> str | None:
+    """What a matrix is quantised by, told from its parts and their dtypes; None where these are common to several schemes."""
+    has = {part: tensors[name] for name, part in parts.items()}
+    codes = {tensors[name].dtype for name, part in parts.items() if part not in _SCALES}
+    scales = {tensors[name].dtype for name, part in parts.items() if part in ("scale", "scales", "scale_inv")}
+    if has.keys() & {"absmax", "quant_map", "quant_state"}:
+        return "bitsandbytes, 4 bits"
+    if "SCB" in has:
+        return "bitsandbytes, 8 bits"
+    if "packed" in has:
+        if "I32" in codes or "shape" in has:
+            return "integers packed by compressed-tensors"
+        floats = "NVFP4" if "F8_E4M3" in scales else "MXFP4" if scales & {"U8", "F8_E8M0"} else None
+        return f"{floats} of compressed-tensors" if floats else "compressed-tensors"
+    if "scale_2" in has:
+        return "NVFP4 of ModelOpt" if "U8" in codes else "FP8 of ModelOpt"
+    if "blocks" in has or (scales == {"F8_E8M0"} and codes <= {"I8", "U8"}):
+        return "MXFP4"
+    for marks, scheme in _BY_A_PART:
+        if marks & has.keys():
+            return scheme
+    if "qweight" in has:
+        return "GPTQ" if "g_idx" in has else _gptq_or_awq(has["qweight"], has.get("scales"))
+    if "U32" in codes and "scales" in has:
+        return "MLX"
+    return _narrow_floats(has, codes, scales)
+
+
+def _gptq_or_awq(codes: Tensor, scales: Tensor | None) -> str:
+    """They pack along different sides of a matrix: the scales have as many columns as it."""
+    if scales is None or len(codes.shape) != 2 or len(scales.shape) != 2:
+        return "GPTQ or AWQ"
+    return "GPTQ" if codes.shape[1] == scales.shape[1] else "AWQ"
+
+
+def _narrow_floats(has: Mapping[str, Tensor], codes: Set[str], scales: Set[str]) -> str | None:
+    dtypes = {tensor.dtype for tensor in has.values() if DTYPES[tensor.dtype].kind is Kind.QUANTIZED}
+    if "F4" in dtypes:
+        return "FP4"
+    if "scale_inv" in has or ("scale" in has and "F8_E8M0" in scales):
+        return "FP8 in blocks" if len(next(has[part] for part in ("scale_inv", "scale") if part in has).shape) > 1 else "FP8"
+    if dtypes & codes:
+        return "MXFP8" if "U8" in scales else "FP8"
+    return "FP8" if dtypes else None
 
 
 def _is_quantised(parts: Mapping[str, str], dtypes: Mapping[str, str], *, claimed: bool) -> bool:

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.header import damaged, shown
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, STRING, Room, json_cost, text_cost
-from paramdelta_dist.errors import CheckpointError
 from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store, read_pieces, read_whole
 
 MAX_TOKENIZER = 512 << 20
@@ -155,7 +154,7 @@ class Tokenizers:
             except NotASentencePieceModel:
                 raise
             except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-                raise CheckpointError(f"{where}: not a tokenizer that can be read ({str(error)[:200]})") from None
+                raise damaged(f"{where}: not a tokenizer that can be read ({str(error)[:200]})") from None
 
 
 _Ids = tuple[dict[str, int], dict[str, int]]

@@ -14,6 +14,7 @@ from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
 from paramdelta_dist.checkpoint.beside import most_bytes
 from paramdelta_dist.checkpoint.config import changed_config
 from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES, Kind
+from paramdelta_dist.checkpoint.exact import treatment
 from paramdelta_dist.checkpoint.extras import is_the_bases, not_in_all
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.quantised import find_quantised, left_over
@@ -235,7 +236,10 @@ def build_plan(
     """
     base = checkpoints[recipe.base]
     if base.config is None:
-        raise UsageError(f"{redact(base.url)} has no config.json; the output would not be a model that loads")
+        raise UsageError(
+            f"{redact(base.url)} has no config.json; the output would not be a model that loads: copy that of a model of the same "
+            "architecture into it"
+        )
     resolver = Resolver(recipe, base.tensors, models)
     models = resolver.models
     opened = [checkpoints[url] for url in models]
@@ -333,7 +337,7 @@ def _account(models: Sequence[Checkpoint], selection: Selection, kept: Collectio
                 merged[name] = False
                 continue
         if (found := seen.get(dtypes)) is None:
-            found = seen[dtypes] = _treatment({DTYPES[dtype].kind for dtype in dtypes if dtype is not None})
+            found = seen[dtypes] = treatment({DTYPES[dtype].kind for dtype in dtypes if dtype is not None})
         if isinstance(found, str):
             problems.append(f"{shown(name)} {found}")
         else:
@@ -347,20 +351,6 @@ def _account(models: Sequence[Checkpoint], selection: Selection, kept: Collectio
 def _base_alone(name: str, tensor: Tensor, selection: Selection, lacked: Collection[str]) -> bool:
     """Whether a tensor is copied from the base whatever the other models have."""
     return name in lacked or not selection.has(name) or is_the_bases(name, tensor)
-
-
-def _treatment(kinds: set[Kind]) -> bool | str:
-    """Whether tensors of these kinds are merged (True) or copied (False), or why neither is possible."""
-    if Kind.QUANTIZED in kinds:
-        return "is quantised; dequantise the checkpoint first (its codes mean nothing without their scales)"
-    if Kind.COMPLEX in kinds:
-        return "is complex; this cannot be merged: leave it out (`exclude`), which takes the base's"
-    if len(kinds) > 1:
-        return (
-            "holds floating-point numbers in one model and integers in another; check that they are the same model, or leave it out "
-            "(`exclude`)"
-        )
-    return Kind.FLOAT in kinds
 
 
 def _outputs(

@@ -130,7 +130,10 @@ class VocabularyPlanner:
     def _tokens(self, url: str) -> Mapping[str, int]:
         found = self._vocabularies.get(url)
         if found is None or found.ids is None:  # the check of the models says so of models; this is for a tokenizer from elsewhere
-            raise HomologyError(f"{redact(url)} has no tokenizer whose tokens can be read, which `vocab: by-token` needs")
+            raise HomologyError(
+                f"{redact(url)} has no tokenizer whose tokens can be read, which `vocab: by-token` needs: take that of a model "
+                "(`tokenizer_from`)"
+            )
         return found.tokens
 
     def _whole(self, way: Settings, present: Sequence[bool]) -> Way:

@@ -31,6 +31,7 @@ def three(root, files=None, *, new=None, post=None, old=None, **config):
 
 
 def merged(root, folders, **more):
+    root.mkdir(exist_ok=True)
     result = api.merge(recipe(*folders, root / "out", **more))
     assert call("verify", str(root / "out"), "--deep", cwd=root).returncode == 0
     return root / "out", " ".join(result.report["notes"])
@@ -67,6 +68,36 @@ def test_weights_beside_the_model_are_the_bases_and_said(tmp_path, name):
     for command in ("check", "plan"):
         (tmp_path / "r.yaml").write_text(f"base: {folders[0]}\ndeltas: [{{post: {folders[1]}, base: {folders[2]}}}]\noutput: other\n")
         assert name in call(command, "r.yaml", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("difference", ["small", "large", "size", "none"])
+def test_weights_beside_that_differ_between_the_models_are_said_to_take_no_part(tmp_path, difference):
+    name, size = "2_Dense/model.safetensors", 300_000 if difference == "large" else 3
+    ours = torch.zeros(size)
+    theirs = ours + (difference in ("small", "large")) if difference != "size" else torch.zeros(4)
+    out, said = merged(tmp_path, three(tmp_path, {name: save({"w": ours})}, post={name: save({"w": theirs})}))
+    assert (out / name).read_bytes() == save({"w": ours})
+    told = f"{tmp_path / 'post'}: has others than the base in weights beside the model, and no part in what is written there: '{name}'"
+    assert (told in said) == (difference != "none")
+    assert f"{tmp_path / 'old'}: has others" not in said
+
+
+def test_files_of_the_bases_tokenizer_that_the_posts_has_not_are_told(tmp_path):
+    folders = three(tmp_path, TOKENIZER, new={"added_tokens.json": {}, "tokenizer.model.v9": b"x"})
+    out, said = merged(tmp_path, folders)
+    assert not (out / "added_tokens.json").exists()
+    assert f"stays behind, for the tokenizer is that of {folders[1]}, which has no file of this name: 'added_tokens.json', " in said
+    assert "added_tokens.json" in (out / "README.md").read_text()
+    (tmp_path / "r.yaml").write_text(f"base: {folders[0]}\ndeltas: [{{post: {folders[1]}, base: {folders[2]}}}]\noutput: other\n")
+    for command in ("check", "plan"):
+        assert "added_tokens.json" in call(command, "r.yaml", cwd=tmp_path).stdout
+    assert "stays behind" not in merged(tmp_path / "b", folders, tokenizer_from="base")[1]
+
+
+def test_side_files_and_code_that_only_a_post_has_are_told(tmp_path):
+    out, said = merged(tmp_path, three(tmp_path, post={"preprocessor_config.json": {}, "modeling_x.py": b"x"}))
+    assert not (out / "modeling_x.py").exists()
+    assert "which has none of this name: 'modeling_x.py', 'preprocessor_config.json'" in said
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.errors import CheckpointError, HomologyError, UsageError
+from paramdelta_dist.errors import HomologyError, UsageError
 from tests import oracle
 from tests.models import recipe, save_model
 
@@ -74,7 +74,7 @@ def test_both_ways_that_a_refusal_of_a_missing_tensor_names_end_with_a_merge(tmp
 
 def test_integers_that_differ_are_refused_with_exclude_as_the_way_out(tmp_path):
     folders = models(tmp_path, own={name: {"some.table": torch.tensor([value])} for name, value in (("new", 1), ("post", 2), ("old", 1))})
-    with pytest.raises(CheckpointError, match="exclude"):
+    with pytest.raises(HomologyError, match="exclude"):
         api.merge(recipe(*folders, tmp_path / "out"))
     api.merge(recipe(*folders, tmp_path / "kept", exclude="some.*"))
     assert oracle.load(tmp_path / "kept")["some.table"].tolist() == [1]

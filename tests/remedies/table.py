@@ -1,0 +1,768 @@
+"""The walks, one for each message and way; and the places that no walk goes from, each with the reason."""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+import yaml
+
+from tests.handmade import entry, weight_file
+from tests.remedies.walking import FILE, INDEX, SHAPES, WORDS, Walk, World, tokenizer
+
+POST = f"post/{FILE}"
+AGAIN = "get the model's files once more from where they came"
+CHECKED = ("check", "merge")
+PLANNED = ("plan", "merge")
+MERGED = ("merge",)
+
+
+def damaged(at, says, breaks, model="post"):
+    return Walk(at, says, breaks, AGAIN, lambda world: world.get_again(model), CHECKED)
+
+
+def replaced(content):
+    return lambda world: world.write(POST, content)
+
+
+def headed(header, data=b"", **more):
+    return replaced(weight_file(header, data, **more))
+
+
+def indexed(weight_map):
+    """The post sharded, with this index."""
+
+    def breaks(world: World) -> None:
+        (world.root / POST).rename(world.root / "post/model-00001-of-00001.safetensors")
+        world.write(f"post/{INDEX}", weight_map if isinstance(weight_map, bytes) else {"weight_map": weight_map})
+
+    return breaks
+
+
+ALL_IN_ONE = dict.fromkeys(SHAPES, "model-00001-of-00001.safetensors")
+HEADERS = [
+    damaged("checkpoint/header.py", "bytes are too few for a safetensors file", replaced(b"")),
+    damaged("checkpoint/header.py", "more than the {} the format allows".partition("{")[0], replaced(b"\xff" * 64)),
+    damaged("checkpoint/header.py", "cut off or not a safetensors file", replaced((1000).to_bytes(8, "little") + b"{}")),
+    damaged("checkpoint/header.py", "broken header: ", headed('{"a": {}, "a": {}}')),
+    damaged("checkpoint/header.py", "the header is not valid JSON", headed("{")),
+    damaged("checkpoint/header.py", "the header is not a JSON object", headed("[]")),
+    damaged("checkpoint/header.py", " is not an object of strings", headed({"__metadata__": 1})),
+    damaged("checkpoint/header.py", "data_offsets ", headed({"a": entry(4, 8)}, bytes(8))),
+    damaged("checkpoint/header.py", "the header describes ", headed({"a": entry(0, 8)}, bytes(4))),
+    damaged(
+        "checkpoint/header.py",
+        "is not valid Unicode",
+        headed('{"\\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', bytes(4)),
+    ),
+    damaged("checkpoint/header.py", "is empty", headed({"": entry(0, 4)}, bytes(4))),
+    damaged("checkpoint/header.py", "is not an object", headed({"a": 1})),
+    damaged("checkpoint/header.py", " is not one of ", headed({"a": entry(0, 4, dtype="F99")}, bytes(4))),
+    damaged("checkpoint/header.py", " is not a list of at most 64 sizes", headed({"a": entry(0, 4, shape=[-1])}, bytes(4))),
+    damaged(
+        "checkpoint/header.py", " has more elements than any machine can count", headed({"a": entry(0, 4, shape=[1 << 62, 4])}, bytes(4))
+    ),
+    damaged("checkpoint/header.py", " are not a begin and an end", headed({"a": entry(0, 4) | {"data_offsets": [4]}}, bytes(4))),
+    damaged("checkpoint/header.py", " takes ", headed({"a": entry(0, 4, shape=[9])}, bytes(4))),
+    damaged("checkpoint/header.py", ": tensor ", headed({"": entry(0, 4)}, bytes(4))),
+]
+INDEXES = [
+    damaged("checkpoint/index.py", ": not valid JSON (", indexed(b"{")),
+    damaged("checkpoint/index.py", "weight_map is missing or empty", indexed({})),
+    damaged("checkpoint/index.py", " is not a file name", indexed({"a": 1})),
+    damaged("checkpoint/index.py", "which is not a plain path inside the folder", indexed({"a": "../x.safetensors"})),
+    damaged("checkpoint/index.py", "which is not a safetensors file", indexed({"a": "x.bin"})),
+    damaged("checkpoint/checkpoint.py", " names files that are not there", indexed({"a": "absent.safetensors"})),
+    damaged(
+        "checkpoint/checkpoint.py",
+        " names tensors that their files do not hold",
+        indexed({**ALL_IN_ONE, "more": "model-00001-of-00001.safetensors"}),
+    ),
+    damaged(
+        "checkpoint/checkpoint.py",
+        " is in {}, but ".partition("{")[0],
+        indexed({name: file for name, file in ALL_IN_ONE.items() if "norm" not in name}),
+    ),
+]
+FILES = [
+    damaged("checkpoint/checkpoint.py", "the checkpoint holds no tensors", headed({})),
+    damaged("checkpoint/checkpoint.py", ": not valid JSON (", lambda world: world.write("post/config.json", b"{")),
+    damaged("checkpoint/checkpoint.py", ": not a JSON object", lambda world: world.write("post/config.json", b"[]")),
+    damaged(
+        "checkpoint/checkpoint.py",
+        " levels deep; no config of a model is",
+        lambda world: world.write("post/config.json", b'{"a":' * 99 + b"1" + b"}" * 99),
+    ),
+    damaged("checkpoint/tokenizer.py", "not a tokenizer that can be read", lambda world: world.write("post/tokenizer.json", {"model": {}})),
+    Walk(
+        "checkpoint/standins.py",
+        "a pointer of Git LFS and not the file itself",
+        lambda world: world.write(POST, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
+        "fetch what it stands for (git lfs pull)",
+        World.get_again,
+        CHECKED,
+    ),
+    Walk(
+        "checkpoint/standins.py",
+        "a pointer of git-annex and not the file itself",
+        lambda world: world.write("post/config.json", b"/annex/objects/K\n"),
+        "fetch what it stands for (git annex get)",
+        World.get_again,
+        CHECKED,
+    ),
+    Walk(
+        "checkpoint/standins.py",
+        "a web page (HTML) and not the file itself",
+        lambda world: world.write("post/tokenizer.json", b"<!doctype html>"),
+        "download the file once more",
+        World.get_again,
+        CHECKED,
+    ),
+    Walk(
+        "checkpoint/checkpoint.py",
+        "no tokenizer or other model files here",
+        lambda world: world.recipe.update(tokenizer_from="empty"),
+        "name a folder that has them (`tokenizer_from`), or leave the key out",
+        lambda world: world.recipe.pop("tokenizer_from"),
+        PLANNED,
+    ),
+    Walk(
+        "checkpoint/checkpoint.py",
+        "no tokenizer or other model files here",
+        lambda world: world.recipe.update(tokenizer_from="empty"),
+        "name a folder that has them",
+        lambda world: world.recipe.update(tokenizer_from="old"),
+        PLANNED,
+    ),
+]
+
+
+def only(*names, convert=None):
+    """The post holds these and no safetensors."""
+
+    def breaks(world: World) -> None:
+        tensors = world.load("post")
+        world.remove(POST)
+        for name in names:
+            world.write(f"post/{name}", b"x")
+        if convert:
+            torch.save(tensors, world.root / "post" / names[0])
+
+    return breaks
+
+
+def unpickled(world: World) -> None:
+    """What save_pretrained does with pickled weights."""
+    world.save("post", torch.load(world.root / "post/pytorch_model.bin", weights_only=True))
+
+
+def below(marker):
+    def breaks(world: World) -> None:
+        (world.root / "post").rename(world.root / "inner")
+        (world.root / "post").mkdir()
+        (world.root / "inner").rename(world.root / "post/unet")
+        world.write(f"post/{marker}", b"[]")
+
+    return breaks
+
+
+def named_below(world: World) -> None:
+    world.recipe["deltas"][0]["post"] = "post/unet"
+
+
+def two_models(world: World) -> None:
+    shutil.copy(world.root / POST, world.root / "post/model-00001-of-00001.safetensors")
+    world.write(f"post/{INDEX}", {"metadata": {}, "weight_map": ALL_IN_ONE})
+
+
+def cached(world: World) -> None:
+    """The post as the Hub's cache holds it, named by its root."""
+    root = world.root / "hub/models--org--post"
+    (root / "snapshots").mkdir(parents=True)
+    (world.root / "post").rename(root / "snapshots/abc")
+    world.write("hub/models--org--post/refs/main", b"abc")
+    world.recipe["deltas"][0]["post"] = "hub/models--org--post"
+
+
+def snapshot(world: World) -> None:
+    world.recipe["deltas"][0]["post"] = "hub/models--org--post/snapshots/abc"
+
+
+def cache_of_many(world: World) -> None:
+    cached(world)
+    world.recipe["deltas"][0]["post"] = "hub"
+
+
+def loose(world: World) -> None:
+    (world.root / POST).rename(world.root / "post/part.safetensors")
+
+
+NEAR = "checkpoint/places.py"
+PLACES = [
+    Walk(
+        NEAR,
+        "no such folder, or it is empty; ",
+        lambda world: world.recipe["deltas"][0].update(post="a/b/pots"),
+        "look at how it is written",
+        lambda world: world.recipe["deltas"][0].update(post="./post"),
+        CHECKED,
+    ),
+    Walk(
+        NEAR,
+        "no such folder, or it is empty; name the folder",
+        lambda world: world.recipe.update(base=f"new/{FILE}"),
+        "name the folder, not a file in it",
+        lambda world: world.recipe.update(base="new"),
+        CHECKED,
+    ),
+    Walk(
+        NEAR,
+        "this is a LoRA adapter, not a whole model",
+        only("adapter_config.json", "adapter_model.safetensors"),
+        "merge it into its base first (peft: merge_and_unload) and save that",
+        World.get_again,
+        CHECKED,
+    ),
+    Walk(
+        NEAR,
+        ", which llama.cpp runs and nothing here reads",
+        only("m.gguf"),
+        "merge the safetensors models it was made of",
+        World.get_again,
+        CHECKED,
+    ),
+    Walk(
+        NEAR,
+        "only the weights in their maker's own layout are here",
+        only("consolidated.00.pth"),
+        "download the same model's model.safetensors",
+        World.get_again,
+        CHECKED,
+    ),
+    Walk(
+        NEAR, "a format that can run code when it is read", only("pytorch_model.bin", convert=True), "convert them once", unpickled, CHECKED
+    ),
+    Walk(
+        NEAR,
+        "this is a checkpoint of torch.distributed",
+        only("__0_0.distcp"),
+        "save it as a Hugging Face model once",
+        World.get_again,
+        CHECKED,
+    ),
+    Walk(
+        NEAR,
+        "the weights are in a format of another framework",
+        only("tf_model.h5"),
+        "merge the same models as safetensors",
+        World.get_again,
+        CHECKED,
+    ),
+    Walk(NEAR, "this is a diffusers pipeline", below("model_index.json"), "name that folder", named_below, CHECKED),
+    Walk(NEAR, "this is a sentence-transformers model without weights", below("modules.json"), "name that folder", named_below, CHECKED),
+    Walk(NEAR, "no checkpoint here: neither ", below("notes.txt"), "name that folder", named_below, CHECKED),
+    Walk(
+        NEAR,
+        "no checkpoint here: neither ",
+        only("notes.txt"),
+        "name the one that a model was saved to",
+        lambda world: world.recipe["deltas"][0].update(post="as it came/post"),
+        CHECKED,
+    ),
+    Walk(
+        NEAR,
+        " is in the folder; name the one that a model was saved to",
+        only("notes.txt"),
+        "name the one that a model was saved to",
+        lambda world: world.recipe["deltas"][0].update(post="as it came/post"),
+        CHECKED,
+    ),
+    Walk(
+        NEAR,
+        " are both missing, though there are weight files",
+        loose,
+        "restore the index",
+        lambda world: world.write(f"post/{INDEX}", {"weight_map": dict.fromkeys(SHAPES, "part.safetensors")}),
+        CHECKED,
+    ),
+    Walk(
+        NEAR,
+        "two models are here: ",
+        two_models,
+        f"move {INDEX} away to merge the first",
+        lambda world: world.remove(f"post/{INDEX}"),
+        CHECKED,
+    ),
+    Walk(NEAR, "two models are here: ", two_models, f"{FILE} to merge the second", lambda world: world.remove(POST), CHECKED),
+    Walk(NEAR, "the root of the Hub's cache of a model", cached, "hub/models--org--post/snapshots/abc", snapshot, CHECKED),
+    Walk(NEAR, "the Hub's cache of many models", cache_of_many, "name a snapshot of one", snapshot, CHECKED),
+]
+
+
+def resized(world: World, name: str, rows: int) -> None:
+    """A model with more rows, as resize_token_embeddings leaves it."""
+    generator = torch.Generator().manual_seed(9)
+    more = {key: torch.randn(rows, 4, generator=generator) for key in ("model.embed_tokens.weight", "lm_head.weight")}
+    world.add(**{name: more})
+    world.configure(name, vocab_size=rows)
+    world.write(f"{name}/tokenizer.json", tokenizer([*WORDS, *(f"x{number}" for number in range(rows - 8))]))
+
+
+def moved(world: World) -> None:
+    world.write("post/tokenizer.json", tokenizer(WORDS[::-1]))
+
+
+def tied(world: World) -> None:
+    world.configure("post", tie_word_embeddings=True)
+    world.add(post={"lm_head.weight": None})
+
+
+def written_out(world: World) -> None:
+    world.configure("post", tie_word_embeddings=False)
+    world.add(post={"lm_head.weight": world.load("post")["model.embed_tokens.weight"]})
+
+
+def packed(world: World) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    codes, scale = torch.ones(4, 1, dtype=torch.int32), torch.ones(4, 1)
+    world.add(post={name: None, f"{name}_packed": codes, f"{name}_scale": scale})
+
+
+def recipe(**more):
+    return lambda world: world.recipe.update(more)
+
+
+def extra(**of):
+    return lambda world: world.add(**of)
+
+
+TABLE = {"a.table": torch.arange(3)}
+WAVE = {"a.wave": torch.ones(2, dtype=torch.complex64)}
+OTHER = {"a.table": torch.arange(3) + 1}
+HOM = "checkpoint/homology.py"
+MODELS = [
+    Walk(HOM, ": codes and scales cannot be merged as numbers", packed, "use the checkpoint that it was quantised from", World.get_again),
+    Walk(HOM, "write lm_head.weight out in the tied model", tied, "set its `tie_word_embeddings: false`", written_out),
+    Walk(HOM, "store lm_head.weight in both", tied, "and set `tie_word_embeddings: false`", written_out),
+    Walk(
+        HOM,
+        "; if you know that this difference means nothing here",
+        tied,
+        "write `accept: [tie_word_embeddings]`",
+        lambda world: world.recipe.update(accept="tie_word_embeddings", missing="copy"),
+    ),
+    Walk(
+        HOM,
+        "; if you know that this difference means nothing here",
+        lambda world: world.configure("post", num_experts=2, moe=1) or world.configure("new", num_experts=4),
+        "write `accept: [num_experts]` into the recipe",
+        recipe(accept=["num_experts"]),
+    ),
+    Walk(
+        HOM,
+        "pick the post-trained model that grew from this architecture and size",
+        lambda world: world.configure("post", num_experts=2) or world.configure("new", num_experts=4),
+        "pick the post-trained model that grew from",
+        lambda world: world.get_again() or world.get_again("new"),
+    ),
+    Walk(
+        HOM,
+        "only models of one architecture share a delta",
+        lambda world: world.configure("post", model_type="bert"),
+        "check the path",
+        recipe(deltas=[{"post": "as it came/post", "base": "old"}]),
+    ),
+    Walk(
+        HOM,
+        "only models of one architecture share a delta",
+        lambda world: world.configure("post", model_type="bert"),
+        "write `accept: [model_type]`",
+        recipe(accept="model_type"),
+    ),
+    Walk(
+        HOM,
+        "choose `vocab: pad` or `vocab: by-token` in the recipe, or pick",
+        lambda world: resized(world, "post", 10),
+        "choose `vocab: pad`",
+        recipe(vocab="pad"),
+    ),
+    Walk(
+        HOM,
+        "choose `vocab: pad` or `vocab: by-token` in the recipe, or pick",
+        lambda world: resized(world, "post", 10),
+        "`vocab: by-token` in the recipe",
+        recipe(vocab="by-token"),
+    ),
+    Walk(
+        HOM,
+        "choose `vocab: pad` or `vocab: by-token` in the recipe, or pick",
+        lambda world: resized(world, "post", 10),
+        "pick a post-trained model with the base's vocabulary",
+        World.get_again,
+    ),
+    Walk(
+        HOM,
+        "the vocabularies have different sizes; choose `vocab: pad`",
+        lambda world: resized(world, "post", 10),
+        "choose `vocab: pad`",
+        recipe(vocab="pad"),
+    ),
+    Walk(HOM, " is missing", extra(new={"mtp.fc.weight": torch.ones(2)}), "`missing: copy`", recipe(missing="copy")),
+    Walk(
+        HOM,
+        "`exclude` with a glob on its name",
+        extra(new={"mtp.fc.weight": torch.ones(2)}),
+        "or leave it out: `exclude` with a glob on its name",
+        recipe(exclude="mtp.*"),
+    ),
+    Walk(
+        HOM,
+        " is not in the base",
+        extra(post={"mtp.fc.weight": torch.ones(2)}),
+        "`exclude` with a glob on its name",
+        recipe(exclude="mtp.*"),
+    ),
+    Walk(HOM, " is not in the base", extra(old=TABLE), "`missing: copy`", recipe(missing="copy")),
+    Walk(
+        HOM,
+        "this is a LoRA adapter; merge it into its base first",
+        extra(post={"model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 4)}),
+        "merge it into its base first (peft: merge_and_unload)",
+        World.get_again,
+    ),
+    Walk(
+        HOM,
+        "this is a model of another size or architecture",
+        extra(post={"model.norm.weight": torch.ones(5)}),
+        "check the path",
+        recipe(deltas=[{"post": "as it came/post", "base": "old"}]),
+    ),
+    Walk(
+        HOM,
+        "there is nothing to merge: use checkpoints",
+        lambda world: world.save("post", {"a": torch.ones(2)}) or world.recipe.update(missing="copy"),
+        "use checkpoints of the same model saved the same way",
+        World.get_again,
+    ),
+    Walk(
+        HOM,
+        "no tensor of it has the name of one in the base",
+        lambda world: world.save("post", {"a": torch.ones(2)}) or world.recipe.update(missing="copy"),
+        "use checkpoints of the same model saved the same way",
+        World.get_again,
+    ),
+    Walk(HOM, "use models with the same tokenizer, or `vocab: by-token`", moved, "or `vocab: by-token`", recipe(vocab="by-token")),
+    Walk(HOM, "use models with the same tokenizer, or `vocab: by-token`", moved, "use models with the same tokenizer", World.get_again),
+    Walk(
+        HOM,
+        "put a tokenizer.json into the folder",
+        lambda world: world.remove("old/tokenizer.json") or world.recipe.update(vocab="by-token"),
+        "put a tokenizer.json into the folder",
+        lambda world: world.write("old/tokenizer.json", tokenizer(WORDS)),
+    ),
+    Walk(
+        HOM,
+        "put a tokenizer.json into the folder",
+        lambda world: world.remove("old/tokenizer.json") or world.recipe.update(vocab="by-token"),
+        "or choose another `vocab`",
+        recipe(vocab="strict"),
+    ),
+    Walk(
+        "checkpoint/exact.py",
+        " copied and not merged, ",
+        extra(new=TABLE, post=OTHER, old=TABLE),
+        "`exclude: ['*.table']`",
+        recipe(exclude=["*.table"]),
+    ),
+    Walk(
+        "checkpoint/exact.py",
+        "is complex",
+        extra(new=WAVE, post=WAVE, old=WAVE),
+        "`exclude: ['*.wave']`",
+        recipe(exclude=["*.wave"]),
+    ),
+    Walk(
+        "checkpoint/exact.py",
+        "holds floating-point numbers in one model and integers in another",
+        extra(new={"a.odd": torch.ones(2)}, post={"a.odd": torch.arange(2)}, old={"a.odd": torch.ones(2)}),
+        "`exclude: ['*.odd']`",
+        recipe(exclude=["*.odd"]),
+    ),
+]
+
+
+def no_config(world: World) -> None:
+    for name in ("new", "post", "old"):
+        world.remove(f"{name}/config.json")
+
+
+def not_finite(world: World) -> None:
+    world.add(post={"model.norm.weight": torch.full((4,), torch.inf)})
+
+
+def rows_differ(world: World) -> None:
+    resized(world, "post", 10)
+    world.recipe.update(vocab="by-token")
+
+
+def occupied(world: World) -> None:
+    shutil.copytree(world.root / "old", world.root / "out")
+
+
+def ours_of_another(world: World) -> None:
+    assert world.run("merge")[0] == 0
+    world.recipe["deltas"][0]["weight"] = 0.5
+
+
+def one_weight(value):
+    return lambda world: world.recipe["deltas"][0].update(weight=value)
+
+
+def linked_out(world: World) -> None:
+    (world.root / POST).rename(world.root / "elsewhere.safetensors")
+    (world.root / POST).symlink_to(world.root / "elsewhere.safetensors")
+
+
+def copied_with_links_followed(world: World) -> None:
+    shutil.copytree(world.root / "post", world.root / "copy", symlinks=False)
+    world.recipe["deltas"][0]["post"] = "copy"
+
+
+def large_table(world: World) -> None:
+    table = torch.zeros(200_000, dtype=torch.int64)
+    changed = table.clone()
+    changed[100_000] = 1
+    world.add(new={"a.table": table}, post={"a.table": changed}, old={"a.table": table})
+
+
+PLANS = [
+    Walk(
+        "planning/plan.py",
+        "has no config.json; the output would not be a model that loads",
+        no_config,
+        "copy that of a model of the same architecture into it",
+        lambda world: shutil.copy(world.root / "as it came/old/config.json", world.root / "new"),
+        PLANNED,
+        2,
+    ),
+    Walk(
+        "planning/settings.py",
+        "the recipe has rules without effect:",
+        recipe(exclude="nothing.*"),
+        "matches no tensor of any model",
+        lambda world: world.recipe.pop("exclude"),
+        PLANNED,
+        2,
+    ),
+    Walk(
+        "planning/vocabulary.py",
+        "use a method that works element by element",
+        lambda world: rows_differ(world) or world.recipe.update(method="ties", parameters={"density": 0.5}),
+        "use a method that works element by element",
+        lambda world: world.recipe.update(method="paramdelta", parameters={}),
+        PLANNED,
+        2,
+    ),
+    Walk(
+        "api/models.py",
+        ", whose tokenizer is written, has other tokens ",
+        lambda world: resized(world, "post", 10) or world.recipe.update(exclude=["*embed_tokens*", "lm_head*"]),
+        "set `tokenizer_from: base`",
+        recipe(tokenizer_from="base"),
+        ("check", "plan", "merge"),
+        2,
+    ),
+    Walk(
+        "execution/making.py",
+        ", which is copied and not merged, and ",
+        large_table,
+        "be left out (`exclude`), which takes the base's",
+        lambda world: world.recipe.update(exclude="a.table") or world.options.append("--overwrite"),
+        MERGED,
+    ),
+    Walk(
+        "execution/output.py",
+        " is not empty and holds no merge of ours",
+        occupied,
+        "choose another output",
+        recipe(output="elsewhere"),
+        MERGED,
+    ),
+    Walk(
+        "execution/output.py",
+        " is not empty and holds no merge of ours",
+        occupied,
+        "or --overwrite to replace the checkpoint in it",
+        lambda world: world.options.extend(["--overwrite", "--yes"]),
+        MERGED,
+    ),
+    Walk("execution/output.py", " belongs to another merge ", ours_of_another, "choose another output", recipe(output="elsewhere"), MERGED),
+    Walk(
+        "execution/output.py",
+        " belongs to another merge ",
+        ours_of_another,
+        "--overwrite to replace what is there",
+        lambda world: world.options.append("--overwrite"),
+        MERGED,
+    ),
+    Walk(
+        "api/consent.py",
+        "--overwrite would delete what no merge of ours has made",
+        lambda world: occupied(world) or world.options.append("--overwrite"),
+        "or give --yes as well",
+        lambda world: world.options.append("--yes"),
+        MERGED,
+    ),
+    Walk(
+        "planning/memory.py",
+        "allow {}more memory (--memory ".partition("{")[0],
+        lambda world: world.options.extend(["--memory", "64MiB"]),
+        "more memory (--memory ",
+        lambda world: world.options.__setitem__(1, "2GiB"),
+        MERGED,
+        2,
+    ),
+    Walk(
+        "storage/confined.py",
+        "which is outside of this folder, and nothing outside of it is read",
+        linked_out,
+        "or a copy that holds them all (cp -rL",
+        copied_with_links_followed,
+        CHECKED,
+    ),
+]
+
+
+def wrong(says, offers, key, value, right, at="recipe.py"):
+    """A key of a recipe with a wrong value, and what the message asks for."""
+    return Walk(at, says, recipe(**{key: value}), offers, recipe(**{key: right}), CHECKED, 2)
+
+
+def text(says, offers, change, at="recipe.py"):
+    """A recipe whose text is wrong."""
+
+    def breaks(world: World) -> None:
+        world.text = change(yaml.safe_dump(world.recipe, sort_keys=False))
+
+    return Walk(at, says, breaks, offers, lambda world: setattr(world, "text", ""), CHECKED, 2)
+
+
+RECIPES = [
+    wrong("should be a size such as 5GB", "5GB", "shard_size", [5], "5GB"),
+    wrong(" bytes a shard must have at least; is a unit missing", "as in 5GB", "shard_size", 5, "5GB"),
+    wrong("is not a dtype that can be written", "use bfloat16", "dtype", "int8", "bfloat16"),
+    wrong(
+        "should be a list of one or more ", "each starting with `- post:`", "deltas", {"post": "post"}, [{"post": "post", "base": "old"}]
+    ),
+    wrong("should be a glob on the names of tensors", "such as '*.mlp.*'", "exclude", 5, "*.mlp.*"),
+    wrong("should be a field of config.json", "such as num_experts", "accept", 5, "num_experts"),
+    wrong("should be base, post, the position of a delta counted from 0, or a URL", "should be base, post", "tokenizer_from", True, "base"),
+    wrong(", counted from 0", "counted from 0", "tokenizer_from", 4, 0),
+    wrong("are in each other; write to a folder of its own", "write to a folder of its own", "output", "new/out", "out"),
+    wrong("there is no method ", "methods: ", "method", "tie", "paramdelta", at="methods/__init__.py"),
+    text("a recipe is a list of `key: value` lines", "starting with `base:`, `deltas:` and `output:`", lambda right: "- a\n"),
+    text(": not valid YAML: ", "not valid YAML", lambda right: right + "x: [\n"),
+    text(" is given twice", "is given twice", lambda right: right + "base: new\n"),
+    text(" are not allowed in a recipe", "are not allowed", lambda right: right + "x: &a 1\ny: *a\n"),
+    text("a key should be a word, not a list or mapping", "a key should be a word", lambda right: right + "? [a]\n: 1\n"),
+    Walk(
+        "storage/urls.py",
+        "a query string cannot be part of a folder's URL",
+        lambda world: world.recipe["deltas"][0].update(post="https://127.0.0.1:9/post?versionId=1"),
+        "a query string cannot be part",
+        lambda world: world.recipe["deltas"][0].update(post="post"),
+        CHECKED,
+        2,
+    ),
+    Walk(
+        "storage/urls.py",
+        "credentials do not belong in a URL",
+        lambda world: world.recipe["deltas"][0].update(post="s3://key:secret@b/post"),
+        "put them in the environment or a profile",
+        lambda world: world.recipe["deltas"][0].update(post="post"),
+        CHECKED,
+        2,
+    ),
+    Walk(
+        "storage/urls.py",
+        "write the path as it is, without percent signs",
+        lambda world: world.recipe["deltas"][0].update(post=f"file://{world.root}/po%73t"),
+        "write the path as it is",
+        lambda world: world.recipe["deltas"][0].update(post=f"file://{world.root}/post"),
+        CHECKED,
+        2,
+    ),
+    Walk(
+        "template.py",
+        " is not known in an output; known are ",
+        recipe(output="out/{day}"),
+        "{date}",
+        recipe(output="out/{date}"),
+        MERGED,
+        2,
+    ),
+    Walk(
+        "template.py", "a brace without its partner", recipe(output="out/{date"), "braces are for", recipe(output="out/{date}"), MERGED, 2
+    ),
+]
+GOOD = {
+    "merge_method": "task_arithmetic",
+    "base_model": "new",
+    "models": [{"model": "post", "parameters": {"weight": 1.0}}],
+    "dtype": "float32",
+}
+
+
+def imported(says, offers, bad, good=None, code=2):
+    """A config of mergekit that cannot be mapped, and what the message says to write instead."""
+    return Walk(
+        "importing.py",
+        says,
+        lambda world: setattr(world, "mergekit", bad),
+        offers,
+        lambda world: setattr(world, "mergekit", good or GOOD),
+        ("import",),
+        code,
+    )
+
+
+IMPORTS = [
+    imported(": not valid YAML: ", "not valid YAML", "a: ["),
+    imported("not a mergekit config, which is lines of `key: value`", "`merge_method:` among them", "- a\n"),
+    imported(
+        "this cannot be mapped to a recipe:",
+        "merge_method is missing",
+        {key: value for key, value in GOOD.items() if key != "merge_method"},
+    ),
+    imported("there should be one of models, slices and modules", "there should be one of models", {"merge_method": "linear"}),
+    imported("should be a list of one or more models", "a list of one or more models", {**GOOD, "models": "post"}),
+    imported("should have `model:`", "should have `model:`", {**GOOD, "models": [{"weight": 1}]}),
+    imported(
+        " is listed twice; list it once, with the sum of the weights",
+        "list it once, with the sum of the weights",
+        {**GOOD, "models": [{"model": "post", "parameters": {"weight": 0.5}}] * 2},
+    ),
+    imported("cannot be written; use bfloat16, float16, float32 or float64", "use bfloat16", {**GOOD, "dtype": "int8"}),
+    imported(
+        " is missing, which {} needs".partition("{")[0],
+        "base_model is missing",
+        {key: value for key, value in GOOD.items() if key != "base_model"},
+    ),
+    imported(
+        "tokenizer_source union: no tokenizer is put together here",
+        "write `base` where all models have the same",
+        {**GOOD, "tokenizer_source": "union"},
+        {**GOOD, "tokenizer_source": "base"},
+    ),
+    imported(
+        "merge the LoRA into it first (peft: merge_and_unload), and name the result",
+        "and name the result",
+        {**GOOD, "models": [{"model": "post+lora", "parameters": {"weight": 1.0}}]},
+    ),
+    imported(
+        "a recipe merges whole models of one shape",
+        "stacks layers of models",
+        {"merge_method": "passthrough", "models": [{"model": "post"}, {"model": "old"}]},
+    ),
+]
+WALKS = [*HEADERS, *INDEXES, *FILES, *PLACES, *MODELS, *PLANS, *RECIPES, *IMPORTS]
