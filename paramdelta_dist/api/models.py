@@ -10,6 +10,7 @@ from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find
 from paramdelta_dist.checkpoint.beside import find_beside, notes_beside
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.meanings import Named
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.sidefiles import says_tokens
@@ -99,7 +100,8 @@ def with_a_tokenizer(recipe: Recipe, models: Models) -> tuple[Recipe, Models, tu
             note = f"{redact(source)} has no tokenizer: that of the base is written, with its chat template and generation_config.json"
             return recipe.model_copy(update={"tokenizer_from": "base"}), replace(models, tokenizer_files=base.side_files), (note,)
         return recipe, models, (f"{redact(source)} has no tokenizer: the output will have none",)
-    if models.tokenizers.of(source, models.tokenizer_files) is None:
+    tokenizer = models.tokenizers.of(source, models.tokenizer_files)
+    if tokenizer is None or not tokenizer.is_known:
         names = ", ".join([shown(name) for name in models.tokenizer_files if says_tokens(name)][:8])
         return recipe, models, (f"{redact(source)}: the files of the tokenizer are copied and cannot be read ({names}): nobody can tell "
                                 "whether rows of the models belong to the same tokens",)  # fmt: skip
@@ -119,6 +121,10 @@ def _checked(recipe: Recipe, models: Models) -> HomologyReport:
     opened = models.checkpoints
     base, selection = opened[recipe.base], Selection(recipe.include, recipe.exclude)
 
+    source, written = recipe.tokenizer_url, None
+    if source not in opened:
+        written = Named(redact(source), models.tokenizers.of(source, models.tokenizer_files), is_model=False)
+
     def left_out(name: str) -> bool:
         return not selection.has(name)
 
@@ -126,7 +132,7 @@ def _checked(recipe: Recipe, models: Models) -> HomologyReport:
         others = [opened[url] for url in recipe.models[1:]]
         return compare(
             base, others, recipe.storage_config, vocab=vocab, copied=left_out, missing=recipe.missing, accept=recipe.accept,
-            tokenizers=models.tokenizers,
+            tokenizers=models.tokenizers, written=written,
         )  # fmt: skip
 
     if any(is_vocabulary_tensor(name) and left_out(name) for name in base.tensors):

@@ -9,9 +9,10 @@ from typing import Any
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
 from paramdelta_dist.checkpoint.extras import differences_noted, is_the_bases
 from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.meanings import Named, compare_meanings, unreadable
 from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised, left_over
 from paramdelta_dist.checkpoint.tied import ties_noted
-from paramdelta_dist.checkpoint.tokenizer import Tokenizer, Tokenizers, Vocabulary
+from paramdelta_dist.checkpoint.tokenizer import Tokenizers
 from paramdelta_dist.checkpoint.vocabulary import input_embeddings, is_vocabulary_tensor
 from paramdelta_dist.checkpoint.wrappers import same_class, same_language_model
 from paramdelta_dist.errors import HomologyError
@@ -80,6 +81,7 @@ def compare(
     missing: str = "error",
     accept: Collection[str] = (),
     tokenizers: Tokenizers | None = None,
+    written: Named | None = None,
 ) -> HomologyReport:
     """Compare every model with the base. Reads tokenizer files, no weights; those that `tokenizers` knows are not read again.
 
@@ -87,22 +89,18 @@ def compare(
     all models have must mean the same; with "by-token" every tokenizer must be readable, and say what the rows mean. Tensors that
     are `copied` from the base, by name, need not be alike, and where all that have a row for each token are, vocabularies need not either.
     Neither need those be there that follow from the config, or with `missing` "copy" any. Fields of config.json that are named
-    in `accept` may differ.
+    in `accept` may differ. `written` is the folder whose tokenizer is written where that is no model.
     """
     rowed = [name for name in base.tensors if is_vocabulary_tensor(name)]
     vocab = "ignored" if rowed and all(map(copied, rowed)) else vocab
     quantised = {model.url: _quantised(model, copied) for model in (base, *others)}
     mismatches = [mismatch for model in (base, *others) for mismatch in _quantised_mismatches(model, quantised[model.url])]
-    notes: list[str] = []
-    tokenizers = tokenizers or Tokenizers(storage)
-    tokenizer, *theirs = [tokenizers.of(model.url, model.side_files) for model in (base, *others)]
-    for other, its_own in zip(others, theirs, strict=True):
+    for other in others:
         mismatches += _config_mismatches(base, other, vocab, accept)
         told = {name for url in (base.url, other.url) for found in quantised[url] for name in found.tensors}
         mismatches += _tensor_mismatches(base, other, vocab, _or_in(told, copied), missing)
-        differences, noted = _vocabulary_differences(base, tokenizer, other, its_own, vocab, tokenizers)
-        mismatches += differences
-        notes += noted
+    differences, notes = _vocabulary_differences(base, others, written, vocab, tokenizers or Tokenizers(storage))
+    mismatches += differences
     if over := left_over(base.tensors, base.config):
         names = ", ".join(map(shown, over))
         notes.append(
@@ -281,70 +279,23 @@ def _shape_remedy(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> 
 
 
 def _vocabulary_differences(
-    base: Checkpoint, ours: Tokenizer | None, other: Checkpoint, theirs: Tokenizer | None, vocab: str, tokenizers: Tokenizers
+    base: Checkpoint, others: Sequence[Checkpoint], written: Named | None, vocab: str, tokenizers: Tokenizers
 ) -> tuple[list[Mismatch], list[str]]:
-    """What tells the vocabularies apart. That of the base stays in memory, that of the other does not."""
-    url = redact(other.url)
+    """What tells the vocabularies apart, that of a folder that is no model and whose tokenizer is written among them."""
     if vocab == "ignored":
         return [], []
+    first, *rest = [Named(redact(model.url), tokenizers.of(model.url, model.side_files)) for model in (base, *others)]
+    rest += [written] if written else []
     if vocab == "by-token":
-        unread = {redact(m.url) for m, t in ((base, ours), (other, theirs)) if t is None or tokenizers.vocabulary(t).ids is None}
-        remedy = (
-            "put a tokenizer.json into the folder (AutoTokenizer.from_pretrained(…).save_pretrained(folder)), or choose another `vocab`"
-        )
-        problem = "there is no tokenizer whose tokens can be read, which `vocab: by-token` needs"
-        return [Mismatch(lacking, "tokenizer", problem, remedy) for lacking in sorted(unread)], []
-    if ours is None or theirs is None:
-        if ours is not theirs:
-            lacking = redact(base.url) if ours is None else url
-            return [], [f"{lacking} has no tokenizer, so its vocabulary could not be compared"]
-        return [], []
-    if ours.digest == theirs.digest:
-        return [], []
-    try:
-        return _id_differences(
-            url, tokenizers.vocabulary(ours), tokenizers.vocabulary(theirs), _common_rows(base, other) if vocab == "pad" else None
-        )
-    finally:
-        if theirs.key != ours.key:
-            tokenizers.drop(theirs)
+        return [Mismatch(lacking.url, "tokenizer", *lacking[1:]) for lacking in unreadable([first, *rest], tokenizers)], []
+    heights = _heights((base, *others))
+    least, most = (min(heights), max(heights)) if heights else (None, None)
+    differences, notes = compare_meanings(first, rest, tokenizers, rows=least if vocab == "pad" else None, all_rows=most)
+    return [Mismatch(url, "tokenizer", problem, remedy) for url, problem, remedy in differences], notes
 
 
-def _common_rows(base: Checkpoint, other: Checkpoint) -> int | None:
-    """Rows that the input embeddings of both have; None where no tensor is known to be them."""
-    name = input_embeddings(base.tensors)
-    shapes = [model.tensors[name].shape for model in (base, other) if name in model.tensors] if name else []
-    return min(shape[0] for shape in shapes) if len(shapes) == 2 and all(shapes) else None
-
-
-def _id_differences(url: str, ours: Vocabulary, theirs: Vocabulary, common: int | None) -> tuple[list[Mismatch], list[str]]:
-    if ours.ids is None or theirs.ids is None:
-        if ours.source != theirs.source:
-            return [], [f"{url} has its vocabulary in {theirs.source}, the base in {ours.source}; they could not be compared"]
-        remedy = "use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens"
-        return [Mismatch(url, "tokenizer", f"{theirs.source} differs from the base's", remedy)], []
-    special = ours.special.keys() | theirs.special.keys()
-    moved: list[str] = []
-    missing: list[str] = []
-    for token, number in ours.ids.items():
-        if token in special or (other := theirs.number(token)) == number:
-            continue
-        if common is None or (number if other is None else min(number, other)) < common:  # rows beyond are taken whole
-            (missing if other is None else moved).append(token)
-    extra = [
-        token
-        for token, number in theirs.ids.items()
-        if token not in special and ours.number(token) is None and (common is None or number < common)
-    ]
-    found = []
-    remedy = "use models with the same tokenizer, or `vocab: by-token`: rows of the embeddings would be added to rows of other tokens"
-    for tokens, problem in ((moved, "have other ids"), (missing, "are missing"), (extra, "are not in the base")):
-        if tokens:
-            examples = ", ".join(map(shown, tokens[:3]))
-            found.append(Mismatch(url, "tokenizer", f"{len(tokens)} tokens {problem}, such as {examples}", remedy))
-    notes = []
-    renamed = sorted(token for token in special if ours.special.get(token) != theirs.special.get(token))
-    if renamed:
-        examples = ", ".join(map(shown, renamed[:5]))
-        notes.append(f"{url}: {len(renamed)} special tokens differ from the base's (such as {examples}); the tokenizer written decides")
-    return found, notes
+def _heights(models: Sequence[Checkpoint]) -> list[int]:
+    """Rows that the input embeddings of each have; none where no tensor is known to be them."""
+    name = input_embeddings(models[0].tensors)
+    shapes = [model.tensors[name].shape for model in models if name in model.tensors] if name else []
+    return [shape[0] for shape in shapes] if all(shapes) else []
