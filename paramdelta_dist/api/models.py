@@ -10,13 +10,13 @@ from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find
 from paramdelta_dist.checkpoint.beside import find_beside, notes_beside
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.homology import entries_of
 from paramdelta_dist.checkpoint.meanings import Named
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.sidefiles import says_tokens
 from paramdelta_dist.checkpoint.tied import with_one_head
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers, Vocabulary
-from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.execution.machine import default_memory
 from paramdelta_dist.planning.memory import RESERVED
@@ -132,10 +132,11 @@ def _checked(recipe: Recipe, models: Models) -> HomologyReport:
         others = [opened[url] for url in recipe.models[1:]]
         return compare(
             base, others, recipe.storage_config, vocab=vocab, copied=left_out, missing=recipe.missing, accept=recipe.accept,
-            tokenizers=models.tokenizers, written=written,
+            tokenizers=models.tokenizers, written=written, answers=recipe.answers, follows=source != recipe.base,
         )  # fmt: skip
 
-    if any(is_vocabulary_tensor(name) and left_out(name) for name in base.tensors):
+    entries = entries_of([opened[url] for url in recipe.models], recipe.answers, recipe.vocab, models.tokenizers)
+    if any(map(left_out, entries.known)):
         _require_the_bases_tokenizer(recipe, models)
     report = compared(recipe.vocab)
     if recipe.vocab == "strict" and not any(found.subject in ("tokenizer", "shapes") for found in report.mismatches):
@@ -170,6 +171,8 @@ def read_vocabularies(recipe: Recipe, models: Models) -> dict[str, Vocabulary | 
     files = {url: model.side_files for url, model in models.checkpoints.items()} | {recipe.tokenizer_url: models.tokenizer_files}
     tokenizers = {url: models.tokenizers.of(url, side_files) for url, side_files in files.items()}
     found = {url: None if tokenizer is None else models.tokenizers.vocabulary(tokenizer) for url, tokenizer in tokenizers.items()}
+    if len({None if each is None else each.digest for each in tokenizers.values()}) == 1:  # what cannot be read is the same in all
+        found = {url: each and (replace(each, ids={}) if each.ids is None else each) for url, each in found.items()}
     every = {id(vocabulary): len(vocabulary.ids or {}) + len(vocabulary.special) for vocabulary in found.values() if vocabulary is not None}
     models.room.take(sum(every.values()) * ENTRY + max(every.values(), default=0) * (2 * ENTRY + len(found) * ROW), "finding rows by token")
     return found

@@ -7,6 +7,8 @@ has one of these. What is said of the last is a note.
 
 from __future__ import annotations
 
+import glob
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -20,7 +22,6 @@ _SPARE = re.compile(
     re.IGNORECASE,
 )
 """Names of tokens that stand for nothing until somebody makes something of them."""
-_LEFT = "or leave the rows alone: `exclude` embeddings and output head and set `tokenizer_from: base`"
 _ELSEWHERE = "take the tokenizer from a model of the recipe (`tokenizer_from: base` or `post`)"
 
 
@@ -72,10 +73,11 @@ def unreadable(folders: Sequence[Named], tokenizers: Tokenizers) -> Iterator[Dif
 
 
 def compare_meanings(
-    base: Named, others: Sequence[Named], tokenizers: Tokenizers, *, rows: int | None, all_rows: int | None
+    base: Named, others: Sequence[Named], tokenizers: Tokenizers, *, rows: int | None, all_rows: int | None, rowed: Sequence[str] = ()
 ) -> tuple[list[Difference], list[str]]:
     """Where ids below `rows` (all of them where that is None) have different tokens, or a token different ids, in two folders; and what
-    is to be said of the rest. `all_rows` are those of the output: a tokenizer from elsewhere may have no ids beyond. The vocabulary of
+    is to be said of the rest. `all_rows` are those of the output: a tokenizer from elsewhere may have no ids beyond. `rowed` are the
+    tensors with an entry for each token. The vocabulary of
     the base stays in memory, those of the others do not.
 
     Raises InputChanged when a tokenizer is another by now, OverBudget when there is no room.
@@ -100,7 +102,7 @@ def compare_meanings(
             one, two = tokenizers.vocabulary(ours), tokenizers.vocabulary(theirs)
             if not other.is_model and all_rows is not None:
                 found += _beyond(other, two, all_rows)
-            differences, noted = _differences(base, other, one, two, ours.digest == theirs.digest, rows, named)
+            differences, noted = _differences(base, other, one, two, ours.digest == theirs.digest, rows, named, _left(rowed))
             found += differences
             notes += noted
             if theirs.key != ours.key:
@@ -115,7 +117,7 @@ def _beyond(folder: Named, vocabulary: Vocabulary, rows: int) -> Iterator[Differ
 
 
 def _differences(
-    base: Named, other: Named, ours: Vocabulary, theirs: Vocabulary, alike: bool, rows: int | None, named: _Named
+    base: Named, other: Named, ours: Vocabulary, theirs: Vocabulary, alike: bool, rows: int | None, named: _Named, left: str
 ) -> tuple[list[Difference], list[str]]:
     """`alike` says that the vocabularies are the same bytes, so that only what is added to them can differ."""
     if alike and (ours.ids is None or theirs.ids is None):
@@ -125,7 +127,7 @@ def _differences(
         why = f" ({why})" if why else ""
         if ours.source != theirs.source:
             return [], [f"{other.url} has its vocabulary in {theirs.source}, the base in {ours.source}; they could not be compared{why}"]
-        remedy = f"use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens; {_LEFT}"
+        remedy = f"use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens; {left}"
         return [Difference(other.url, f"{theirs.source} differs from the base's and cannot be read{why}", remedy)], []
 
     def counts(number: int) -> bool:
@@ -164,7 +166,7 @@ def _differences(
         else:
             extra.append(token)
     remedy = (
-        f"use models with the same tokenizer, or `vocab: by-token`: rows of the embeddings would be added to rows of other tokens; {_LEFT}"
+        f"use models with the same tokenizer, or `vocab: by-token`: rows of the embeddings would be added to rows of other tokens; {left}"
     )
     if not other.is_model:
         remedy = f"{_ELSEWHERE}, or set `vocab: by-token`: rows would be written with the names of other tokens"
@@ -185,6 +187,13 @@ def _differences(
             "the same number, which no token or a spare one has; `vocab: by-token` would take them whole; the tokenizer written decides"
         )
     return found, notes
+
+
+def _left(rowed: Sequence[str]) -> str:
+    """The way out that keeps the rows of the base."""
+    globs = ", ".join(json.dumps(glob.escape(name)) for name in rowed[:8]) + (", …" if len(rowed) > 8 else "")
+    what = f"`exclude: [{globs}]`" if rowed else "`exclude` embeddings and output head"
+    return f"or leave the rows alone: {what} and `tokenizer_from: base`"
 
 
 def _every(vocabulary: Vocabulary) -> Iterator[tuple[str, int]]:
