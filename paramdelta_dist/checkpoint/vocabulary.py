@@ -134,6 +134,7 @@ def find_entries(models: Sequence[Model], answers: Answers = NO_ANSWERS, *, toke
     words = [{field.size for field in each if field.words} for each in fields]
     codes = [{field.size for field in each if field.words is False} for each in fields]
     every = [{field.size for field in each if field.words is not False} for each in fields]
+    of_codes = {part.removesuffix("_config") for part in _sections(models[0][0] or {}) if has_codes(part)}
     ordinary = set(_other_numbers(models[0][0] or {}))
     known: dict[str, int] = {}
     asked: dict[str, int] = {}
@@ -151,7 +152,7 @@ def find_entries(models: Sequence[Model], answers: Answers = NO_ANSWERS, *, toke
             continue
         if _any(answers.tensors, name):
             known[name] = [*(d for d in fitting if d in differing), *differing, *fitting, 0][0]
-        elif sure and (has_codes(name) or (not by_words and tensor.shape[0] in codes[0])):
+        elif sure and (not of_codes.isdisjoint(name.split(".")) or (not by_words and tensor.shape[0] in codes[0])):
             continue
         elif sure:
             known[name] = 0
@@ -169,6 +170,13 @@ def find_entries(models: Sequence[Model], answers: Answers = NO_ANSWERS, *, toke
 def _a_little_longer(shape: Sequence[int], words: Iterable[int]) -> int | None:
     """The dimension that has a few more entries than a vocabulary of words."""
     return next((d for d, size in enumerate(shape) if any(count < size <= count + count // 16 + 64 for count in words)), None)
+
+
+def _sections(section: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield str(key)
+            yield from _sections(value)
 
 
 def _other_numbers(section: Mapping[str, Any]) -> Iterator[int]:
