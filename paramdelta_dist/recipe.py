@@ -31,6 +31,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
 from paramdelta_dist.checkpoint.rules import is_rules, parse_value
+from paramdelta_dist.checkpoint.vocabulary import Answers
 from paramdelta_dist.errors import ParamDeltaError, RecipeError
 from paramdelta_dist.methods import METHODS, Method, Parameter, Roles, find_method
 from paramdelta_dist.sizes import SIZE_PATTERN, parse_size
@@ -226,6 +227,15 @@ class StorageSection(_Section):
         return value
 
 
+class VocabularySection(_Section):
+    """What only a person knows of tensors that have the size of a vocabulary in a dimension."""
+
+    tensors: Annotated[tuple[str, ...], BeforeValidator(_globs), _GLOBS] = ()
+    """Globs on the names of those that have an entry for each token: a row, a column, or a number."""
+    others: Annotated[tuple[str, ...], BeforeValidator(_globs), _GLOBS] = ()
+    """Globs on the names of those that have not, and are merged by number."""
+
+
 class Recipe(_Section):
     """Which models, which method, which weights, where to. URLs are normalized, sizes in bytes.
 
@@ -264,6 +274,8 @@ class Recipe(_Section):
     """Fields of config.json, by name or dotted path, in which the models may differ: the base's are written."""
     vocab: Literal["strict", "pad", "by-token"] = "strict"
     """What is done where vocabularies differ: refused; rows beyond the common ones whole from one model; rows by token."""
+    vocabulary: VocabularySection = VocabularySection()
+    """Which tensors have an entry for each token, where neither names nor sizes tell."""
     allow_nonfinite: bool = False
     """Whether NaN and infinity of the inputs are merged as they are; else they are an error."""
     storage: Annotated[dict[str, StorageSection], BeforeValidator(_as_value_error(_prefixes))] = {}
@@ -379,6 +391,11 @@ class Recipe(_Section):
         return any(is_rules(value) for values in given for value in values.values())
 
     @property
+    def answers(self) -> Answers:
+        """What it says of tensors that may have an entry for each token."""
+        return Answers(self.vocabulary.tensors, self.vocabulary.others)
+
+    @property
     def storage_config(self) -> StorageConfig:
         return StorageConfig({prefix: StoreSettings(**section.model_dump()) for prefix, section in self.storage.items()})
 
@@ -453,6 +470,8 @@ def of_deltas(recipe: Recipe) -> Recipe:
     rest: dict[str, Any] = {"shard_size": recipe.shard_size, "storage": recipe.storage, "tokenizer_from": "base", "missing": recipe.missing}
     if recipe.accept:
         rest["accept"] = recipe.accept
+    if recipe.vocabulary != VocabularySection():
+        rest["vocabulary"] = recipe.vocabulary.model_dump(exclude_defaults=True)
     return Recipe.model_validate({"base": recipe.base, "deltas": deltas, "output": "memory://nothing-is-written", **rest})
 
 
@@ -669,7 +688,7 @@ def _explained(problem: Any, lines: dict[tuple[Any, ...], int]) -> str:
 
 
 def _known_keys(parent: tuple[Any, ...]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"deltas": Delta, "models": Entry, "storage": StorageSection}
+    sections: dict[str, type[BaseModel]] = {"deltas": Delta, "models": Entry, "storage": StorageSection, "vocabulary": VocabularySection}
     section = sections.get(str(parent[0]), Recipe) if parent else Recipe
     return [field.alias or name for name, field in section.model_fields.items()]
 

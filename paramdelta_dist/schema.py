@@ -16,7 +16,7 @@ from typing import Any
 
 from paramdelta_dist.checkpoint.components import Component
 from paramdelta_dist.methods import Method, Parameter, Roles
-from paramdelta_dist.recipe import Delta, Entry, Recipe, StorageSection
+from paramdelta_dist.recipe import Delta, Entry, Recipe, StorageSection, VocabularySection
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILE = "recipe.schema.json"
@@ -30,7 +30,7 @@ def recipe_schema(methods: Sequence[Method]) -> dict[str, Any]:
     """A JSON Schema of the recipes that may use these methods, as plain values."""
     schema = Recipe.model_json_schema(by_alias=True, mode="validation")
     defs: dict[str, Any] = schema.pop("$defs")
-    for section, cls in (("Delta", Delta), ("Entry", Entry), ("StorageSection", StorageSection)):
+    for section, cls in (("Delta", Delta), ("Entry", Entry), ("StorageSection", StorageSection), ("VocabularySection", VocabularySection)):
         defs[section] = _described(defs[section], cls)
     for entry in ("Delta", "Entry"):
         defs[entry].pop("additionalProperties", None)  # which parameters there are, its method says

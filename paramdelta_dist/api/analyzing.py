@@ -17,7 +17,7 @@ from paramdelta_dist.api.planning import plan
 from paramdelta_dist.api.sizing import page_memory
 from paramdelta_dist.checkpoint import open_checkpoint
 from paramdelta_dist.checkpoint.rules import Selection
-from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
+from paramdelta_dist.checkpoint.vocabulary import find_entries
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.recipe import Recipe, of_deltas, weights_of
@@ -115,5 +115,6 @@ def _weights_of_points(recipe: Recipe) -> dict[str, list[float]]:
 def _comparable(recipe: Recipe) -> Recipe:
     """The recipe that reads all deltas whole, without embeddings and heads whose rows need not belong to the same tokens."""
     selection, base = Selection(recipe.include, recipe.exclude), open_checkpoint(recipe.base, recipe.storage_config)
-    rowed = [name for name in base.tensors if is_vocabulary_tensor(name) and (recipe.vocab != "strict" or not selection.has(name))]
+    entries = find_entries([(base.config, base.tensors)], recipe.answers)
+    rowed = [name for name in (*entries.known, *entries.asked) if recipe.vocab != "strict" or not selection.has(name)]
     return of_deltas(recipe).model_copy(update={"exclude": tuple(map(glob.escape, rowed))})

@@ -11,13 +11,14 @@ from paramdelta_dist.checkpoint.beside import Folder, find_beside, notes_beside
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.checkpoint.exact import Agreement, compare_exact
 from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.homology import entries_of
+from paramdelta_dist.checkpoint.meanings import Named
 from paramdelta_dist.checkpoint.quantised import find_quantised
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.sidefiles import says_tokens
 from paramdelta_dist.checkpoint.tied import with_one_head
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers, Vocabulary
-from paramdelta_dist.checkpoint.vocabulary import is_vocabulary_tensor
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.execution.machine import default_memory
 from paramdelta_dist.planning.memory import RESERVED
@@ -102,7 +103,8 @@ def with_a_tokenizer(recipe: Recipe, models: Models) -> tuple[Recipe, Models, tu
             note = f"{redact(source)} has no tokenizer: that of the base is written, with its chat template and generation_config.json"
             return recipe.model_copy(update={"tokenizer_from": "base"}), replace(models, tokenizer_files=base.side_files), (note,)
         return recipe, models, (f"{redact(source)} has no tokenizer: the output will have none",)
-    if models.tokenizers.of(source, models.tokenizer_files) is None:
+    tokenizer = models.tokenizers.of(source, models.tokenizer_files)
+    if tokenizer is None or not tokenizer.is_known:
         names = ", ".join([shown(name) for name in models.tokenizer_files if says_tokens(name)][:8])
         return recipe, models, (f"{redact(source)}: the files of the tokenizer are copied and cannot be read ({names}): nobody can tell "
                                 "whether rows of the models belong to the same tokens",)  # fmt: skip
@@ -129,6 +131,10 @@ def _checked(recipe: Recipe, models: Models) -> HomologyReport:
     opened = models.checkpoints
     base, selection = opened[recipe.base], Selection(recipe.include, recipe.exclude)
 
+    source, written = recipe.tokenizer_url, None
+    if source not in opened:
+        written = Named(redact(source), models.tokenizers.of(source, models.tokenizer_files), is_model=False)
+
     def left_out(name: str) -> bool:
         return not selection.has(name)
 
@@ -136,10 +142,11 @@ def _checked(recipe: Recipe, models: Models) -> HomologyReport:
         others = [opened[url] for url in recipe.models[1:]]
         return compare(
             base, others, recipe.storage_config, vocab=vocab, copied=left_out, missing=recipe.missing, accept=recipe.accept,
-            tokenizers=models.tokenizers,
+            tokenizers=models.tokenizers, written=written, answers=recipe.answers, follows=source != recipe.base,
         )  # fmt: skip
 
-    if any(is_vocabulary_tensor(name) and left_out(name) for name in base.tensors):
+    entries = entries_of([opened[url] for url in recipe.models], recipe.answers, recipe.vocab, models.tokenizers)
+    if any(map(left_out, entries.known)):
         _require_the_bases_tokenizer(recipe, models)
     report = compared(recipe.vocab)
     if recipe.vocab == "strict" and not any(found.subject in ("tokenizer", "shapes") for found in report.mismatches):
@@ -186,6 +193,8 @@ def read_vocabularies(recipe: Recipe, models: Models) -> dict[str, Vocabulary | 
     files = {url: model.side_files for url, model in models.checkpoints.items()} | {recipe.tokenizer_url: models.tokenizer_files}
     tokenizers = {url: models.tokenizers.of(url, side_files) for url, side_files in files.items()}
     found = {url: None if tokenizer is None else models.tokenizers.vocabulary(tokenizer) for url, tokenizer in tokenizers.items()}
+    if len({None if each is None else each.digest for each in tokenizers.values()}) == 1:  # what cannot be read is the same in all
+        found = {url: each and (replace(each, ids={}) if each.ids is None else each) for url, each in found.items()}
     every = {id(vocabulary): len(vocabulary.ids or {}) + len(vocabulary.special) for vocabulary in found.values() if vocabulary is not None}
     models.room.take(sum(every.values()) * ENTRY + max(every.values(), default=0) * (2 * ENTRY + len(found) * ROW), "finding rows by token")
     return found

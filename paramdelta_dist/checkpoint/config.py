@@ -46,3 +46,14 @@ def changed_config(config: Mapping[str, Any], dtype: str | None, changes: Mappin
             table[section] = table = dict(held)
         table[leaf] = value
     return changed
+
+
+def flat_config(config: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
+    """Config fields with the names of nested sections joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in (config or {}).items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            flat |= flat_config(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

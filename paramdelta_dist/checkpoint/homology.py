@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import glob
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
+from paramdelta_dist.checkpoint.config import flat_config
+from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
 from paramdelta_dist.checkpoint.extras import differences_noted, is_the_bases
 from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.meanings import Named, compare_meanings, unreadable
 from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised, left_over
 from paramdelta_dist.checkpoint.tied import ties_noted
-from paramdelta_dist.checkpoint.tokenizer import Tokenizer, Tokenizers, Vocabulary
-from paramdelta_dist.checkpoint.vocabulary import input_embeddings, is_vocabulary_tensor
+from paramdelta_dist.checkpoint.tokenizer import Tokenizers
+from paramdelta_dist.checkpoint.vocabulary import NO_ANSWERS, Answers, Entries, differ_in_one, find_entries, input_embeddings
 from paramdelta_dist.checkpoint.wrappers import same_class, same_language_model
 from paramdelta_dist.errors import HomologyError
 from paramdelta_dist.storage import StorageConfig, redact
@@ -80,6 +85,9 @@ def compare(
     missing: str = "error",
     accept: Collection[str] = (),
     tokenizers: Tokenizers | None = None,
+    written: Named | None = None,
+    answers: Answers = NO_ANSWERS,
+    follows: bool = False,
 ) -> HomologyReport:
     """Compare every model with the base. Reads tokenizer files, no weights; those that `tokenizers` knows are not read again.
 
@@ -87,22 +95,24 @@ def compare(
     all models have must mean the same; with "by-token" every tokenizer must be readable, and say what the rows mean. Tensors that
     are `copied` from the base, by name, need not be alike, and where all that have a row for each token are, vocabularies need not either.
     Neither need those be there that follow from the config, or with `missing` "copy" any. Fields of config.json that are named
-    in `accept` may differ.
+    in `accept` may differ. `written` is the folder whose tokenizer is written where that is no model, `answers` what
+    the recipe says of tensors that may have an entry for each token, and `follows` whether ids of special tokens follow another
+    tokenizer than the base's.
     """
-    rowed = [name for name in base.tensors if is_vocabulary_tensor(name)]
+    tokenizers = tokenizers or Tokenizers(storage)
+    entries = entries_of((base, *others), answers, vocab, tokenizers)
+    rowed = [*entries.known, *entries.asked]
     vocab = "ignored" if rowed and all(map(copied, rowed)) else vocab
     quantised = {model.url: _quantised(model, copied) for model in (base, *others)}
     mismatches = [mismatch for model in (base, *others) for mismatch in _quantised_mismatches(model, quantised[model.url])]
-    notes: list[str] = []
-    tokenizers = tokenizers or Tokenizers(storage)
-    tokenizer, *theirs = [tokenizers.of(model.url, model.side_files) for model in (base, *others)]
-    for other, its_own in zip(others, theirs, strict=True):
+    for other in others:
         mismatches += _config_mismatches(base, other, vocab, accept)
         told = {name for url in (base.url, other.url) for found in quantised[url] for name in found.tensors}
-        mismatches += _tensor_mismatches(base, other, vocab, _or_in(told, copied), missing)
-        differences, noted = _vocabulary_differences(base, tokenizer, other, its_own, vocab, tokenizers)
-        mismatches += differences
-        notes += noted
+        mismatches += _tensor_mismatches(base, other, vocab, _or_in(told, copied), missing, entries)
+    if vocab in ("pad", "by-token"):
+        mismatches += _entries_asked_about((base, *others), entries, copied)
+    differences, notes = _vocabulary_differences(base, others, written, vocab, tokenizers, rowed)
+    mismatches += differences
     if over := left_over(base.tensors, base.config):
         names = ", ".join(map(shown, over))
         notes.append(
@@ -110,7 +120,7 @@ def compare(
         )
     notes += ties_noted(base, others, [redact(model.url) for model in (base, *others)])
     notes += differences_noted(base.tensors, [(redact(other.url), other.tensors) for other in others], copied, missing)
-    notes += _config_notes(base, others, vocab, accept)
+    notes += _config_notes(base, others, follows or vocab == "by-token", accept)
     notes += [
         f"{redact(model.url)}: the folder {shown(folder)} may not be listed; no file of the model is looked for in it"
         for model in {model.url: model for model in (base, *others)}.values()
@@ -139,17 +149,6 @@ def _quantised_mismatches(model: Checkpoint, quantised: Sequence[Quantised]) -> 
             f"{len(names)} tensors are quantised ({scheme}), such as {examples}: codes and scales cannot be merged as numbers",
             "use the checkpoint that it was quantised from, or dequantise it first",
         )
-
-
-def flat_config(config: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
-    """Config fields with the names of nested sections joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in (config or {}).items():
-        if isinstance(value, dict) and key.endswith("_config"):
-            flat |= flat_config(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _differing_fields(base: Checkpoint, other: Checkpoint) -> Iterator[tuple[str, Any, Any]]:
@@ -204,7 +203,7 @@ def _is_wrapped(leaf: str, ours: Any, theirs: Any, base: Mapping[str, Any], othe
     return leaf == "model_type" and same_language_model(base, other)
 
 
-def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], vocab: str, accept: Collection[str]) -> list[str]:
+def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], follows: bool, accept: Collection[str]) -> list[str]:
     if base.config is None:
         return []
     differing: dict[str, Any] = {}
@@ -217,7 +216,7 @@ def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], vocab: str, ac
                 or is_accepted(key, accept)
                 or _is_wrapped(leaf, ours, theirs, base.config, other.config)
             }
-    if vocab == "by-token":  # they follow the tokenizer that is written
+    if follows:  # they follow the tokenizer that is written
         differing = {key: ours for key, ours in differing.items() if not key.endswith(("_token_id", "_token_index"))}
     items = sorted(differing.items())
     return [
@@ -228,7 +227,9 @@ def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], vocab: str, ac
     ]
 
 
-def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: Callable[[str], bool], missing: str) -> list[Mismatch]:
+def _tensor_mismatches(
+    base: Checkpoint, other: Checkpoint, vocab: str, copied: Callable[[str], bool], missing: str, entries: Entries
+) -> list[Mismatch]:
     url = redact(other.url)
     found = []
     held = [other.tensors.get(name) for name in base.tensors]
@@ -238,7 +239,7 @@ def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: 
         if theirs is None:
             if missing == "error":
                 found.append(Mismatch(url, "tensors", f"{shown(name)} is missing", _missing_remedy(name, base, other)))
-        elif vocab != "strict" and is_vocabulary_tensor(name) and theirs.shape[1:] == tensor.shape[1:] and theirs.shape and tensor.shape:
+        elif vocab != "strict" and differ_in_one(tensor.shape, theirs.shape, entries.known.get(name, entries.asked.get(name))):
             continue
         else:
             found.append(
@@ -246,7 +247,7 @@ def _tensor_mismatches(base: Checkpoint, other: Checkpoint, vocab: str, copied: 
                     url,
                     "shapes",
                     f"{shown(name)} is {list(theirs.shape)}, the base has {list(tensor.shape)}",
-                    _shape_remedy(name, tensor.shape, theirs.shape),
+                    _shape_remedy(tensor.shape, theirs.shape, entries.known.get(name, entries.asked.get(name))),
                 )
             )
     if missing == "copy" and not any(map(base.tensors.keys().__contains__, other.tensors)):
@@ -277,8 +278,8 @@ def _missing_remedy(name: str, owner: Checkpoint, lacking: Checkpoint) -> str:
     )
 
 
-def _shape_remedy(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> str:
-    if len(ours) == len(theirs) == 2 and ours[1] == theirs[1] and any(part in name for part in ("embed", "lm_head", "wte", "output")):
+def _shape_remedy(ours: tuple[int, ...], theirs: tuple[int, ...], dimension: int | None) -> str:
+    if differ_in_one(ours, theirs, dimension):
         return (
             "the vocabularies have different sizes; choose `vocab: pad` or `vocab: by-token` in the recipe, or resize the embeddings of "
             "one so that the same row is the same token"
@@ -286,71 +287,57 @@ def _shape_remedy(name: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> 
     return "this is a model of another size or architecture; check the path"
 
 
+def entries_of(models: Sequence[Checkpoint], answers: Answers, vocab: str, tokenizers: Tokenizers) -> Entries:
+    """The tensors of the first model that have an entry for each token."""
+    found = [tokenizers.of(model.url, model.side_files) for model in models]
+    moved = vocab != "pad" and len({None if each is None else each.key for each in found}) > 1
+    plain = tokenizers.vocabulary(found[0]).ids if vocab == "by-token" and moved and found[0] else None
+    return find_entries([(model.config, model.tensors) for model in models], answers, tokens=len(plain or ()), moved=moved)
+
+
+def _entries_asked_about(models: Sequence[Checkpoint], entries: Entries, copied: Callable[[str], bool]) -> Iterator[Mismatch]:
+    """Tensors of which only a person knows whether their rows belong to tokens, and those that are known and cannot be put together."""
+    base = models[0]
+    if asked := [name for name in entries.asked if not copied(name)]:
+        examples = ", ".join(f"{shown(name)} {list(base.tensors[name].shape)}" for name in asked[:3])
+        named = ", ".join(json.dumps(glob.escape(name)) for name in asked[:3])
+        more = f" and {len(asked) - 3} more" if len(asked) > 3 else ""
+        yield Mismatch(
+            redact(base.url),
+            "vocabulary",
+            f"of {len(asked)} tensors with a dimension of the size of a vocabulary, or a little more, nobody knows whether it is one of "
+            f"tokens: {examples}{more}",
+            f"say in the recipe which have an entry for each token, `vocabulary: {{tensors: [{named}]}}`, and which have not, "
+            "`vocabulary: {others: […]}`, with globs on their names; or take the base's with `exclude`",
+        )
+    moved = {name for name in entries.known if DTYPES[base.tensors[name].dtype].kind is not Kind.FLOAT and not copied(name)}
+    for name in sorted(moved):
+        yield Mismatch(
+            redact(base.url),
+            "vocabulary",
+            f"{shown(name)} holds integers with an entry for each token, which are not put together from several models",
+            "leave it out with embeddings and output head (`exclude`) and set `tokenizer_from: base`",
+        )
+
+
 def _vocabulary_differences(
-    base: Checkpoint, ours: Tokenizer | None, other: Checkpoint, theirs: Tokenizer | None, vocab: str, tokenizers: Tokenizers
+    base: Checkpoint, others: Sequence[Checkpoint], written: Named | None, vocab: str, tokenizers: Tokenizers, rowed: Sequence[str]
 ) -> tuple[list[Mismatch], list[str]]:
-    """What tells the vocabularies apart. That of the base stays in memory, that of the other does not."""
-    url = redact(other.url)
+    """What tells the vocabularies apart, that of a folder that is no model and whose tokenizer is written among them."""
     if vocab == "ignored":
         return [], []
+    first, *rest = [Named(redact(model.url), tokenizers.of(model.url, model.side_files)) for model in (base, *others)]
+    rest += [written] if written else []
     if vocab == "by-token":
-        unread = {redact(m.url) for m, t in ((base, ours), (other, theirs)) if t is None or tokenizers.vocabulary(t).ids is None}
-        remedy = (
-            "put a tokenizer.json into the folder (AutoTokenizer.from_pretrained(…).save_pretrained(folder)), or choose another `vocab`"
-        )
-        problem = "there is no tokenizer whose tokens can be read, which `vocab: by-token` needs"
-        return [Mismatch(lacking, "tokenizer", problem, remedy) for lacking in sorted(unread)], []
-    if ours is None or theirs is None:
-        if ours is not theirs:
-            lacking = redact(base.url) if ours is None else url
-            return [], [f"{lacking} has no tokenizer, so its vocabulary could not be compared"]
-        return [], []
-    if ours.digest == theirs.digest:
-        return [], []
-    try:
-        return _id_differences(
-            url, tokenizers.vocabulary(ours), tokenizers.vocabulary(theirs), _common_rows(base, other) if vocab == "pad" else None
-        )
-    finally:
-        if theirs.key != ours.key:
-            tokenizers.drop(theirs)
+        return [Mismatch(lacking.url, "tokenizer", *lacking[1:]) for lacking in unreadable([first, *rest], tokenizers)], []
+    heights = _heights((base, *others))
+    least, most = (min(heights), max(heights)) if heights else (None, None)
+    differences, notes = compare_meanings(first, rest, tokenizers, rows=least if vocab == "pad" else None, all_rows=most, rowed=rowed)
+    return [Mismatch(url, "tokenizer", problem, remedy) for url, problem, remedy in differences], notes
 
 
-def _common_rows(base: Checkpoint, other: Checkpoint) -> int | None:
-    """Rows that the input embeddings of both have; None where no tensor is known to be them."""
-    name = input_embeddings(base.tensors)
-    shapes = [model.tensors[name].shape for model in (base, other) if name in model.tensors] if name else []
-    return min(shape[0] for shape in shapes) if len(shapes) == 2 and all(shapes) else None
-
-
-def _id_differences(url: str, ours: Vocabulary, theirs: Vocabulary, common: int | None) -> tuple[list[Mismatch], list[str]]:
-    if ours.ids is None or theirs.ids is None:
-        if ours.source != theirs.source:
-            return [], [f"{url} has its vocabulary in {theirs.source}, the base in {ours.source}; they could not be compared"]
-        remedy = "use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens"
-        return [Mismatch(url, "tokenizer", f"{theirs.source} differs from the base's", remedy)], []
-    special = ours.special.keys() | theirs.special.keys()
-    moved: list[str] = []
-    missing: list[str] = []
-    for token, number in ours.ids.items():
-        if token in special or (other := theirs.number(token)) == number:
-            continue
-        if common is None or (number if other is None else min(number, other)) < common:  # rows beyond are taken whole
-            (missing if other is None else moved).append(token)
-    extra = [
-        token
-        for token, number in theirs.ids.items()
-        if token not in special and ours.number(token) is None and (common is None or number < common)
-    ]
-    found = []
-    remedy = "use models with the same tokenizer, or `vocab: by-token`: rows of the embeddings would be added to rows of other tokens"
-    for tokens, problem in ((moved, "have other ids"), (missing, "are missing"), (extra, "are not in the base")):
-        if tokens:
-            examples = ", ".join(map(shown, tokens[:3]))
-            found.append(Mismatch(url, "tokenizer", f"{len(tokens)} tokens {problem}, such as {examples}", remedy))
-    notes = []
-    renamed = sorted(token for token in special if ours.special.get(token) != theirs.special.get(token))
-    if renamed:
-        examples = ", ".join(map(shown, renamed[:5]))
-        notes.append(f"{url}: {len(renamed)} special tokens differ from the base's (such as {examples}); the tokenizer written decides")
-    return found, notes
+def _heights(models: Sequence[Checkpoint]) -> list[int]:
+    """Rows that the input embeddings of each have; none where no tensor is known to be them."""
+    name = input_embeddings(models[0].tensors)
+    shapes = [model.tensors[name].shape for model in models if name in model.tensors] if name else []
+    return [shape[0] for shape in shapes] if all(shapes) else []

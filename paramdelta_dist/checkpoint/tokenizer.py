@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -16,17 +17,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from paramdelta_dist.checkpoint.header import damaged, shown
+from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, STRING, Room, json_cost, text_cost
+from paramdelta_dist.checkpoint.sidefiles import says_tokens
 from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store, read_pieces, read_whole
 
 MAX_TOKENIZER = 512 << 20
 """Longest file of a vocabulary that is read, in bytes."""
 _BINARY = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model.v3", "tekken.json")
 _SOURCES = ("tokenizer.json", "vocab.json", "vocab.txt", *_BINARY)
-"""Files that a vocabulary can be in; the first that is there is the one."""
+"""Files that a vocabulary can be in; the first that is there is the one. Where none is, all files of a tokenizer are, that are not
+among those below."""
 _ADDED = ("added_tokens.json", "tokenizer_config.json")
-"""Where older tokenizers keep tokens beside their vocabulary."""
+"""Where tokens are kept beside the vocabulary."""
+_NO_SOURCE = re.compile(r"(.*[._-])?(config|map|merges|template|normalizer|added_tokens)([._-].*)?\.(json|txt)|.*\.py", re.IGNORECASE)
+"""Files of a tokenizer that say how it is used, or in what order its pieces are joined."""
 
 KEPT = ENTRY + NUMBER + 24
 """Bytes of a token of a vocabulary beside its text, lists of tokens that are told apart included."""
@@ -39,8 +44,10 @@ class Tokenizer:
     store: Store
     files: Mapping[str, Identity]
     """Those it is read from; the vocabulary's first."""
-    digests: tuple[str, ...]
-    """Of their bytes, in this order."""
+    digest: str
+    """Of the bytes of its vocabulary: equal digests need no comparison of that."""
+    added: tuple[str, ...]
+    """Digests of the files with tokens beside it."""
 
     @property
     def source(self) -> str:
@@ -48,14 +55,14 @@ class Tokenizer:
         return next(iter(self.files))
 
     @property
-    def digest(self) -> str:
-        """Of that file: equal digests need no comparison."""
-        return self.digests[0]
+    def is_known(self) -> bool:
+        """Whether it is certain that this file holds a vocabulary."""
+        return self.source in _SOURCES
 
     @property
     def key(self) -> tuple[str, ...]:
         """Equal where the ids are."""
-        return (self.source, *self.digests)
+        return (self.source, self.digest, *self.added)
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,11 @@ class Vocabulary:
     source: str
     """File the vocabulary was read from."""
     ids: dict[str, int] | None
-    """Id of every token that is not special; None for formats that are not read."""
+    """Id of every token that is not special; None for what is not read."""
     special: dict[str, int]
     """Id of every added token."""
+    problem: str = ""
+    """Why a file of a format that is ours to parse was not read."""
 
     @cached_property
     def tokens(self) -> Mapping[str, int]:
@@ -102,15 +111,32 @@ class Tokenizers:
         return self._found[url]
 
     def vocabulary(self, tokenizer: Tokenizer) -> Vocabulary:
-        """What is in it, kept until it is dropped.
-
-        Raises CheckpointError when it is broken, InputChanged when it is another by now, OverBudget when there is no room.
+        """What is in it, kept until it is dropped; of what is broken or of a strange format, that it is. Raises
+        InputChanged when it is another by now, OverBudget when there is no room.
         """
         if tokenizer.key not in self._kept:
             found = self._read(tokenizer)
             self.room.take(found.memory, f"{tokenizer.store.url}/{tokenizer.source}")
             self._kept[tokenizer.key] = found
         return self._kept[tokenizer.key]
+
+    def same(self, one: Tokenizer, other: Tokenizer) -> bool:
+        """Whether two are known to give every id to the same token, without looking into vocabularies.
+
+        Raises InputChanged when one is another by now, OverBudget when there is no room.
+        """
+        return one.key == other.key or (one.digest == other.digest and self._added(one) == self._added(other))
+
+    def _added(self, tokenizer: Tokenizer) -> dict[str, int]:
+        """Tokens that stand beside the vocabulary, in small files. One that is none of ours to read says nothing."""
+        found: dict[str, int] = {}
+        for name in tokenizer.files:
+            if name in _ADDED:
+                try:
+                    found |= self._parsed(tokenizer, name, _from_added_tokens if name == "added_tokens.json" else _from_config)[1]
+                except NotReadable:
+                    continue
+        return found
 
     def drop(self, tokenizer: Tokenizer) -> None:
         """Let go of a vocabulary."""
@@ -121,19 +147,17 @@ class Tokenizers:
     def _read(self, tokenizer: Tokenizer) -> Vocabulary:
         source, parse = tokenizer.source, _PARSERS.get(tokenizer.source)
         if parse is None:  # others shift the ids, each in its own way
-            return Vocabulary(source, None, {})
+            return Vocabulary(source, None, self._added(tokenizer))
         try:
-            found = self._parsed(tokenizer, source, parse)
-            if source == "tokenizer.json":
-                ids, special = found
-                return Vocabulary(source, ids, special)
-        except NotASentencePieceModel:
-            return Vocabulary(source, None, {})
-        ids, added = found[0], dict[str, int]()
-        with self.room.taken(Vocabulary(source, ids, {}).memory, f"{tokenizer.store.url}/{source}"):
-            for name in tokenizer.files:
-                if name != source:
-                    added |= self._parsed(tokenizer, name, _from_added_tokens if name == "added_tokens.json" else _from_config)[1]
+            ids, special = self._parsed(tokenizer, source, parse)
+        except NotReadable as error:
+            return Vocabulary(source, None, self._added(tokenizer), str(error))
+        with self.room.taken(Vocabulary(source, ids, special).memory, f"{tokenizer.store.url}/{source}"):
+            added = self._added(tokenizer)
+        if source == "tokenizer.json":  # which says of itself what is added to it; only what it has not comes from elsewhere
+            return Vocabulary(
+                source, ids, special | {token: number for token, number in added.items() if token not in ids and token not in special}
+            )
         for token in added:
             ids.pop(token, None)
         return Vocabulary(source, ids, added)
@@ -151,27 +175,28 @@ class Tokenizers:
             data = read_whole(tokenizer.store, name, identity, limit=MAX_TOKENIZER)
             try:
                 return parse(data, take)
-            except NotASentencePieceModel:
-                raise
             except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-                raise damaged(f"{where}: not a tokenizer that can be read ({str(error)[:200]})") from None
+                raise NotReadable(str(error)[:200]) from None
 
 
 _Ids = tuple[dict[str, int], dict[str, int]]
 """Ids of tokens, and those of them that were added."""
 
 
-class NotASentencePieceModel(ValueError):
-    """The bytes of a `tokenizer.model` are of another format, which is not ours to parse."""
+class NotReadable(Exception):
+    """A file is broken, or of a format that is not ours to parse: all that can be told of it is whether its bytes are others."""
 
 
 def _find(store: Store, side_files: Mapping[str, Identity]) -> Tokenizer | None:
     source = next((name for name in _SOURCES if name in side_files), None)
-    if source is None:
+    sources = [source] if source else [name for name in sorted(side_files) if says_tokens(name) and not _NO_SOURCE.fullmatch(name)]
+    if not sources:
         return None
-    beside = [name for name in _ADDED if name in side_files and source in ("vocab.json", "vocab.txt", "tokenizer.model")]
-    files = {name: side_files[name] for name in (source, *beside)}
-    return Tokenizer(store, files, tuple(_digest(store, name, identity) for name, identity in files.items()))
+    beside = [name for name in _ADDED if name in side_files]
+    digests = [_digest(store, name, side_files[name]) for name in (*sources, *beside)]
+    whole = digests[0] if len(sources) == 1 else hashlib.sha256(" ".join(digests[: len(sources)]).encode()).hexdigest()
+    files = {name: side_files[name] for name in (*sources, *beside)}
+    return Tokenizer(store, files, whole, tuple(digests[len(sources) :]))
 
 
 def _digest(store: Store, name: str, identity: Identity) -> str:
@@ -199,7 +224,7 @@ def _from_config(data: bytearray, take: Callable[[int], None]) -> _Ids:
 def _from_sentencepiece(data: bytearray, take: Callable[[int], None]) -> _Ids:
     """Ids of the pieces of a SentencePiece model: field 1 of the message, whose field 1 is the text.
 
-    Raises NotASentencePieceModel when it is none.
+    Raises ValueError when it is none.
     """
     take(3 * len(data) + (data.count(b"\x0a") + data.count(b"\x8a")) * (STRING + ENTRY + NUMBER))  # as a field 1 begins
     pieces: dict[str, int] = {}
@@ -210,9 +235,9 @@ def _from_sentencepiece(data: bytearray, take: Callable[[int], None]) -> _Ids:
                 pieces[next(text for inner, text in _fields(value) if inner == 1 and isinstance(text, bytes)).decode()] = number
                 number += 1
     except (ValueError, LookupError, StopIteration):
-        raise NotASentencePieceModel from None
+        raise ValueError("not a SentencePiece model") from None
     if not pieces:
-        raise NotASentencePieceModel
+        raise ValueError("not a SentencePiece model")
     return pieces, {}
 
 

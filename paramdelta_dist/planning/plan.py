@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from itertools import product
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
@@ -27,7 +28,7 @@ from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
 from paramdelta_dist.planning.names import require_writable
 from paramdelta_dist.planning.rows import RowMap
 from paramdelta_dist.planning.settings import Resolver, Settings, Term
-from paramdelta_dist.planning.vocabulary import Vocabularies, VocabularyPlanner, config_changes, embedding_rows
+from paramdelta_dist.planning.vocabulary import Vocabularies, VocabularyPlanner, config_changes
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.sizes import format_size
 from paramdelta_dist.storage import Identity, redact
@@ -67,6 +68,10 @@ class TensorPlan(NamedTuple):
     the place of the whole tensor in every model."""
     first: int = 0
     """Element of the tensor with which this part of it begins."""
+    outer: int = 1
+    """How often the rows come one after the other: more than once where a dimension before theirs has several entries."""
+    heights: tuple[int, ...] = ()
+    """How many rows each model has, where they are made up from those of several."""
     twin: str = ""
     """The tensor that this is a copy of, where it is one: it is computed as if it had that name."""
 
@@ -78,15 +83,20 @@ def parts_of(tensors: Iterable[TensorPlan]) -> Iterator[TensorPlan]:
         if tensor.rows is None:
             yield tensor
             continue
-        width = tensor.elements // tensor.rows.rows
+        width = tensor.elements // (tensor.rows.rows * tensor.outer)
         strides = [width * DTYPES[source.dtype].itemsize if source else 0 for source in tensor.sources]
         stride = width * DTYPES[tensor.dtype].itemsize
-        for run in tensor.rows.runs():
+        for turn, run in product(range(tensor.outer), tensor.rows.runs()):
             sources: list[Source | None] = []
             for taken in run.sources:
                 held = None if taken is None else tensor.sources[taken[0]]
-                sources.append(None if held is None or taken is None else held._replace(start=held.start + taken[1] * strides[taken[0]]))
-            start, size = tensor.start + run.first * stride, run.rows * stride
+                if held is None or taken is None:
+                    sources.append(None)
+                else:
+                    row = taken[1] + (turn * tensor.heights[taken[0]] if turn else 0)
+                    sources.append(held._replace(start=held.start + row * strides[taken[0]]))
+            first = turn * tensor.rows.rows + run.first
+            start, size = tensor.start + first * stride, run.rows * stride
             elements = run.rows * width
             yield tensor._replace(
                 merged=run.merged,
@@ -95,7 +105,7 @@ def parts_of(tensors: Iterable[TensorPlan]) -> Iterator[TensorPlan]:
                 nbytes=size,
                 sources=tuple(sources),
                 rows=None,
-                first=run.first * width,
+                first=first * width,
             )
 
 
@@ -254,8 +264,9 @@ def build_plan(
     settings, ways = resolver.choose(merged_names, others)
     ways = {name: ways[twins.get(name, name)] for name in kinds if twins.get(name, name) in ways}
     _require_one_way_of_looking(settings)
-    maps = VocabularyPlanner(recipe, models, opened, vocabularies or {}).row_maps(settings, ways)
-    layouts = lay_out(_outputs(base.tensors, kinds, recipe.dtype, maps), shard_size=recipe.shard_size)
+    planner = VocabularyPlanner(recipe, models, opened, vocabularies or {})
+    maps, dimensions = planner.row_maps(settings, ways), planner.dimensions
+    layouts = lay_out(_outputs(base.tensors, kinds, recipe.dtype, maps, dimensions), shard_size=recipe.shard_size)
     ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
     theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
     beside = {(base.url, name): i for name, i in base.beside.files.items()}
@@ -266,8 +277,7 @@ def build_plan(
     alone = {name for name in base.tensors if twins.get(name, name) in alone}
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
     merged = len(ways)
-    writer = checkpoints.get(recipe.tokenizer_url) if recipe.vocab == "by-token" and recipe.tokenizer_url != recipe.base else None
-    changes = config_changes(base.config, writer.config if writer and maps else None, embedding_rows(maps, base))
+    changes = config_changes(recipe, opened, checkpoints.get(recipe.tokenizer_url), maps, dimensions, vocabularies or {})
     without = () if kept else left_over(base.tensors, base.config)
     changed_config(base.config, recipe.dtype, changes)  # what cannot be written is refused here
     locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))
@@ -276,7 +286,7 @@ def build_plan(
         recipe=recipe,
         models=models,
         settings=settings,
-        shards=tuple(_shard(layout, opened, kinds, settings, ways, maps, alone, twins) for layout in layouts),
+        shards=tuple(_shard(layout, opened, kinds, settings, ways, maps, dimensions, alone, twins) for layout in layouts),
         fingerprint=located(unlocated, {redact(url): location for url, location in locations.items()}),
         unlocated=unlocated,
         locations=locations,
@@ -354,13 +364,17 @@ def _base_alone(name: str, tensor: Tensor, selection: Selection, lacked: Collect
 
 
 def _outputs(
-    tensors: Mapping[str, Tensor], kinds: Mapping[str, bool], dtype: str | None, maps: Mapping[str, RowMap]
+    tensors: Mapping[str, Tensor],
+    kinds: Mapping[str, bool],
+    dtype: str | None,
+    maps: Mapping[str, RowMap],
+    dimensions: Mapping[str, int],
 ) -> Iterator[OutputTensor]:
     """The tensors as they will be written, those that hold floating-point numbers in `dtype` where it is given."""
     for name, (held, shape, _, start, stop) in tensors.items():
         written = dtype if dtype is not None and kinds[name] else held
         if name in maps:
-            shape = (maps[name].rows, *shape[1:])
+            shape = tuple(maps[name].rows if d == dimensions[name] else size for d, size in enumerate(shape))
         elif written == held:
             yield OutputTensor(name, held, shape, stop - start)
             continue
@@ -374,6 +388,7 @@ def _shard(
     settings: tuple[Settings, ...],
     ways: Mapping[str, int],
     maps: Mapping[str, RowMap],
+    dimensions: Mapping[str, int],
     alone: Collection[str],
     twins: Mapping[str, str],
 ) -> Shard:
@@ -400,7 +415,12 @@ def _shard(
     for (name, dtype, shape, nbytes), way, sources in zip(layout.tensors, chosen, zip(*columns, strict=True), strict=True):
         elements, rows = math.prod(shape), maps.get(name)
         twin = twins.get(name, "")
-        plans.append(TensorPlan(name, way is not None, dtype, shape, elements, offset, nbytes, way or 0, sources, rows, twin=twin))
+        plan = TensorPlan(name, way is not None, dtype, shape, elements, offset, nbytes, way or 0, sources, rows, twin=twin)
+        if rows is not None:
+            dimension = dimensions[name]
+            heights = tuple([model.tensors[name].shape[dimension] for model in models])
+            plan = plan._replace(outer=math.prod(shape[:dimension]), heights=heights)
+        plans.append(plan)
         offset += nbytes
     return Shard(layout.file, layout.header, layout.size, tuple(plans), tuple(inputs), settings)
 
@@ -425,6 +445,7 @@ def _fingerprint(
         **({"selection": [list(recipe.include), list(recipe.exclude)]} if recipe.include or recipe.exclude else {}),
         **({"missing": recipe.missing} if recipe.missing != "error" else {}),
         **({"accept": sorted(set(recipe.accept))} if recipe.accept else {}),
+        **({"vocabulary": [sorted(set(globs)) for globs in recipe.answers]} if any(recipe.answers) else {}),
         "dtype": recipe.dtype,
         "shard_size": recipe.shard_size,
         "allow_nonfinite": recipe.allow_nonfinite,
@@ -438,6 +459,7 @@ def _fingerprint(
     if maps:
         digests = {rows: blake2b(repr(rows.ways).encode() + rows.table, digest_size=20).hexdigest() for rows in set(maps.values())}
         document["rows"] = [[name, rows.rows, digests[rows]] for name, rows in sorted(maps.items())]
+    if maps or changes:
         document["config"] = dict(changes)
     text = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
     return blake2b(text, digest_size=20).hexdigest()

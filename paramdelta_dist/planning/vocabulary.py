@@ -16,14 +16,15 @@ Each run of rows is a part of its own, so a method that has to look at the whole
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from paramdelta_dist.checkpoint import Checkpoint
+from paramdelta_dist.checkpoint import Checkpoint, Tensor
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.homology import flat_config
+from paramdelta_dist.checkpoint.special import special_ids
 from paramdelta_dist.checkpoint.tokenizer import Vocabulary
-from paramdelta_dist.checkpoint.vocabulary import input_embeddings, is_vocabulary_tensor
+from paramdelta_dist.checkpoint.vocabulary import field_changes, find_entries, input_embeddings, vocabulary_fields
 from paramdelta_dist.errors import HomologyError, UsageError
 from paramdelta_dist.methods import Blocks, find_method
 from paramdelta_dist.planning.rows import ABSENT, RowMap, Way, map_rows
@@ -33,6 +34,8 @@ from paramdelta_dist.storage import redact
 
 VOCABULARY_MODES = ("pad", "by-token")
 """Those in which vocabularies may differ."""
+MOST_PARTS = 1 << 19
+"""Pieces that one tensor is put together from."""
 
 Vocabularies = Mapping[str, Vocabulary | None]
 """Vocabulary of each model, and of the folder whose tokenizer is written, by URL."""
@@ -45,6 +48,8 @@ class VocabularyPlanner:
         """`urls` are those of `models`, the base first; `vocabularies` are needed by token only."""
         self._mode, self._tokenizer = recipe.vocab, recipe.tokenizer_url
         self._urls, self._models, self._vocabularies = tuple(urls), models, vocabularies
+        tokens = _plain(vocabularies.get(recipe.base)) if recipe.vocab == "by-token" else 0
+        self._known = find_entries(_contents(models), recipe.answers, tokens=tokens, moved=False).known
         self._writer = self._urls.index(self._tokenizer) if self._tokenizer in self._urls else None
         self._columns: dict[tuple[str, tuple[int, ...]], list[list[int]]] = {}
         """For each mode and heights of a tensor in the models, the row of each model for each row of the output."""
@@ -61,7 +66,7 @@ class VocabularyPlanner:
         """Embeddings and heads that are alike share one."""
         if self._mode == "strict":
             return maps
-        for name in filter(is_vocabulary_tensor, ways):
+        for name in filter(self._known.__contains__, ways):
             heights, way = self._heights(name), settings[ways[name]]
             if heights is None:
                 continue
@@ -70,7 +75,13 @@ class VocabularyPlanner:
                 found = self.row_map(self._mode, heights, way, name)
                 made.append((heights, way, found))
             if not found.plain:
-                _require_cuttable(way, name, len(self._models[0].tensors[name].shape))
+                tensor = self._models[0].tensors[name]
+                _require_cuttable(way, name, len(tensor.shape), self._known[name])
+                if math.prod(tensor.shape[: self._known[name]]) * found.count > MOST_PARTS:
+                    raise UsageError(
+                        f"{shown(name)} has a column for each token, and would be put together from more than {MOST_PARTS:,} pieces; "
+                        "leave it out with embeddings and output head (`exclude`) and set `tokenizer_from: base`"
+                    )
                 maps[name] = found
         self._require_equal_heights(ways, maps)
         return maps
@@ -78,12 +89,14 @@ class VocabularyPlanner:
     def _require_equal_heights(self, merged: Collection[str], maps: Mapping[str, RowMap]) -> None:
         """Raise UsageError where one vocabulary tensor gets another number of rows and one that is copied from the base stays."""
         for name, tensor in self._models[0].tensors.items():
-            if name in merged or not is_vocabulary_tensor(name) or not tensor.shape:
+            if name in merged or name not in self._known:
                 continue
-            other = next((other for other, rows in maps.items() if rows.rows != tensor.shape[0]), None)
+            height = tensor.shape[self._known[name]]
+            grown = {other: rows.rows for other, rows in maps.items() if self._models[0].tensors[other].shape[self._known[other]] == height}
+            other = next((other for other, rows in grown.items() if rows != height), None)
             if other is not None:
                 raise UsageError(
-                    f"{shown(name)} is left out and keeps the base's {tensor.shape[0]:,} rows, but {shown(other)} would get "
+                    f"{shown(name)} is left out and keeps the base's {height:,} rows, but {shown(other)} would get "
                     f"{maps[other].rows:,}; leave out both or neither"
                 )
 
@@ -110,14 +123,22 @@ class VocabularyPlanner:
 
     def _heights(self, name: str) -> tuple[int, ...] | None:
         shapes = [model.tensors[name].shape for model in self._models if name in model.tensors]
-        return tuple(shape[0] for shape in shapes) if len(shapes) == len(self._models) and all(shapes) else None
+        dimension = self._known.get(name, 0)
+        if len(shapes) != len(self._models) or not all(len(shape) > dimension for shape in shapes):
+            return None
+        return tuple(shape[dimension] for shape in shapes)
+
+    @property
+    def dimensions(self) -> Mapping[str, int]:
+        """Which dimension of a tensor has an entry for each token."""
+        return self._known
 
     def _by_token(self, heights: tuple[int, ...], name: str) -> list[list[int]]:
         tables = [self._tokens(url) for url in self._urls]
         token_at: dict[int, str] = {}
         for token, number in self._tokens(self._tokenizer).items():
             token_at.setdefault(number, token)
-        rows = heights[self._writer] if self._writer is not None else max(token_at, default=ABSENT) + 1
+        rows = heights[self._writer] if self._writer is not None else max(token_at, default=heights[0] - 1) + 1
         columns = [_column(rows, token_at, table, height) for table, height in zip(tables, heights, strict=True)]
         homeless = [token_at[row] for row, here in enumerate(zip(*columns, strict=True)) if max(here) == ABSENT and row in token_at]
         if homeless or not rows:
@@ -179,9 +200,17 @@ def _merged(way: Settings, stands: Sequence[int]) -> Way:
     return Way(True, tuple(reader if model in used else None for model, reader in enumerate(stands)))
 
 
-def _require_cuttable(way: Settings, name: str, dimensions: int) -> None:
+def _plain(vocabulary: Vocabulary | None) -> int:
+    return len(vocabulary.ids or ()) if vocabulary else 0
+
+
+def _contents(models: Sequence[Checkpoint]) -> list[tuple[Mapping[str, Any] | None, Mapping[str, Tensor]]]:
+    return [(model.config, model.tensors) for model in models]
+
+
+def _require_cuttable(way: Settings, name: str, dimensions: int, dimension: int) -> None:
     method = find_method(way.method)
-    if way.sweeps or (method.blocks is Blocks.ROWS and dimensions < 2):
+    if way.sweeps or (method.blocks is Blocks.ROWS and dimension == dimensions - 1):
         raise UsageError(
             f"{method.name} looks at all of {shown(name)} before it computes a row, and `vocab: pad` and `by-token` put it together "
             "from rows of different models; use a method that works element by element, or leave the tensor out (exclude:)"
@@ -232,27 +261,29 @@ def _in_words(rows: RowMap, urls: Sequence[str]) -> str:
     return ", ".join(words)
 
 
-def config_changes(base: Mapping[str, Any] | None, writer: Mapping[str, Any] | None, rows: int | None) -> dict[str, Any]:
-    """Fields of the base's config.json, by dotted name, that a changed vocabulary makes wrong, and what they should be.
+def config_changes(
+    recipe: Recipe,
+    models: Sequence[Checkpoint],
+    writer: Checkpoint | None,
+    maps: Mapping[str, RowMap],
+    dimensions: Mapping[str, int],
+    vocabularies: Vocabularies,
+) -> dict[str, Any]:
+    """Fields of the base's config.json, by dotted name, that another vocabulary or tokenizer makes wrong, and what they should be:
+    those that count rows, and the ids of special tokens. `writer` is the model whose tokenizer is written; None where that is no model
+    of the recipe.
 
-    `rows` is the number of rows of the input embeddings where it is another, `writer` the config of the model whose
-    tokenizer is written where ids mean other tokens than in the base: the ids of special tokens are then its own.
+    Raises HomologyError where a token that the config names is not in the tokenizer that is written.
     """
-    flat, theirs = flat_config(base), flat_config(writer)
-    changes: dict[str, Any] = {}
-    if rows is not None:
-        names = [name for name in flat if name.rpartition(".")[2] == "vocab_size"]
-        text = [name for name in names if name in ("vocab_size", "text_config.vocab_size", "llm_config.vocab_size")]
-        changes |= dict.fromkeys(text or names[:1] or ["vocab_size"], rows)
-    if writer is not None:
-        ids = [name for name in flat.keys() | theirs.keys() if name.endswith(("_token_id", "_token_index"))]
-        changes |= {name: theirs.get(name) for name in sorted(ids) if flat.get(name) != theirs.get(name)}
-    return changes
-
-
-def embedding_rows(maps: Mapping[str, RowMap], base: Checkpoint) -> int | None:
-    """Rows of the output's input embeddings where the base has another number of them."""
+    base = models[0]
+    sizes = {name: rows.rows for name, rows in maps.items()}
+    changes: dict[str, Any] = dict(field_changes(_contents(models), dimensions, sizes))
     name = input_embeddings(base.tensors)
-    if name is None or name not in maps or maps[name].rows == base.tensors[name].shape[0]:
-        return None
-    return maps[name].rows
+    if name in sizes and not vocabulary_fields(base.config) and sizes[name] != base.tensors[name].shape[dimensions[name]]:
+        changes["vocab_size"] = sizes[name]
+    if recipe.tokenizer_url == recipe.base:
+        return changes
+    ours, theirs = vocabularies.get(recipe.base), vocabularies.get(recipe.tokenizer_url)
+    moved = ours is not None and theirs is not None and recipe.vocab == "by-token"
+    tokens = (ours.tokens, theirs.tokens) if moved and ours is not None and theirs is not None else None
+    return changes | special_ids(base.config, writer.config if writer else None, tokens, redact(recipe.tokenizer_url))
