@@ -77,8 +77,7 @@ def compare_meanings(
 ) -> tuple[list[Difference], list[str]]:
     """Where ids below `rows` (all of them where that is None) have different tokens, or a token different ids, in two folders; and what
     is to be said of the rest. `all_rows` are those of the output: a tokenizer from elsewhere may have no ids beyond. `rowed` are the
-    tensors with an entry for each token. The vocabulary of
-    the base stays in memory, those of the others do not.
+    tensors with an entry for each token. The vocabulary of the base stays in memory, those of the others do not.
 
     Raises InputChanged when a tokenizer is another by now, OverBudget when there is no room.
     """
@@ -127,7 +126,10 @@ def _differences(
         why = f" ({why})" if why else ""
         if ours.source != theirs.source:
             return [], [f"{other.url} has its vocabulary in {theirs.source}, the base in {ours.source}; they could not be compared{why}"]
-        remedy = f"use models with the same tokenizer: rows of the embeddings would be added to rows of other tokens; {left}"
+        remedy = (
+            f"get the file once more from where it came, if it is damaged; use models with the same tokenizer: rows of the embeddings "
+            f"would be added to rows of other tokens; {left}"
+        )
         return [Difference(other.url, f"{theirs.source} differs from the base's and cannot be read{why}", remedy)], []
 
     def counts(number: int) -> bool:

@@ -22,7 +22,7 @@ SHARD_READS = 3 * 2 * 1350 * 500 * 4
 TILE, PART = 1 << 20, 5 << 20
 """Small enough that the small model's shards have several tiles and, on S3, two parts."""
 COMMIT, PLAN, REPORT = (f".paramdelta/{name}.json" for name in ("commit", "plan", "report"))
-SECONDS = 120
+SECONDS = 300
 """More than any of these merges takes on a loaded machine."""
 
 

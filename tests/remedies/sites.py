@@ -13,7 +13,8 @@ ROOMS = ("checkpoint/", "planning/", "recipe.py", "importing.py", "template.py",
          "execution/output.py", "execution/replacing.py", "execution/points.py", "execution/series.py", "execution/holding.py")  # fmt: skip
 """What has to do with inputs, and with the output that a merge would fill."""
 _ERRORS = {"InputError", "NotFound", "CheckpointError", "HomologyError", "InputChanged", "OutputOccupied", "OutputTaken", "NonFinite",
-           "AlreadyExists", "UsageError", "RecipeError", "OverBudget", "Mismatch", "damaged", "broken", "ValueError"}  # fmt: skip
+           "AlreadyExists", "UsageError", "RecipeError", "OverBudget", "Mismatch",
+           "Difference", "damaged", "broken", "ValueError"}  # fmt: skip
 _LONG = 25
 """Characters of a text that is more than a word."""
 

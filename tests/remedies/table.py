@@ -93,7 +93,6 @@ FILES = [
         " levels deep; no config of a model is",
         lambda world: world.write("post/config.json", b'{"a":' * 99 + b"1" + b"}" * 99),
     ),
-    damaged("checkpoint/tokenizer.py", "not a tokenizer that can be read", lambda world: world.write("post/tokenizer.json", {"model": {}})),
     Walk(
         "checkpoint/standins.py",
         "a pointer of Git LFS and not the file itself",
@@ -312,6 +311,37 @@ def moved(world: World) -> None:
     world.write("post/tokenizer.json", tokenizer(WORDS[::-1]))
 
 
+def unreadable(world: World) -> None:
+    world.write("post/tokenizer.json", {"model": {}})
+
+
+def unknown_rows(world: World) -> None:
+    """A tensor with the rows of the vocabulary and a name that nobody knows, where tokens move."""
+    world.add(**{name: {"model.layers.0.routes": torch.ones(8, 3)} for name in ("new", "post", "old")})
+    world.recipe.update(vocab="by-token")
+    moved(world)
+
+
+def numbered(world: World) -> None:
+    """Integers with an entry for each token, as tables that route tokens to experts are."""
+    world.add(**{name: {"model.layers.0.routes": torch.arange(8)} for name in ("new", "post", "old")})
+    world.recipe.update(vocab="by-token", vocabulary={"tensors": ["model.layers.0.routes"]})
+    moved(world)
+
+
+def pictured(world: World) -> None:
+    """The config of the base names a token that the tokenizer of the post has not."""
+    world.configure("new", image_token_id=7)
+    world.write("post/tokenizer.json", tokenizer([*WORDS[:7], "another"]))
+    world.recipe.update(vocab="by-token")
+
+
+def elsewhere(world: World) -> None:
+    """A folder that is no model of the recipe, with the tokens the other way round."""
+    world.write("words/tokenizer.json", tokenizer(WORDS[::-1]))
+    world.recipe.update(tokenizer_from="words")
+
+
 def tied(world: World) -> None:
     world.configure("post", tie_word_embeddings=True)
     world.add(post={"lm_head.weight": None})
@@ -340,6 +370,7 @@ TABLE = {"a.table": torch.arange(3)}
 WAVE = {"a.wave": torch.ones(2, dtype=torch.complex64)}
 OTHER = {"a.table": torch.arange(3) + 1}
 HOM = "checkpoint/homology.py"
+MEANINGS = "checkpoint/meanings.py"
 MODELS = [
     Walk(HOM, ": codes and scales cannot be merged as numbers", packed, "use the checkpoint that it was quantised from", World.get_again),
     Walk(HOM, "write lm_head.weight out in the tied model", tied, "set its `tie_word_embeddings: false`", written_out),
@@ -451,17 +482,76 @@ MODELS = [
         "use checkpoints of the same model saved the same way",
         World.get_again,
     ),
-    Walk(HOM, "use models with the same tokenizer, or `vocab: by-token`", moved, "or `vocab: by-token`", recipe(vocab="by-token")),
-    Walk(HOM, "use models with the same tokenizer, or `vocab: by-token`", moved, "use models with the same tokenizer", World.get_again),
+    Walk(
+        MEANINGS,
+        "get the file once more from where it came, if it is damaged",
+        unreadable,
+        "get the file once more from where it came",
+        World.get_again,
+    ),
+    Walk(
+        MEANINGS,
+        "get the file once more from where it came, if it is damaged",
+        unreadable,
+        '`exclude: ["lm_head.weight", "model.embed_tokens.weight"]` and `tokenizer_from: base`',
+        recipe(exclude=["lm_head.weight", "model.embed_tokens.weight"], tokenizer_from="base"),
+    ),
     Walk(
         HOM,
+        " tensors with a dimension of the size of a vocabulary, or a little more, nobody knows whether it is one of ",
+        unknown_rows,
+        "`vocabulary: {others: […]}`",
+        recipe(vocabulary={"others": ["model.layers.0.routes"]}),
+    ),
+    Walk(
+        HOM,
+        " tensors with a dimension of the size of a vocabulary, or a little more, nobody knows whether it is one of ",
+        unknown_rows,
+        '`vocabulary: {tensors: ["model.layers.0.routes"]}`',
+        recipe(vocabulary={"tensors": ["model.layers.0.routes"]}),
+    ),
+    Walk(
+        HOM,
+        " holds integers with an entry for each token, which are not put together from several models",
+        numbered,
+        "leave it out with embeddings and output head (`exclude`) and set `tokenizer_from: base`",
+        recipe(exclude=["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.routes"], tokenizer_from="base"),
+    ),
+    Walk(
+        "checkpoint/special.py",
+        ", which the tokenizer in ",
+        pictured,
+        "set `tokenizer_from: base`",
+        recipe(tokenizer_from="base"),
+        ("plan", "merge"),
+    ),
+    Walk(
+        MEANINGS,
+        ", or set `vocab: by-token`: rows would be written with the names of other tokens",
+        elsewhere,
+        "take the tokenizer from a model of the recipe (`tokenizer_from: base` or `post`)",
+        recipe(tokenizer_from="base"),
+    ),
+    Walk(
+        MEANINGS,
+        ", or set `vocab: by-token`: rows would be written with the names of other tokens",
+        elsewhere,
+        "or set `vocab: by-token`",
+        recipe(vocab="by-token"),
+    ),
+    Walk(MEANINGS, "use models with the same tokenizer, or `vocab: by-token`", moved, "or `vocab: by-token`", recipe(vocab="by-token")),
+    Walk(
+        MEANINGS, "use models with the same tokenizer, or `vocab: by-token`", moved, "use models with the same tokenizer", World.get_again
+    ),
+    Walk(
+        MEANINGS,
         "put a tokenizer.json into the folder",
         lambda world: world.remove("old/tokenizer.json") or world.recipe.update(vocab="by-token"),
         "put a tokenizer.json into the folder",
         lambda world: world.write("old/tokenizer.json", tokenizer(WORDS)),
     ),
     Walk(
-        HOM,
+        MEANINGS,
         "put a tokenizer.json into the folder",
         lambda world: world.remove("old/tokenizer.json") or world.recipe.update(vocab="by-token"),
         "or choose another `vocab`",
