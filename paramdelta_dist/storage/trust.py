@@ -13,6 +13,7 @@ import re
 import shutil
 import ssl
 import tempfile
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _SYSTEM = (
     "/etc/ssl/ca-bundle.pem",  # SUSE
     "/etc/ssl/cert.pem",  # macOS, BSD
 )
+_MAKING = threading.Lock()
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -38,7 +40,8 @@ def bundle(profile_bundle: str | None = None) -> Path | None:
     """
     named = [("ca_bundle of the AWS profile", profile_bundle), *((name, os.environ.get(name)) for name in VARIABLES)]
     given = tuple((source, path) for source, path in named if path)
-    return _bundle(given) if given else None
+    with _MAKING:  # models are opened by several threads, and none may read what another is writing
+        return _bundle(given) if given else None
 
 
 def certificates(profile_bundle: str | None = None) -> bytes | None:

@@ -159,7 +159,11 @@ def test_a_run_that_was_stopped_as_it_takes_an_output_has_it_in_the_end(place, p
     chaos = Chaos(tmp_path / "first", pace=0.1)
     first = start(*merge_arguments(recipes[0], "local"), place=place, chaos=chaos)
     wait_for(lambda: sum(name.startswith(".paramdelta/receipts/") for name in place.names()) > 2 or first.poll() is not None)
-    second = stopped_at(point, tmp_path / "chaos", recipes[1], place, "--overwrite")
+    first.send_signal(signal.SIGSTOP)  # it is amid its shards, however long the second takes to start
+    try:
+        second = stopped_at(point, tmp_path / "chaos", recipes[1], place, "--overwrite")
+    finally:
+        first.send_signal(signal.SIGCONT)
     try:
         lost = end(first)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,16 @@ def test_a_private_authority_is_trusted_beside_the_public_ones(environment: pyte
     trusted = path.read_bytes()
     assert authority.pem.read_bytes().strip() in trusted
     assert trusted.count(b"BEGIN CERTIFICATE") >= Path(certifi.where()).read_bytes().count(b"BEGIN CERTIFICATE")
+
+
+def test_threads_that_ask_at_once_find_the_certificates_whole(environment: pytest.MonkeyPatch, authority: Authority) -> None:
+    environment.setenv("SSL_CERT_FILE", str(authority.pem))
+    whole = trust.certificates()
+    assert whole
+    for _ in range(20):
+        trust._bundle.cache_clear()
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda _: trust.certificates(), range(8))) == {whole}
 
 
 def test_files_over_https_are_read_with_the_same_variables(environment: pytest.MonkeyPatch, authority: Authority, tmp_path: Path) -> None:
