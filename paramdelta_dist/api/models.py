@@ -9,6 +9,7 @@ from typing import Any
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoint, open_checkpoints
 from paramdelta_dist.checkpoint.beside import Folder, find_beside, notes_beside
 from paramdelta_dist.checkpoint.checkpoint import dtype_counts
+from paramdelta_dist.checkpoint.companions import companions_noted, with_companions
 from paramdelta_dist.checkpoint.exact import Agreement, compare_exact
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.homology import entries_of
@@ -90,6 +91,7 @@ def open_models(recipe: Recipe, *, memory: int | None = None) -> Models:
     checkpoints = {url: checkpoint if checkpoint is base else with_one_head(base, checkpoint) for url, checkpoint in checkpoints.items()}
     beside = find_beside(open_store(recipe.base, recipe.storage_config), base.others)
     checkpoints[recipe.base] = replace(base, beside=beside)
+    checkpoints = with_companions(checkpoints, recipe.base, recipe.storage_config, room)
     files = checkpoints[source].side_files if source in checkpoints else find_side_files(source, recipe.storage_config)
     return Models(checkpoints, files, Tokenizers(recipe.storage_config, room))
 
@@ -120,7 +122,8 @@ def check(recipe: Recipe, models: Models | None = None) -> HomologyReport:
     folders = [_folder(models.checkpoints[url], recipe.storage_config) for url in recipe.models]
     written = Folder(redact(recipe.tokenizer_url), folders[0].store, models.tokenizer_files, {})
     said = notes_beside(folders[0], models.checkpoints[recipe.base].beside, folders[1:], written)
-    return replace(report, notes=(*report.notes, *found.notes, *notes, *said))
+    merged_too = companions_noted(models.checkpoints[recipe.base], folders[0].url)
+    return replace(report, notes=(*report.notes, *found.notes, *notes, *merged_too, *said))
 
 
 def _folder(model: Checkpoint, storage: StorageConfig) -> Folder:

@@ -39,6 +39,14 @@ class WeightFile(NamedTuple):
     identity: Identity
 
 
+class Companion(NamedTuple):
+    """Where a tensor is that lies beside the model and is merged with it."""
+
+    file: str
+    name: str
+    """What it is called there."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a model folder holds. Tensors are in the order of the files and, inside a file, of the bytes."""
@@ -58,6 +66,8 @@ class Checkpoint:
     """Whatever else lies in the folder, by relative name."""
     beside: Beside = NOTHING_BESIDE
     """What of it goes along with a merge: of the base of one alone."""
+    companions: Mapping[str, Companion] = field(default_factory=dict)
+    """Of each tensor that lies beside the model and is merged with it, by the name that it has here."""
     tie: Tie | None = None
     """Copies of the input embeddings, where the config does not say that they are others."""
 
@@ -129,7 +139,7 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
     side_files, closed = _side_files(store, url, present)
     files = tuple(WeightFile(name, present[name]) for name in names)
     with Threads(HEADERS_IN_FLIGHT) as pool:
-        texts = pool.map(lambda file: _read_header(store, file, parser.room), files)
+        texts = pool.map(lambda file: read_header(store, file, parser.room), files)
         headers = []
         for position, (file, text) in enumerate(zip(files, texts, strict=True)):
             headers.append(parser.header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position))
@@ -214,7 +224,7 @@ def _weight_map(store: Store, present: dict[str, Identity], parser: Parser) -> d
     return None
 
 
-def _read_header(store: Store, file: WeightFile, room: Room) -> bytes:
+def read_header(store: Store, file: WeightFile, room: Room) -> bytes:
     """The JSON of a file's header, in room that is the caller's to give back."""
     where, size = f"{store.url}/{file.name}", file.identity.size
     first = store.read_range(file.name, 0, min(FIRST_READ, size), identity=file.identity)

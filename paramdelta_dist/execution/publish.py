@@ -104,8 +104,8 @@ def publish(
             config = render_config(copies.read(file), plan.recipe.dtype, plan.config_changes, plan.config_without)
         else:
             wrote(file.name, *copies.copy(file, store, hold), redact(file.model))
-    if len(plan.shards) > 1:
-        weight_map = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
+    if len(plan.own_shards) > 1:
+        weight_map = {tensor.name: shard.file for shard in plan.own_shards for tensor in shard.tensors}
         write(INDEX_NAME, render_index(weight_map, total_size=plan.total_size, total_parameters=plan.total_parameters))
     write(CARD, redacted(_card(plan)).encode(errors="backslashreplace"))
     write_held(store, hold, REPORT, render_document(report))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from paramdelta_dist.checkpoint.checkpoint import Companion
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import render_header
 from paramdelta_dist.checkpoint.index import SINGLE_NAME
@@ -32,26 +33,35 @@ class ShardLayout:
     """Bytes of the whole file."""
 
 
-def lay_out(tensors: Iterable[OutputTensor], *, shard_size: int) -> tuple[ShardLayout, ...]:
+def lay_out(
+    tensors: Iterable[OutputTensor], *, shard_size: int, companions: Mapping[str, Companion] | None = None
+) -> tuple[ShardLayout, ...]:
     """Fill shards with tensors in the order given, each with at most `shard_size` bytes of data unless it holds a
-    single larger tensor.
+    single larger tensor. After them come the files beside the model, which hold the tensors that are `companions`, by name.
 
     Inside a shard wider elements come first, so that every tensor is aligned to its element size.
     """
     groups: list[list[OutputTensor]] = [[]]
+    apart: dict[str, list[OutputTensor]] = {}
     filled = 0
     for tensor in tensors:
+        if companions and tensor.name in companions:
+            apart.setdefault(companions[tensor.name].file, []).append(tensor)
+            continue
         if groups[-1] and filled + tensor.nbytes > shard_size:
             groups.append([])
             filled = 0
         groups[-1].append(tensor)
         filled += tensor.nbytes
-    return tuple(_shard(group, number, len(groups)) for number, group in enumerate(groups, start=1))
+    numbered = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    names = numbered if len(groups) > 1 else [SINGLE_NAME]
+    own = [_shard(group, name, {}) for group, name in zip(groups, names, strict=True)]
+    return (*own, *(_shard(group, file, companions or {}) for file, group in apart.items()))
 
 
-def _shard(group: list[OutputTensor], number: int, count: int) -> ShardLayout:
+def _shard(group: list[OutputTensor], file: str, companions: Mapping[str, Companion]) -> ShardLayout:
     width = {dtype: DTYPES[dtype].bits for dtype in {tensor.dtype for tensor in group}}
     ordered = tuple(sorted(group, key=lambda tensor: -width[tensor.dtype]))
-    header = render_header(ordered)
-    file = SINGLE_NAME if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+    named = [each._replace(name=companions[each.name].name) for each in ordered] if companions else ordered
+    header = render_header(named)
     return ShardLayout(file, header, ordered, len(header) + sum(tensor.nbytes for tensor in ordered))

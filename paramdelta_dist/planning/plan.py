@@ -177,6 +177,8 @@ class MergePlan:
     """Fields of config.json, by dotted name, that are true of the base and not of what is written."""
     notes: tuple[str, ...] = ()
     """What was noted while the models were compared."""
+    companions: frozenset[str] = frozenset()
+    """Files among the shards that lie beside the model, and in no index."""
     planning_memory: int = 0
     """Bytes that what the models say of themselves took, at most, while the plan was made from it."""
 
@@ -200,13 +202,18 @@ class MergePlan:
         return tuple(first[number] for number in sorted(first))
 
     @cached_property
+    def own_shards(self) -> tuple[Shard, ...]:
+        """Those that make up the model, without what lies beside it."""
+        return tuple(shard for shard in self.shards if shard.file not in self.companions)
+
+    @cached_property
     def total_size(self) -> int:
-        """Bytes of tensor data in the output."""
-        return sum(tensor.nbytes for shard in self.shards for tensor in shard.tensors)
+        """Bytes of the model's tensor data."""
+        return sum(tensor.nbytes for shard in self.own_shards for tensor in shard.tensors)
 
     @cached_property
     def total_parameters(self) -> int:
-        return sum(tensor.elements for shard in self.shards for tensor in shard.tensors)
+        return sum(tensor.elements for shard in self.own_shards for tensor in shard.tensors)
 
     def as_document(self) -> dict[str, Any]:
         """The plan as plain values, without the tensors' places: what is kept beside the output."""
@@ -266,13 +273,16 @@ def build_plan(
     _require_one_way_of_looking(settings)
     planner = VocabularyPlanner(recipe, models, opened, vocabularies or {})
     maps, dimensions = planner.row_maps(settings, ways), planner.dimensions
-    layouts = lay_out(_outputs(base.tensors, kinds, recipe.dtype, maps, dimensions), shard_size=recipe.shard_size)
+    layouts = lay_out(
+        _outputs(base.tensors, kinds, recipe.dtype, maps, dimensions), shard_size=recipe.shard_size, companions=base.companions
+    )
     ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
     theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
     beside = {(base.url, name): i for name, i in base.beside.files.items()}
     side_files = tuple(SideFile(url, name, identity) for (url, name), identity in {**ours, **theirs, **beside}.items())
     _require_copyable(side_files)
-    require_writable(recipe.output, ((file.model, file.name) for file in side_files))
+    written = [*((file.model, file.name) for file in side_files), *((base.url, companion.file) for companion in base.companions.values())]
+    require_writable(recipe.output, dict.fromkeys(written))
     alone = {name for name, tensor in base.tensors.items() if name in kept or _base_alone(name, tensor, selection, lacked)}
     alone = {name for name in base.tensors if twins.get(name, name) in alone}
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
@@ -296,6 +306,7 @@ def build_plan(
         copied=len(kinds) - merged,
         config_changes=changes,
         config_without=without,
+        companions=frozenset(companion.file for companion in base.companions.values()),
     )
 
 

@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from paramdelta_dist import api
+from paramdelta_dist.storage import StorageConfig, open_store
 from tests.models import recipe, save_model
 from tests.terminal import call
 
@@ -70,12 +71,70 @@ def test_weights_beside_the_model_are_the_bases_and_said(tmp_path, name):
         assert name in call(command, "r.yaml", cwd=tmp_path).stdout
 
 
+@pytest.mark.parametrize("store", ["disk", "s3"])
+@pytest.mark.parametrize("name", ["2_Dense/model.safetensors", "projector.safetensors"])
+def test_weights_beside_that_all_models_have_alike_are_merged(tmp_path, name, store, s3_server, monkeypatch):
+    folders = []
+    for seed, folder in enumerate(("new", "post", "old")):
+        torch.manual_seed(seed)
+        weights = {"linear.weight": torch.randn(8, 6), "linear.bias": torch.randn(8)}
+        config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+        folders.append(save_model(tmp_path / folder, {f"layers.{n}.weight": torch.randn(40, 5) for n in range(3)}, config=config))
+        (tmp_path / folder / name).parent.mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_bytes(save(weights))
+    out = str(tmp_path / "out")
+    if store == "s3":
+        for variable, value in s3_server.environ.items():
+            monkeypatch.setenv(variable, value)
+        out = f"s3://{s3_server.make_bucket()}/out"
+    made = recipe(*folders, out, weight=0.5, shard_size=1000)
+    result = api.merge(made)
+    assert f"are merged too: '{name}'" in " ".join(result.report["notes"])
+    assert api.verify(out, deep=True, recompute=1.0)["ok"]
+    assert api.merge(made).state == "nothing to do"
+    written = open_store(out, StorageConfig())
+    index = json.loads(written.read("model.safetensors.index.json", limit=1 << 20))
+    assert set(index["weight_map"]) == {f"layers.{n}.weight" for n in range(3)}
+    assert index["metadata"]["total_size"] == 3 * 40 * 5 * 4
+    new, post, old = (load((folder / name).read_bytes()) for folder in folders)
+    found = load(bytes(written.read(name, limit=1 << 20)))
+    assert found.keys() == new.keys()
+    for tensor, value in found.items():
+        expected = new[tensor].double() + 0.5 * (post[tensor].double() - old[tensor].double())
+        torch.testing.assert_close(value, expected.float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("adapter_model.safetensors", {"w": torch.ones(3)}),
+        ("more.safetensors", {"q.lora_A.weight": torch.ones(3)}),
+        ("more.safetensors", {"w": torch.ones(3, dtype=torch.int8)}),
+        ("more.safetensors", {}),
+    ],
+)
+def test_weights_beside_that_no_sum_has_a_meaning_for_are_copied(tmp_path, name, weights):
+    out, said = merged(tmp_path, three(tmp_path, {name: save(weights)}))
+    assert (out / name).read_bytes() == save(weights)
+    assert f"not merged: '{name}'" in said
+
+
+def test_rules_speak_of_weights_beside_by_file_and_name(tmp_path):
+    name = "2_Dense/model.safetensors"
+    folders = three(
+        tmp_path, new={name: save({"w": torch.zeros(3)})}, post={name: save({"w": torch.ones(3)})}, old={name: save({"w": torch.zeros(3)})}
+    )
+    out, _ = merged(tmp_path, folders, exclude=["2_Dense/*"])
+    assert load((out / name).read_bytes())["w"].tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("difference", ["small", "large", "size", "none"])
 def test_weights_beside_that_differ_between_the_models_are_said_to_take_no_part(tmp_path, difference):
     name, size = "2_Dense/model.safetensors", 300_000 if difference == "large" else 3
     ours = torch.zeros(size)
     theirs = ours + (difference in ("small", "large")) if difference != "size" else torch.zeros(4)
-    out, said = merged(tmp_path, three(tmp_path, {name: save({"w": ours})}, post={name: save({"w": theirs})}))
+    new, post = {name: save({"w": ours})}, {name: save({"w": theirs})}
+    out, said = merged(tmp_path, three(tmp_path, new=new, post=post))  # old has none
     assert (out / name).read_bytes() == save({"w": ours})
     told = f"{tmp_path / 'post'}: has others than the base in weights beside the model, and no part in what is written there: '{name}'"
     assert (told in said) == (difference != "none")
