@@ -133,6 +133,7 @@ def test_each_signal_stops_a_merge_that_goes_on_later(tmp_path, models, bucket, 
         assert json.loads(done.communicate(timeout=60)[0])["state"] == "merged"
 
 
+@pytest.mark.slow
 def test_a_hangup_is_ignored_where_nohup_asks_for_it(tmp_path, models, bucket):
     name, proxy, environment = bucket
     proxy.rule(stalled(), method="PUT")

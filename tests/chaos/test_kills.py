@@ -15,11 +15,8 @@ IN_A_SHARD = ("first tile", "mid shard", "before the put completes", "after the 
 AFTER_THE_SHARDS = ("between shards and index", "before the commit")
 WORKERS = 2
 
-SHORT = {
-    ("process", "before the put completes", "s3"),
-    ("worker", "after the put and before the receipt", "s3"),
-}
-"""What `make test` runs: a point of each kind. A process on disk is killed at random moments there too."""
+SHORT = {("worker", "after the put and before the receipt", "s3")}
+"""What `make test` runs. Processes are killed at random moments there too."""
 
 
 def cases(roles, points):

@@ -274,7 +274,7 @@ headers = st.dictionaries(
 
 
 @given(headers, st.integers(0, 32))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=150)
 def test_a_header_of_odd_values_is_refused_unless_the_library_opens_it_the_same(header, size):
     file = weight_file(header, bytes(size))
     ours = outcome(parsed, file)

@@ -34,6 +34,7 @@ def shards(site, name):
     return sorted(key for key in site.objects(name) if key.startswith("model-"))
 
 
+@pytest.mark.slow
 def test_a_stopped_job_is_no_success_and_the_next_attempt_finishes_it_over_a_connection_that_breaks(site):
     recipe, go, further = site.recipe("good"), site.hold("good", "[34]"), site.hold("good", "[5-8]")
     first = site.start("submit", recipe)

@@ -51,6 +51,7 @@ def test_a_local_merge_stays_under_its_projection_with_a_tensor_larger_than_its_
     assert peak <= document["projected_memory"] <= 512 << 20
 
 
+@pytest.mark.slow
 def test_a_report_on_what_torch_makes_stays_under_the_projection_even_while_its_kernels_are_compiled(tmp_path):
     new, post = (save_model(tmp_path / name, {f"{n}": torch.randn(1 << 21).bfloat16() for n in range(16)}) for name in ("new", "post"))
     recipe = tmp_path / "recipe.yaml"
