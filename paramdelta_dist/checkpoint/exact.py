@@ -63,7 +63,7 @@ def compare_exact(
     asked = [name for name in common if not is_the_bases(name, base.tensors[name])]
     mismatches = [*_unlike_kinds(asked, models)]
     exact = [name for name in asked if _is_exact(name, models)]
-    looked, derived = exact[:MOST], [name for name in common if is_the_bases(name, base.tensors[name]) and _is_exact(name, models)]
+    looked, derived = exact[:MOST], [name for name in sorted(set(common).difference(asked)) if _is_exact(name, models)]
     derived = derived[: MOST - len(looked)]
     notes: list[str] = []
     with room.taken(_IN_FLIGHT * 2 * alike.SMALL if looked or derived else 0, "comparing integer tensors"):

@@ -19,8 +19,13 @@ _COUNTERS = ("num_batches_tracked", "global_step", "num_updates", "num_steps", "
 """Of tensors that count steps where they are one integer."""
 
 
-def _ends(name: str, endings: Sequence[str]) -> bool:
-    return any(name == ending or name.endswith("." + ending) for ending in endings)
+def _dotted(endings: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f".{ending}" for ending in endings)
+
+
+_MASK_ENDS, _COUNTER_ENDS = _dotted(_MASKS), _dotted(_COUNTERS)
+_ENDS = (*_MASK_ENDS, *_COUNTER_ENDS, *_dotted(_POSITIONS))
+"""What a name ends with once a dot is before it: one test in C, since it is asked of every tensor of every model."""
 
 
 def is_the_bases(name: str, tensor: Tensor | None) -> bool:
@@ -28,11 +33,12 @@ def is_the_bases(name: str, tensor: Tensor | None) -> bool:
     merged, and the base's, if it has one, whatever the others hold."""
     if name.endswith(_DERIVED) or (tensor is not None and "relative_coords_table" in name):
         return True
-    if tensor is None or not _ends(name, (*_MASKS, *_POSITIONS, *_COUNTERS)):
+    dotted = f".{name}"
+    if tensor is None or not dotted.endswith(_ENDS):
         return False
     if DTYPES[tensor.dtype].kind is not Kind.FLOAT:
-        return tensor.parameters == 1 or not _ends(name, _COUNTERS)
-    return _ends(name, _MASKS) and len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
+        return tensor.parameters == 1 or not dotted.endswith(_COUNTER_ENDS)
+    return dotted.endswith(_MASK_ENDS) and len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
 
 
 def not_in_all(models: Sequence[Mapping[str, Tensor]]) -> frozenset[str]:
