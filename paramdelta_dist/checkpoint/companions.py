@@ -43,11 +43,14 @@ def _tensors(model: Checkpoint, file: str, storage: StorageConfig, parser: Parse
     store, weights = open_store(model.url, storage), WeightFile(file, model.others[file])
     try:
         text = read_header(store, weights, parser.room)
-        tensors = parser.header(text, file_size=weights.identity.size, where=f"{store.url}/{file}", file=len(model.files))
     except CheckpointError:
         return {}
-    parser.room.give_back(len(text))
-    return tensors
+    try:
+        return parser.header(text, file_size=weights.identity.size, where=f"{store.url}/{file}", file=len(model.files))
+    except CheckpointError:
+        return {}
+    finally:
+        parser.room.give_back(len(text))
 
 
 def _are_alike(models: Sequence[Mapping[str, Tensor]]) -> bool:

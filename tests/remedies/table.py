@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from tests.handmade import entry, weight_file
-from tests.remedies.walking import FILE, INDEX, SHAPES, WORDS, Walk, World, tokenizer
+from tests.remedies.walking import FILE, INDEX, SHAPES, WORDS, Step, Walk, World, tokenizer
 
 POST = f"post/{FILE}"
 AGAIN = "get the model's files once more from where they came"
@@ -737,6 +737,15 @@ def text(says, offers, change, at="recipe.py"):
     return Walk(at, says, breaks, offers, lambda world: setattr(world, "text", ""), CHECKED, 2)
 
 
+def place(says: str, offers: str, wrong_url: str, right_url: str = "post") -> Walk:
+    """A post at a place that cannot be one."""
+
+    def put(url: str) -> Step:
+        return lambda world: world.recipe["deltas"][0].update(post=url.replace("{root}", str(world.root)))
+
+    return Walk("storage/urls.py", says, put(wrong_url), offers, put(right_url), CHECKED, 2)
+
+
 RECIPES = [
     wrong("should be a size such as 5GB", "5GB", "shard_size", [5], "5GB"),
     wrong(" bytes a shard must have at least; is a unit missing", "as in 5GB", "shard_size", 5, "5GB"),
@@ -755,33 +764,9 @@ RECIPES = [
     text(" is given twice", "is given twice", lambda right: right + "base: new\n"),
     text(" are not allowed in a recipe", "are not allowed", lambda right: right + "x: &a 1\ny: *a\n"),
     text("a key should be a word, not a list or mapping", "a key should be a word", lambda right: right + "? [a]\n: 1\n"),
-    Walk(
-        "storage/urls.py",
-        "a query string cannot be part of a folder's URL",
-        lambda world: world.recipe["deltas"][0].update(post="https://127.0.0.1:9/post?versionId=1"),
-        "a query string cannot be part",
-        lambda world: world.recipe["deltas"][0].update(post="post"),
-        CHECKED,
-        2,
-    ),
-    Walk(
-        "storage/urls.py",
-        "credentials do not belong in a URL",
-        lambda world: world.recipe["deltas"][0].update(post="s3://key:secret@b/post"),
-        "put them in the environment or a profile",
-        lambda world: world.recipe["deltas"][0].update(post="post"),
-        CHECKED,
-        2,
-    ),
-    Walk(
-        "storage/urls.py",
-        "write the path as it is, without percent signs",
-        lambda world: world.recipe["deltas"][0].update(post=f"file://{world.root}/po%73t"),
-        "write the path as it is",
-        lambda world: world.recipe["deltas"][0].update(post=f"file://{world.root}/post"),
-        CHECKED,
-        2,
-    ),
+    place("a query string cannot be part of a folder's URL", "a query string cannot be part", "https://127.0.0.1:9/post?versionId=1"),
+    place("credentials do not belong in a URL", "put them in the environment or a profile", "s3://key:secret@b/post"),
+    place("write the path as it is, without percent signs", "write the path as it is", "file://{root}/po%73t", "file://{root}/post"),
     Walk(
         "template.py",
         " is not known in an output; known are ",
