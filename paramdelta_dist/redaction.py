@@ -100,16 +100,17 @@ def is_signed(url: str) -> bool:
 
 
 def _by_value(text: str) -> str:
-    for value, pattern in _patterns(_secrets()):
+    for value, pattern in _patterns(_secrets(tuple(os.environ.items()))):
         if value in text:
             text = pattern.sub(HIDDEN, text)
     return text
 
 
-def _secrets() -> tuple[str, ...]:
+@lru_cache(maxsize=1)
+def _secrets(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     """The values of the environment that are secret, by the names of their variables."""
     found: set[str] = set()
-    for name, value in os.environ.items():
+    for name, value in environment:
         if _URL_NAME.search(name):
             found.update(_of_url(value))
         elif name.upper() == "AWS_ACCESS_KEY_ID":

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from paramdelta_dist.checkpoint.beside import Beside
 from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.families import Tensors
 from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, damaged, header_length, shown
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME
 from paramdelta_dist.checkpoint.parsing import Parser
@@ -53,7 +54,7 @@ class Checkpoint:
 
     url: str
     files: tuple[WeightFile, ...]
-    tensors: dict[str, Tensor]
+    tensors: Tensors
     config: dict[str, Any] | None
     """Content of config.json; None where there is none."""
     side_files: dict[str, Identity]
@@ -144,7 +145,11 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
         for position, (file, text) in enumerate(zip(files, texts, strict=True)):
             headers.append(parser.header(text, file_size=file.identity.size, where=f"{store.url}/{file.name}", file=position))
             parser.room.give_back(len(text))
-    tensors = _agreed(store.url, names, headers, weight_map)
+    tensors = parser.table(names, headers, weight_map)
+    if tensors is None:
+        _refuse(store.url, names, headers, weight_map or {})
+    if not tensors:
+        raise damaged(f"{store.url}: the checkpoint holds no tensors")
     config = _read_config(store, present[CONFIG_NAME], parser.room) if CONFIG_NAME in present else None
     known = {*side_files, *names, INDEX_NAME}
     return Checkpoint(
@@ -234,20 +239,6 @@ def read_header(store: Store, file: WeightFile, room: Room) -> bytes:
     if stop > len(first):
         first = store.read_range(file.name, 0, stop, identity=file.identity)
     return bytes(first[LENGTH_FIELD:stop])
-
-
-def _agreed(url: str, names: list[str], headers: list[dict[str, Tensor]], weight_map: dict[str, str] | None) -> dict[str, Tensor]:
-    """All tensors, once index and headers tell the same story: each tensor in exactly the file that the index names."""
-    tensors: dict[str, Tensor] = {}
-    held: dict[str, str] = {}
-    for file, header in zip(names, headers, strict=True):
-        tensors.update(header)
-        held.update(dict.fromkeys(header, file))
-    if weight_map is not None and (held != weight_map or len(held) != sum(map(len, headers))):
-        _refuse(url, names, headers, weight_map)
-    if not tensors:
-        raise damaged(f"{url}: the checkpoint holds no tensors")
-    return tensors
 
 
 def _refuse(url: str, names: list[str], headers: list[dict[str, Tensor]], index: dict[str, str]) -> NoReturn:

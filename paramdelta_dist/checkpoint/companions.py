@@ -13,6 +13,7 @@ from dataclasses import replace
 from paramdelta_dist.checkpoint.beside import Beside
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint, Companion, WeightFile, read_header
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.families import Tensors
 from paramdelta_dist.checkpoint.header import Tensor
 from paramdelta_dist.checkpoint.parsing import Parser
 from paramdelta_dist.checkpoint.room import Room
@@ -63,7 +64,7 @@ def _joined(model: Checkpoint, file: str, tensors: Mapping[str, Tensor]) -> Chec
     return replace(
         model,
         files=(*model.files, WeightFile(file, model.others[file])),
-        tensors={**model.tensors, **{f"{file}:{name}": tensor for name, tensor in tensors.items()}},
+        tensors=Tensors(model.tensors | {f"{file}:{name}": tensor for name, tensor in tensors.items()}),
         others={name: identity for name, identity in model.others.items() if name != file},
         beside=Beside({name: identity for name, identity in model.beside.files.items() if name != file}, model.beside.left),
         companions={**model.companions, **{f"{file}:{name}": Companion(file, name) for name in tensors}},

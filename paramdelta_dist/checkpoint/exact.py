@@ -16,6 +16,7 @@ from paramdelta_dist.checkpoint.alike import Stretch, are_alike
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
 from paramdelta_dist.checkpoint.extras import is_the_bases
+from paramdelta_dist.checkpoint.families import dtypes_of
 from paramdelta_dist.checkpoint.header import Tensor, shown
 from paramdelta_dist.checkpoint.homology import Mismatch
 from paramdelta_dist.checkpoint.room import Room
@@ -59,7 +60,7 @@ def compare_exact(
     OverBudget where there is no `room` for the few that are read at a time, and what the stores raise.
     """
     base, *others = models
-    common = [name for name, tensor in base.tensors.items() if name not in told and not left_out(name) and _in_all(name, tensor, others)]
+    common = [name for name in _not_plain(models) if name not in told and not left_out(name) and _in_all(name, base.tensors[name], others)]
     asked = [name for name in common if not is_the_bases(name, base.tensors[name])]
     mismatches = [*_unlike_kinds(asked, models)]
     exact = [name for name in asked if _is_exact(name, models)]
@@ -83,6 +84,15 @@ def compare_exact(
             "compares all of them"
         )
     return Agreement(tuple(mismatches), tuple(notes))
+
+
+def _not_plain(models: Sequence[Checkpoint]) -> list[str]:
+    """The tensors of the base, in its order, that hold anything else than floating-point numbers in any of the models."""
+    tables = {id(model.tensors): model.tensors for model in models}.values()
+    plain = {name for name, dtype in DTYPES.items() if dtype.kind is Kind.FLOAT}
+    unlike = [tensors for tensors in tables if not plain.issuperset(dtypes_of(tensors))]
+    others = {name for tensors in unlike for name, tensor in tensors.items() if tensor.dtype not in plain}
+    return [name for name in models[0].tensors if name in others] if others else []
 
 
 def _is_exact(name: str, models: Sequence[Checkpoint]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.families import names_that
 from paramdelta_dist.checkpoint.header import Tensor, shown
 
 _DERIVED = (
@@ -41,10 +42,19 @@ def is_the_bases(name: str, tensor: Tensor | None) -> bool:
     return dotted.endswith(_MASK_ENDS) and len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1) and tensor.shape[2] == tensor.shape[3]
 
 
+def the_bases(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors of which `is_the_bases` is true."""
+    return [name for name in names_that(_may_be, tensors) if is_the_bases(name, tensors[name])]
+
+
+def _may_be(name: str) -> bool:
+    return name.endswith(_DERIVED) or "relative_coords_table" in name or f".{name}".endswith(_ENDS)
+
+
 def not_in_all(models: Sequence[Mapping[str, Tensor]]) -> frozenset[str]:
     """Names of the tensors that some of the models have and others lack."""
-    every = {name for tensors in {id(tensors): tensors for tensors in models}.values() for name in tensors}
-    return frozenset(name for name in every if any(name not in tensors for tensors in models))
+    names = [tensors.keys() for tensors in {id(tensors): tensors for tensors in models}.values()]
+    return frozenset().union(*names).difference(frozenset(names[0]).intersection(*names[1:]))
 
 
 def differences_noted(

@@ -230,6 +230,8 @@ def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], follows: bool,
 def _tensor_mismatches(
     base: Checkpoint, other: Checkpoint, vocab: str, copied: Callable[[str], bool], missing: str, entries: Entries
 ) -> list[Mismatch]:
+    if other.tensors is base.tensors:
+        return []
     url = redact(other.url)
     found = []
     held = [other.tensors.get(name) for name in base.tensors]

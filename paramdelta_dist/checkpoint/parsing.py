@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 from threading import Lock
 
+from paramdelta_dist.checkpoint.families import Tensors
 from paramdelta_dist.checkpoint.header import Tensor, parse_header
 from paramdelta_dist.checkpoint.index import parse_index
 from paramdelta_dist.checkpoint.room import Room, json_cost
@@ -27,6 +29,8 @@ class Parser:
         self._indexes: dict[bytes, dict[str, str]] = {}
         self._headers: dict[tuple[bytes, int, int], dict[str, Tensor]] = {}
         """Both by digest: the text itself is not kept."""
+        self._tables: dict[tuple[tuple[str, ...], tuple[int, ...], int], Tensors | None] = {}
+        """By the names of the files, their tables and the index, which are kept above and so are told apart by their addresses."""
 
     def index(self, text: bytes | bytearray, *, where: str) -> dict[str, str]:
         """What `parse_index` returns, and raises. Raises OverBudget where there is no room."""
@@ -47,3 +51,14 @@ class Parser:
                     self._headers[key], _ = parse_header(text, file_size=file_size, where=where, file=file)
                 self.room.take(len(self._headers[key]) * TENSOR, where)
             return self._headers[key]
+
+    def table(self, names: Sequence[str], headers: Sequence[dict[str, Tensor]], index: dict[str, str] | None) -> Tensors | None:
+        """The tensors of all files of a model; None where the index, if it has one, says otherwise. All are what this made."""
+        key = (tuple(names), tuple(map(id, headers)), id(index))
+        with self._turn:
+            if key not in self._tables:
+                tensors = Tensors(pair for header in headers for pair in header.items())
+                held = {name: file for file, header in zip(names, headers, strict=True) for name in header}
+                agreed = index is None or (held == index and len(held) == sum(map(len, headers)))
+                self._tables[key] = tensors if agreed else None
+            return self._tables[key]

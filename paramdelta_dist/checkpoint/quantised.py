@@ -11,6 +11,7 @@ from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
+from paramdelta_dist.checkpoint.families import dtypes_of, names_that
 from paramdelta_dist.checkpoint.header import Tensor, shown
 
 
@@ -55,7 +56,7 @@ _BY_A_PART = (
 
 def find_quantised(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> list[Quantised]:
     """The quantised matrices of a model, in the order of the names."""
-    if not any(tensor.dtype in _NARROW for tensor in tensors.values()) and not any(name.endswith(_PLAIN_SCALES) for name in tensors):
+    if dtypes_of(tensors).isdisjoint(_NARROW) and not names_that(lambda name: name.endswith(_PLAIN_SCALES), tensors):
         return []
     groups: dict[str, dict[str, str]] = {}
     """By what their names begin with: the tensors, and which part each is."""

@@ -66,7 +66,7 @@ class Room:
 
 def text_cost(data: bytes | bytearray) -> int:
     """Bytes that UTF-8 takes as a string, at most."""
-    return len(data) * (4 if _WIDEST.search(data) else 2 if _WIDE.search(data) else 1)
+    return len(data) if data.isascii() else len(data) * (4 if _WIDEST.search(data) else 2 if _WIDE.search(data) else 1)
 
 
 def json_cost(data: bytes | bytearray, *, pairs: bool = False) -> int:

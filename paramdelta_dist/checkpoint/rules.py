@@ -212,6 +212,11 @@ class Selection:
         self._patterns = {"include": include, "exclude": exclude}
         self._include, self._exclude = _globs(include), _globs(exclude)
 
+    @property
+    def is_all(self) -> bool:
+        """Whether it was given no glob."""
+        return self._include is None and self._exclude is None
+
     def has(self, name: str) -> bool:
         """Whether it is included, where anything is, and not excluded."""
         return not (self._include and not self._include.match(name)) and not (self._exclude and self._exclude.match(name))

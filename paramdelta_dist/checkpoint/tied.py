@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from paramdelta_dist.checkpoint.families import Tensors, names_that
 from paramdelta_dist.checkpoint.header import Tensor, shown
 from paramdelta_dist.checkpoint.vocabulary import input_embeddings, is_vocabulary_tensor
 from paramdelta_dist.storage import Store
@@ -47,7 +48,8 @@ def find_tie(store: Store, files: Sequence[WeightFile], tensors: Mapping[str, Te
     if says is False or embedding is None:
         return None
     whole = tensors[embedding]
-    alike = [name for name in tensors if name != embedding and _is_copy(name, embedding) and tensors[name][:2] == whole[:2]]
+    copies = names_that(lambda name: _is_copy(name, embedding), tensors)
+    alike = [name for name in copies if name != embedding and tensors[name][:2] == whole[:2]]
     if not alike:
         return None
 
@@ -93,7 +95,7 @@ def with_one_head(base: Checkpoint, other: Checkpoint) -> Checkpoint:
     if own is None or not (lacking or surplus):
         return other
     tensors = {name: tensor for name, tensor in other.tensors.items() if name not in surplus}
-    return replace(other, tensors=tensors | dict.fromkeys(lacking, other.tensors[own]))
+    return replace(other, tensors=Tensors(tensors | dict.fromkeys(lacking, other.tensors[own])))
 
 
 def _is_tied(model: Checkpoint) -> bool:

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paramdelta_dist.checkpoint.components import locate
+from paramdelta_dist.checkpoint.families import names_that
 
 if TYPE_CHECKING:
     from paramdelta_dist.checkpoint.header import Tensor
@@ -57,13 +58,14 @@ def is_vocabulary_tensor(name: str) -> bool:
     return f".{name}".endswith(_ENDINGS)
 
 
-def input_embeddings(names: Iterable[str]) -> str | None:
+def input_embeddings(tensors: Mapping[str, Tensor]) -> str | None:
     """The tensor whose rows `vocab_size` counts; None where no name is known."""
-    every = list(names)
-    found = [name for name in every if is_vocabulary_tensor(name)] or [
-        name for name in every if name.endswith(".weight") and "embed" in name and _WHERE_THE_SIZE_FITS.fullmatch(name)
-    ]
+    found = names_that(is_vocabulary_tensor, tensors) or names_that(_is_embedding, tensors)
     return next((name for name in found if not name.endswith(_HEADS)), found[0] if found else None)
+
+
+def _is_embedding(name: str) -> bool:
+    return name.endswith(".weight") and "embed" in name and bool(_WHERE_THE_SIZE_FITS.fullmatch(name))
 
 
 class Field(NamedTuple):
@@ -138,10 +140,14 @@ def find_entries(models: Sequence[Model], answers: Answers = NO_ANSWERS, *, toke
     ordinary = set(_other_numbers(models[0][0] or {}))
     known: dict[str, int] = {}
     asked: dict[str, int] = {}
+    sure_names = set(names_that(is_vocabulary_tensor, models[0][1]))
+    outside = set(names_that(lambda name: "layers" not in name, models[0][1]))
+    shapes = {tensor.shape for tensor in models[0][1].values()}
+    shapes = {shape for shape in shapes if answers.tensors or any(size in every[0] for size in shape)}
     for name, tensor in models[0][1].items():
-        sure = is_vocabulary_tensor(name)
-        if not tensor.shape or not (sure or answers.tensors or any(size in every[0] for size in tensor.shape) or "layers" not in name):
+        if not tensor.shape or not (tensor.shape in shapes or name in sure_names or name in outside):
             continue
+        sure = name in sure_names
         held = [(model, tensors[name].shape) for model, (_, tensors) in enumerate(models) if name in tensors]
         if any(len(shape) != len(tensor.shape) for _, shape in held):
             continue

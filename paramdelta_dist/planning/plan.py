@@ -16,7 +16,7 @@ from paramdelta_dist.checkpoint.beside import most_bytes
 from paramdelta_dist.checkpoint.config import changed_config
 from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES, Kind
 from paramdelta_dist.checkpoint.exact import treatment
-from paramdelta_dist.checkpoint.extras import is_the_bases, not_in_all
+from paramdelta_dist.checkpoint.extras import not_in_all, the_bases
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.quantised import find_quantised, left_over
 from paramdelta_dist.checkpoint.rules import Selection
@@ -264,12 +264,15 @@ def build_plan(
     kept = {name for found in find_quantised(base.tensors, base.config) for name in found.tensors if not selection.has(name)}
     every = [checkpoints[url].tensors for url in recipe.models]
     lacked = not_in_all(every)
-    kinds = _account(opened, selection, kept, lacked)
+    derived = frozenset(the_bases(base.tensors))
+    alone = derived.union(lacked, () if selection.is_all else (name for name in base.tensors if not selection.has(name)))
+    kinds = _account(opened, kept, alone, derived)
     twins = ties_of(base, [checkpoints[url] for url in recipe.models[1:]])
     merged_names = [name for name, is_merged in kinds.items() if (is_merged or name in kept) and name not in lacked and name not in twins]
-    others = {name for tensors in every for name in tensors}.difference(merged_names)
+    others = frozenset().union(*{id(tensors): tensors for tensors in every}.values()).difference(merged_names)
     settings, ways = resolver.choose(merged_names, others)
-    ways = {name: ways[twins.get(name, name)] for name in kinds if twins.get(name, name) in ways}
+    if twins:
+        ways = {name: ways[twins.get(name, name)] for name in kinds if twins.get(name, name) in ways}
     _require_one_way_of_looking(settings)
     planner = VocabularyPlanner(recipe, models, opened, vocabularies or {})
     maps, dimensions = planner.row_maps(settings, ways), planner.dimensions
@@ -283,8 +286,9 @@ def build_plan(
     _require_copyable(side_files)
     written = [*((file.model, file.name) for file in side_files), *((base.url, companion.file) for companion in base.companions.values())]
     require_writable(recipe.output, dict.fromkeys(written))
-    alone = {name for name, tensor in base.tensors.items() if name in kept or _base_alone(name, tensor, selection, lacked)}
-    alone = {name for name in base.tensors if twins.get(name, name) in alone}
+    alone = alone.union(kept)
+    if twins:
+        alone = frozenset(name for name in base.tensors if twins.get(name, name) in alone)
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
     merged = len(ways)
     changes = config_changes(recipe, opened, checkpoints.get(recipe.tokenizer_url), maps, dimensions, vocabularies or {})
@@ -340,19 +344,20 @@ def _require_one_way_of_looking(settings: Sequence[Settings]) -> None:
         )
 
 
-def _account(models: Sequence[Checkpoint], selection: Selection, kept: Collection[str], lacked: Collection[str]) -> dict[str, bool]:
+def _account(models: Sequence[Checkpoint], kept: Collection[str], alone: Collection[str], derived: Collection[str]) -> dict[str, bool]:
     """For every tensor of the base, whether it is merged (True) or copied (False); nothing else is possible. What is quantised in
-    the base and left out by the recipe is `kept` as it is, byte for byte; of what else is left out, is `lacked` by a model or
-    follows from the config, the base alone matters."""
+    the base and left out by the recipe is `kept` as it is, byte for byte; of what is copied from the base `alone`, what the others
+    hold does not matter, and what is `derived` from the config or counts steps is merged in no case."""
     base, problems, merged = models[0], [], {}
     seen: dict[tuple[str | None, ...], bool | str] = {}
     """What is to be done with tensors that have these dtypes in the models, or why nothing can be."""
-    columns = [[None if tensor is None else tensor.dtype for tensor in map(model.tensors.get, base.tensors)] for model in models]
+    tables = {id(model.tensors): model.tensors for model in models}.values()
+    columns = [[None if tensor is None else tensor.dtype for tensor in map(table.get, base.tensors)] for table in tables]
     for name, dtypes in zip(base.tensors, zip(*columns, strict=True), strict=True):
         if name in kept and dtypes[0] in ITEMSIZES:
             merged[name] = False
             continue
-        if _base_alone(name, base.tensors[name], selection, lacked):
+        if name in alone:
             dtypes = dtypes[:1]
             if dtypes[0] in ITEMSIZES and DTYPES[dtypes[0]].kind is Kind.COMPLEX:
                 merged[name] = False
@@ -362,16 +367,11 @@ def _account(models: Sequence[Checkpoint], selection: Selection, kept: Collectio
         if isinstance(found, str):
             problems.append(f"{shown(name)} {found}")
         else:
-            merged[name] = found and not is_the_bases(name, base.tensors[name])
+            merged[name] = found and name not in derived
     if problems:
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise CheckpointError(f"{redact(base.url)}: {len(problems)} tensors cannot be merged\n  - " + "\n  - ".join(problems[:20]) + more)
     return merged
-
-
-def _base_alone(name: str, tensor: Tensor, selection: Selection, lacked: Collection[str]) -> bool:
-    """Whether a tensor is copied from the base whatever the other models have."""
-    return name in lacked or not selection.has(name) or is_the_bases(name, tensor)
 
 
 def _outputs(
