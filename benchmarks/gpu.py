@@ -98,7 +98,7 @@ def measure_kernel(dtype: Any, count: int) -> dict[str, float | None]:
     """GB/s for `count` deltas, each with a base of its own: fused, in plain torch, and of a copy of as many bytes."""
     import torch
 
-    from paramdelta_dist.kernels.merging import DEVICE_PADDING, Merger
+    from paramdelta_dist.kernels.sum_torch import DEVICE_PADDING, Merger
 
     slots = 2 * count + 2
     n = KERNEL_BYTES // (slots * dtype.itemsize) // DEVICE_PADDING * DEVICE_PADDING
@@ -117,7 +117,7 @@ def measure_kernel(dtype: Any, count: int) -> dict[str, float | None]:
         "torch": on_device(lambda: plain.merge(views[-1], views[0], deltas)),
     }
     try:
-        from paramdelta_dist.kernels.fused import Sum, add_deltas
+        from paramdelta_dist.kernels.sum_triton import Sum, add_deltas
     except ImportError:
         pass
     else:
@@ -132,7 +132,7 @@ def measure_pipeline(*, pinned: bool) -> dict[int, dict[str, float]]:
     """GB/s of merges of bf16 runs with one delta by 1 to 4 threads, and of copies alone, three up for one down, in pinned memory."""
     import torch
 
-    from paramdelta_dist.kernels.device import DeviceMerger, pin, unpin
+    from paramdelta_dist.kernels.sum_gpu import DeviceMerger, pin, unpin
 
     buffers = [[mmap.mmap(-1, RUN) for _ in range(4)] for _ in range(4)]
     every = [buffer for each in buffers for buffer in each]

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks import harness
 from benchmarks.harness import Figures
-from paramdelta_dist.kernels.compiled import add_deltas
-from paramdelta_dist.kernels.merging import values_of
+from paramdelta_dist.kernels.sum_cpu import add_deltas
+from paramdelta_dist.kernels.sum_torch import values_of
 
 TILE = 4 << 20
 """Bytes of each buffer of a tile, as on local disks."""

@@ -19,7 +19,7 @@ LAYERS = 4
 """1 GB a model: the server shares the machine with its client."""
 WEIGHTS = "model.safetensors"
 START = "the start of ours"
-IMPORTS = "import obstore, paramdelta_dist.api.merging, paramdelta_dist.execution.shard, paramdelta_dist.kernels.compiled"
+IMPORTS = "import obstore, paramdelta_dist.api.merge, paramdelta_dist.shards.merge_shard, paramdelta_dist.kernels.sum_cpu"
 """What every merge of ours begins with, whatever its size."""
 NOBODYS = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
 

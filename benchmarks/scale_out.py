@@ -181,7 +181,7 @@ class _Gate:
 
 def run_one(workers: int, scenario: str, seconds: float) -> dict[str, Any]:
     """One run in this process, with a cluster of its own: efficiency, and what the driver needs."""
-    from paramdelta_dist.execution import ray as engine
+    from paramdelta_dist.engine.ray import executor as engine
 
     each = max(seconds * workers / SHARDS, SHARD_SECONDS if scenario == "quiet" else TROUBLED_SHARD_SECONDS)
     count = SHARDS if scenario == "quiet" else min(SHARDS, round(TROUBLED_RUN_SECONDS * workers / each))

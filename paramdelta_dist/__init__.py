@@ -5,26 +5,19 @@ from typing import TYPE_CHECKING, Any
 from paramdelta_dist._version import __version__
 
 if TYPE_CHECKING:
-    from paramdelta_dist.api import (
-        MergeResult,
-        analyze,
-        check,
-        clean,
-        follow,
-        inspect,
-        job_status,
-        list_jobs,
-        load_recipe,
-        logs,
-        merge,
-        plan,
-        prune,
-        status,
-        stop,
-        submit,
-        verify,
-    )
-    from paramdelta_dist.recipe import Recipe
+    from paramdelta_dist.api.analyze import analyze
+    from paramdelta_dist.api.check import check
+    from paramdelta_dist.api.clean import clean
+    from paramdelta_dist.api.inspect import inspect
+    from paramdelta_dist.api.jobs import follow, job_status, list_jobs, logs, stop, submit
+    from paramdelta_dist.api.merge import merge
+    from paramdelta_dist.api.plan import plan
+    from paramdelta_dist.api.prune import prune
+    from paramdelta_dist.api.recipes import load_recipe
+    from paramdelta_dist.api.status import status
+    from paramdelta_dist.api.verify import verify
+    from paramdelta_dist.driver.result import MergeResult
+    from paramdelta_dist.recipe.model import Recipe
 
 __all__ = [
     "MergeResult",
@@ -55,4 +48,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("paramdelta_dist.recipe" if name == "Recipe" else "paramdelta_dist.api"), name)
+    return getattr(import_module("paramdelta_dist.recipe.model" if name == "Recipe" else "paramdelta_dist.api"), name)

@@ -12,15 +12,15 @@ def main() -> None:
     if sys.platform == "win32":  # first of all: the next import fails there
         sys.stderr.write("error: paramdelta-dist runs on Linux and macOS: on Windows, install and run it in WSL (wsl --install)\n")
         sys.exit(2)
-    from paramdelta_dist import process
+    from paramdelta_dist.cli import process
 
     process.run(_command)
 
 
 def _command() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy starts a thread for each core, which nothing here uses
-    from paramdelta_dist.cli import app  # only now: this takes a moment, in which a signal may come
-    from paramdelta_dist.execution.machine import keep_freed_memory
+    from paramdelta_dist.cli.commands import app  # only now: this takes a moment, in which a signal may come
+    from paramdelta_dist.engine.machine import keep_freed_memory
     from paramdelta_dist.redaction import print_traceback, redact_process
 
     redact_process()

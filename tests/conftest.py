@@ -73,7 +73,8 @@ def _environment_of_servers() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    from paramdelta_dist.storage import aws, opening
+    from paramdelta_dist.storage import aws
+    from paramdelta_dist.storage import open as opening
 
     _leave_nobodys_settings(monkeypatch)
     opening._open.cache_clear()

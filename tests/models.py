@@ -56,7 +56,7 @@ def save_model(folder, tensors, *, files=1, config=None):
 
 
 def recipe(new, post, old, output, **more):
-    from paramdelta_dist.recipe import Recipe
+    from paramdelta_dist.recipe.model import Recipe
 
     deltas = more.pop("deltas", ({"post": str(post), **({"base": str(old)} if old else {}), "weight": more.pop("weight", 1.0)},))
     return Recipe.model_validate({"base": str(new), "deltas": deltas, "output": str(output), **more})

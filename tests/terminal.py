@@ -16,7 +16,7 @@ WIDE = {"TERM": "dumb", "COLUMNS": "200"}
 
 def call(*arguments: str | os.PathLike[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """What `paramdelta-dist` with these arguments gives in a folder. What a process would end with as a traceback is one here."""
-    from paramdelta_dist import cli
+    from paramdelta_dist.cli import commands as cli
 
     out, err = _terminal(), _terminal()
     line = list(map(os.fspath, arguments))

@@ -16,24 +16,24 @@ LEVELS = (
     ("redaction", "_version"),
     ("errors", "sizes"),
     ("stopping",),
-    ("threads", "process"),
-    ("storage", "kernels", "template"),
-    ("checkpoint", "methods"),
+    ("threads",),
+    ("storage", "kernels"),
+    ("checkpoint", "methods", "engine"),
     ("recipe",),
-    ("planning", "importing", "schema"),
-    ("execution", "jobs"),
+    ("planning", "jobs"),
+    ("output",),
+    ("shards",),
     ("analysis",),
+    ("driver",),
     ("api",),
-    ("rendering",),
-    ("demo",),
     ("cli",),
     ("__main__", "__init__"),
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 ROOMS = {
-    "ray": ("execution/ray", "jobs/ray_jobs.py"),
-    "pydantic": ("recipe.py",),
+    "ray": ("engine/ray/", "jobs/ray_jobs.py"),
+    "pydantic": ("recipe/",),
     "fsspec": ("storage/",),
     "s3fs": ("storage/",),
     "gcsfs": ("storage/",),
@@ -43,13 +43,13 @@ ROOMS = {
     "aiohttp": ("storage/", "jobs/ray_jobs.py"),
     "requests": ("jobs/ray_jobs.py",),
     "google": ("storage/",),
-    "numba": ("kernels/compil",),
-    "torch": ("kernels/", "methods/", "execution/torch_making.py", "execution/machine.py", "demo.py"),
+    "numba": ("kernels/jit.py", "kernels/sum_cpu.py", "kernels/measure_numba.py"),
+    "torch": ("kernels/", "methods/", "shards/torch_compute.py", "engine/machine.py", "cli/demo.py"),
     "pyarrow": ("analysis/tables.py",),
-    "triton": ("kernels/fused.py",),
-    "safetensors": ("demo.py",),
-    "typer": ("cli.py",),
-    "rich": ("rendering.py", "demo.py"),
+    "triton": ("kernels/sum_triton.py",),
+    "safetensors": ("cli/demo.py",),
+    "typer": ("cli/",),
+    "rich": ("cli/",),
 }
 
 
@@ -117,13 +117,15 @@ def test_every_module_says_first_what_it_is():
     "code",
     [
         "import paramdelta_dist",
-        "from paramdelta_dist import cli; cli.app(['--help'], standalone_mode=False)",
-        "from paramdelta_dist import cli; cli.app('plan --base /no/a --delta /no/b --output /no/c'.split(), standalone_mode=False)",
+        "commands.app(['--help'], standalone_mode=False)",
+        "commands.app('plan --base /no/a --delta /no/b --output /no/c'.split(), standalone_mode=False)",
         "import paramdelta_dist.api, paramdelta_dist.planning, paramdelta_dist.checkpoint",
     ],
 )
 def test_starting_and_planning_load_neither_torch_nor_ray(code):
     report = "\nimport sys; print('LOADED', [m for m in ('torch', 'ray', 'numpy', 'pyarrow', 'transformers') if m in sys.modules])"
-    guarded = f"try:\n    {code}\nexcept BaseException as error:\n    print(type(error))"
+    imports = "from paramdelta_dist.errors import ParamDeltaError"
+    imports += "\nfrom paramdelta_dist.cli import commands" if code.startswith("commands.") else ""
+    guarded = f"{imports}\ntry:\n    {code}\nexcept (SystemExit, ParamDeltaError) as error:\n    print(type(error))"
     done = subprocess.run([sys.executable, "-c", guarded + report], capture_output=True, text=True, check=True)
     assert "LOADED []" in done.stdout, done.stdout

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from paramdelta_dist.analysis.page import render_page
-from paramdelta_dist.analysis.points import Comparison
-from paramdelta_dist.analysis.points_page import render_points_page
+from paramdelta_dist.analysis.page.delta_page import render_page
+from paramdelta_dist.analysis.page.sweep_page import render_points_page
+from paramdelta_dist.analysis.probes import Lane
 from paramdelta_dist.analysis.statistics import WHOLE, Statistics
+from paramdelta_dist.analysis.sweep_comparison import Comparison
 from paramdelta_dist.analysis.tables import point_tables, render, tables
-from paramdelta_dist.analysis.watching import Lane
 from paramdelta_dist.errors import OutputOccupied
 from paramdelta_dist.storage import Store
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_dist.checkpoint.components import Component, Place, locate
-from paramdelta_dist.kernels.measuring import Counts, Floats, Measured, Vectors
+from paramdelta_dist.kernels.measure import Counts, Floats, Measured, Vectors
 from paramdelta_dist.planning.plan import MergePlan, TensorPlan
 from paramdelta_dist.storage import redact
 

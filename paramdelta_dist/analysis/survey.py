@@ -21,15 +21,15 @@ from queue import SimpleQueue
 import numpy as np
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES
+from paramdelta_dist.engine.machine import peak_memory
 from paramdelta_dist.errors import Interrupted, ParamDeltaError
-from paramdelta_dist.execution.buffers import BufferPool
-from paramdelta_dist.execution.machine import peak_memory
-from paramdelta_dist.execution.reader import FetchedTile, Fetching, TileReader, buffer_size
-from paramdelta_dist.kernels.measuring import Floats, Measured, Measurer, Vectors
-from paramdelta_dist.kernels.values import Values
+from paramdelta_dist.kernels.measure import Floats, Measured, Measurer, Vectors
+from paramdelta_dist.kernels.raw import Values
 from paramdelta_dist.planning.chunks import CHUNK, ChunkedTile, Piece, cut_chunks
 from paramdelta_dist.planning.memory import LOCAL_READERS, REQUESTS_IN_FLIGHT
 from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan
+from paramdelta_dist.shards.buffers import BufferPool
+from paramdelta_dist.shards.reader import FetchedTile, Fetching, TileReader, buffer_size
 from paramdelta_dist.storage import StorageConfig, open_store
 
 

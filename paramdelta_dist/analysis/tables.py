@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paramdelta_dist._version import __version__
-from paramdelta_dist.analysis.points import Comparison, Rows
+from paramdelta_dist.analysis.probes import EVERY
 from paramdelta_dist.analysis.statistics import Figures, Statistics
-from paramdelta_dist.analysis.watching import EVERY
-from paramdelta_dist.kernels.measuring import BINS, Floats
+from paramdelta_dist.analysis.sweep_comparison import Comparison, Rows
+from paramdelta_dist.kernels.measure import BINS, Floats
 from paramdelta_dist.planning.chunks import CHUNK
 
 PLACE = [pa.field("component", pa.dictionary(pa.int8(), pa.string())), pa.field("layer", pa.int32())]

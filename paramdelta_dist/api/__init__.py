@@ -1,20 +1,22 @@
 """The verbs: what `import paramdelta_dist` offers and what each command of the same name calls."""
 
-from paramdelta_dist.api.analyzing import analyze
-from paramdelta_dist.api.catalogue import method, methods
-from paramdelta_dist.api.clusters import Task, follow, job_status, list_jobs, logs, stop, submit
-from paramdelta_dist.api.documents import plan_document, tensor_documents
-from paramdelta_dist.api.engines import Device, Engine
-from paramdelta_dist.api.merging import merge
-from paramdelta_dist.api.models import check, inspect, open_models
-from paramdelta_dist.api.observing import Observer
-from paramdelta_dist.api.outputs import clean, status
-from paramdelta_dist.api.planning import plan, plan_sweep
-from paramdelta_dist.api.pruning import prune
+from paramdelta_dist.api.analyze import analyze
+from paramdelta_dist.api.check import check
+from paramdelta_dist.api.clean import clean
+from paramdelta_dist.api.inspect import inspect
+from paramdelta_dist.api.jobs import Task, follow, job_status, list_jobs, logs, stop, submit
+from paramdelta_dist.api.merge import merge
+from paramdelta_dist.api.methods import method, methods
+from paramdelta_dist.api.plan import plan, plan_document, plan_sweep, tensor_documents
+from paramdelta_dist.api.prune import prune
 from paramdelta_dist.api.recipes import import_mergekit, load_recipe, schema
-from paramdelta_dist.api.results import MergeResult, State
-from paramdelta_dist.api.sizing import plan_workers
-from paramdelta_dist.api.verifying import verify
+from paramdelta_dist.api.status import status
+from paramdelta_dist.api.verify import verify
+from paramdelta_dist.driver.executors import Device, Engine
+from paramdelta_dist.driver.observer import Observer
+from paramdelta_dist.driver.open_inputs import open_models
+from paramdelta_dist.driver.result import MergeResult, State
+from paramdelta_dist.driver.sizing import plan_workers
 
 __all__ = [
     "Device",

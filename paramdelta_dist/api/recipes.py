@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from paramdelta_dist import importing
 from paramdelta_dist.errors import InputError, NotFound, UsageError
-from paramdelta_dist.importing import Imported
 from paramdelta_dist.methods import all_methods
-from paramdelta_dist.recipe import MAX_RECIPE, Recipe, parse_recipe
-from paramdelta_dist.schema import recipe_schema
+from paramdelta_dist.recipe import mergekit as importing
+from paramdelta_dist.recipe.mergekit import Imported
+from paramdelta_dist.recipe.model import MAX_RECIPE, Recipe, parse_recipe
+from paramdelta_dist.recipe.schema import recipe_schema
 from paramdelta_dist.storage import StorageConfig, normalize, open_store, read_named_file, redact, scheme_of
 
 

@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.methods.card import Blocks, Method, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.cuts import find_keys, float32_keys
+from paramdelta_dist.methods.shared.quantiles import find_keys, float32_keys
 
 if TYPE_CHECKING:
     import torch

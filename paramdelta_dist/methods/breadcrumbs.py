@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.cuts import delta_keys, find_cuts, float32_keys
-from paramdelta_dist.methods.thinned import NORMALIZE, add_agreeing, add_all
+from paramdelta_dist.methods.shared.quantiles import delta_keys, find_cuts, float32_keys
+from paramdelta_dist.methods.shared.sparsify import NORMALIZE, add_agreeing, add_all
 
 if TYPE_CHECKING:
     import torch

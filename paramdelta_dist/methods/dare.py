@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.thinned import NORMALIZE, SEED, add_agreeing, add_all, stretch
+from paramdelta_dist.methods.shared.sparsify import NORMALIZE, SEED, add_agreeing, add_all, stretch
 
 if TYPE_CHECKING:
     import torch

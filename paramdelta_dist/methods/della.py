@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Blocks, Method, Parameter, Roles, Scope, Sweep, Values
 from paramdelta_dist.methods.dare import DENSITY
-from paramdelta_dist.methods.thinned import NORMALIZE, SEED, add_agreeing, add_all, stretch
+from paramdelta_dist.methods.shared.sparsify import NORMALIZE, SEED, add_agreeing, add_all, stretch
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from paramdelta_dist.methods.card import Blocks, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.sums import Gram, add_combination, gram_sweep
+from paramdelta_dist.methods.shared.gram import Gram, add_combination, gram_sweep
 
 if TYPE_CHECKING:
     import torch

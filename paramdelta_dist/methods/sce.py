@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.methods.card import Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.cuts import find_cuts, float32_keys
-from paramdelta_dist.methods.sums import add_sums
+from paramdelta_dist.methods.shared.gram import add_sums
+from paramdelta_dist.methods.shared.quantiles import find_cuts, float32_keys
 
 if TYPE_CHECKING:
     import torch

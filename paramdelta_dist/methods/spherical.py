@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.methods.card import WEIGHT, Blocks, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.sums import Gram, add_combination, gram_sweep
+from paramdelta_dist.methods.shared.gram import Gram, add_combination, gram_sweep
 
 if TYPE_CHECKING:
     import torch

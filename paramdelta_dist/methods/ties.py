@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.cuts import add_histograms, delta_keys, find_cuts, float32_keys, histogram_bytes
-from paramdelta_dist.methods.thinned import NORMALIZE, add_agreeing, add_all
+from paramdelta_dist.methods.shared.quantiles import add_histograms, delta_keys, find_cuts, float32_keys, histogram_bytes
+from paramdelta_dist.methods.shared.sparsify import NORMALIZE, add_agreeing, add_all
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
 from paramdelta_dist.planning.plan import Shard, TensorPlan
-from paramdelta_dist.planning.runs import find_runs
+from paramdelta_dist.planning.spans import find_runs
 from paramdelta_dist.planning.tiles import Segment, Tile
 
 CHUNK = 1 << 15

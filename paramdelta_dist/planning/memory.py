@@ -8,7 +8,7 @@ from paramdelta_dist.errors import OverBudget
 from paramdelta_dist.kernels.blocks import BLOCK
 from paramdelta_dist.methods import Method
 from paramdelta_dist.planning.plan import MergePlan
-from paramdelta_dist.planning.runs import Run, find_runs
+from paramdelta_dist.planning.spans import Run, find_runs
 from paramdelta_dist.planning.tiles import LARGEST_REQUEST, SLACK, WASTE, is_streamed, widths_of
 from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import PARTS_IN_FLIGHT, WRITE_MEMORY, part_size

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from datetime import date
 
 from paramdelta_dist.errors import CheckpointError, UsageError
+from paramdelta_dist.recipe.output_template import expand, is_template
 from paramdelta_dist.storage import hub_place, redact, scheme_of
-from paramdelta_dist.template import expand, is_template
 
 LONGEST_PART = 255
 """Bytes of a file's or folder's name on nearly every disk."""

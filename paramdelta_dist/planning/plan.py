@@ -19,17 +19,17 @@ from paramdelta_dist.checkpoint.exact import treatment
 from paramdelta_dist.checkpoint.extras import not_in_all, the_bases
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.quantised import find_quantised, left_over
-from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
 from paramdelta_dist.checkpoint.tied import ties_of
 from paramdelta_dist.errors import CheckpointError, UsageError
 from paramdelta_dist.methods import Scope, find_method
 from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
 from paramdelta_dist.planning.names import require_writable
-from paramdelta_dist.planning.rows import RowMap
-from paramdelta_dist.planning.settings import Resolver, Settings, Term
-from paramdelta_dist.planning.vocabulary import Vocabularies, VocabularyPlanner, config_changes
-from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.planning.resolve import Resolver, Settings, Term
+from paramdelta_dist.planning.row_map import RowMap
+from paramdelta_dist.planning.vocabulary_rows import Vocabularies, VocabularyPlanner, config_changes
+from paramdelta_dist.recipe.model import Recipe
+from paramdelta_dist.recipe.rules import Selection
 from paramdelta_dist.sizes import format_size
 from paramdelta_dist.storage import Identity, redact
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
 from paramdelta_dist.methods import Scope
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.runs import CUT, Run, find_runs
+from paramdelta_dist.planning.spans import CUT, Run, find_runs
 
 MAX_GAP = 64 << 10
 """Unneeded bytes between two ranges that may be read along with them."""

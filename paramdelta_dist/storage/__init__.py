@@ -1,18 +1,18 @@
 """Where bytes live: one interface, four engines. Nothing outside this folder names fsspec, obstore, huggingface_hub or botocore."""
 
-from paramdelta_dist.storage.blocks import WRITE_MEMORY
+from paramdelta_dist.storage.direct_write import WRITE_MEMORY
 from paramdelta_dist.storage.hub_places import hub_place
 from paramdelta_dist.storage.leftovers import Leftover, find_leftovers, remove_leftover
 from paramdelta_dist.storage.local import closed_folders, read_named_file
+from paramdelta_dist.storage.multipart import PARTS_IN_FLIGHT, part_size
 from paramdelta_dist.storage.network import explained
-from paramdelta_dist.storage.opening import open_input, open_store
-from paramdelta_dist.storage.parts import is_earlier_part, is_part
-from paramdelta_dist.storage.pieces import PIECE, PIECES_MEMORY, read_pieces, read_whole
+from paramdelta_dist.storage.open import open_input, open_store
+from paramdelta_dist.storage.part_names import is_earlier_part, is_part
 from paramdelta_dist.storage.sameness import shared_files
+from paramdelta_dist.storage.sequential import PIECE, PIECES_MEMORY, read_pieces, read_whole
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.store import NO_FILE, Buffer, Identity, Store
 from paramdelta_dist.storage.trust import bundle
-from paramdelta_dist.storage.uploads import PARTS_IN_FLIGHT, part_size
 from paramdelta_dist.storage.urls import inside, normalize, redact, scheme_of
 
 __all__ = [

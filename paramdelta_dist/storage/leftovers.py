@@ -13,7 +13,7 @@ from typing import Any
 from paramdelta_dist.errors import CredentialsError, ParamDeltaError, StorageError
 from paramdelta_dist.storage import aws, google, network
 from paramdelta_dist.storage.border import translated
-from paramdelta_dist.storage.parts import may_be_part
+from paramdelta_dist.storage.part_names import may_be_part
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.urls import redact, scheme_of
 

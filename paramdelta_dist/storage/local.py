@@ -18,10 +18,10 @@ from paramdelta_dist.errors import (
     NotFound,
     StorageError,
 )
-from paramdelta_dist.storage.blocks import LARGE, BlockWriter
 from paramdelta_dist.storage.confined import open_inside, plain, resolve
+from paramdelta_dist.storage.direct_write import LARGE, BlockWriter
 from paramdelta_dist.storage.durable import UNSUPPORTED, flush
-from paramdelta_dist.storage.parts import is_part, part_name
+from paramdelta_dist.storage.part_names import is_part, part_name
 from paramdelta_dist.storage.store import NO_FILE, Buffer, Identity, check_range
 
 

@@ -90,7 +90,7 @@ def test_a_pass_stays_under_its_projection_with_a_tensor_larger_than_its_buffers
     for name in ("new", "post", "old"):
         save_model(tmp_path / name, tensors)
     code = (
-        "import sys; from paramdelta_dist import cli; from paramdelta_dist.execution.machine import peak_memory\n"
+        "import sys; from paramdelta_dist.cli import commands as cli; from paramdelta_dist.engine.machine import peak_memory\n"
         "try: cli.app(sys.argv[1:], standalone_mode=False)\n"
         "finally: print(peak_memory(), file=sys.stderr)"
     )

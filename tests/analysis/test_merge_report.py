@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.analysis.runs import run_section, throughput
-from paramdelta_dist.analysis.watching import EVERY, Lane, sample
+from paramdelta_dist.analysis.page.timeline import run_section, throughput
+from paramdelta_dist.analysis.probes import EVERY, Lane, sample
 from paramdelta_dist.errors import NonFinite
 from paramdelta_dist.planning.chunks import CHUNK
 from paramdelta_dist.storage import StorageConfig, open_store
@@ -126,7 +126,7 @@ def test_a_merge_that_was_stopped_has_the_whole_report_when_it_has_gone_on(model
 
 
 def test_shards_kept_from_an_earlier_run_are_in_the_report(models, tmp_path, monkeypatch):
-    from paramdelta_dist.execution import publish
+    from paramdelta_dist.output import publish
 
     made = recipe(*models, tmp_path / "out", shard_size="1MB")
 
@@ -162,7 +162,7 @@ def test_without_it_nothing_of_analysis_is_even_imported(models, tmp_path):
     new, post, old = models
     flags = ["merge", "--base", str(new), "--delta", f"{post}:{old}", "--output", str(tmp_path / "out")]
     code = (
-        f"import sys\nfrom paramdelta_dist import cli\ncli.app({flags!r}, standalone_mode=False)\n"
+        f"import sys\nfrom paramdelta_dist.cli import commands as cli\ncli.app({flags!r}, standalone_mode=False)\n"
         "print([m for m in sys.modules if m.startswith(('paramdelta_dist.analysis', 'pyarrow'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

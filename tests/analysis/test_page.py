@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.analysis.page import render_page
-from paramdelta_dist.analysis.spread import spread
+from paramdelta_dist.analysis.distance_curve import spread
+from paramdelta_dist.analysis.page.delta_page import render_page
 from paramdelta_dist.analysis.statistics import Delta, Statistics, Subject
-from paramdelta_dist.kernels.measuring import Measured, Vectors
+from paramdelta_dist.kernels.measure import Measured, Vectors
 from paramdelta_dist.planning.plan import TensorPlan
 from tests import oracle
 from tests.models import ARCHITECTURES, make_models, recipe, save_model

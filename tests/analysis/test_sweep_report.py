@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.analysis.watching import EVERY
+from paramdelta_dist.analysis.probes import EVERY
 from paramdelta_dist.planning.chunks import CHUNK
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests import oracle

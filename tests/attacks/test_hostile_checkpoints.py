@@ -14,7 +14,7 @@ from paramdelta_dist.checkpoint import compare, open_checkpoint
 from paramdelta_dist.checkpoint.homology import flat_config
 from paramdelta_dist.errors import CheckpointError, InputError
 from paramdelta_dist.storage import StorageConfig
-from tests.handmade import INDEX, entry, folder, one_tensor, weight_file
+from tests.raw_checkpoints import INDEX, entry, folder, one_tensor, weight_file
 
 
 def opened(path):

@@ -16,7 +16,7 @@ from paramdelta_dist import api
 from paramdelta_dist.checkpoint import open_checkpoint
 from paramdelta_dist.errors import CheckpointError, InputChanged, InputError, NotFound
 from paramdelta_dist.storage import StorageConfig, open_store
-from tests.handmade import INDEX, folder, one_tensor
+from tests.raw_checkpoints import INDEX, folder, one_tensor
 from tests.terminal import call
 
 ROOT = Path(__file__).parent.parent.parent

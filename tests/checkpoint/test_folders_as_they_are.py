@@ -12,7 +12,7 @@ import pytest
 from paramdelta_dist.checkpoint import find_side_files, open_checkpoint
 from paramdelta_dist.errors import CheckpointError
 from paramdelta_dist.storage import StorageConfig, open_store
-from tests.handmade import INDEX, folder, one_tensor
+from tests.raw_checkpoints import INDEX, folder, one_tensor
 from tests.terminal import call
 
 NOBODY = 65534

@@ -17,7 +17,7 @@ from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import ALIGNMENT, header_length, parse_header, render_header
 from paramdelta_dist.checkpoint.index import parse_index
 from paramdelta_dist.errors import CheckpointError
-from tests.handmade import entry, one_tensor, weight_file
+from tests.raw_checkpoints import entry, one_tensor, weight_file
 
 TORCH_DTYPES = {dtype.torch: name for name, dtype in DTYPES.items() if dtype.torch and hasattr(torch, dtype.torch)}
 

@@ -13,7 +13,7 @@ from paramdelta_dist.checkpoint import compare, open_checkpoint
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers
 from paramdelta_dist.errors import HomologyError
 from paramdelta_dist.storage import StorageConfig
-from tests.handmade import folder
+from tests.raw_checkpoints import folder
 
 STORAGE = StorageConfig()
 CONFIG = {

@@ -4,11 +4,11 @@ import gc
 
 import pytest
 
-from paramdelta_dist.api.collector import collector_paused
 from paramdelta_dist.checkpoint import open_checkpoint, open_checkpoints
+from paramdelta_dist.driver.gc_pause import collector_paused
 from paramdelta_dist.errors import CheckpointError
 from paramdelta_dist.storage import StorageConfig
-from tests.handmade import entry, folder, one_tensor, weight_file
+from tests.raw_checkpoints import entry, folder, one_tensor, weight_file
 
 STORAGE = StorageConfig()
 SPLIT = {"a": "1.safetensors", "b": "2.safetensors"}

@@ -156,7 +156,7 @@ def test_ray_has_the_version_of_the_image():
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_recipe_is_where_the_command_looks_for_it_and_is_one(overlay):
-    from paramdelta_dist.recipe import Recipe
+    from paramdelta_dist.recipe.model import Recipe
 
     documents = made(overlay)
     [(name, text)] = documents["ConfigMap"]["data"].items()

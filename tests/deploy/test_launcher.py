@@ -15,7 +15,7 @@ import pytest
 
 from tests.deploy.files import CLUSTER, DEPLOY, ROOT
 from tests.faults import fault_proxy, stalled
-from tests.handmade import folder, one_tensor
+from tests.raw_checkpoints import folder, one_tensor
 from tests.servers import free_ports
 
 ANY_WORKER_PORTS = "--min-worker-port=0 --max-worker-port=0"

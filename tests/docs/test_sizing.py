@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks.checkpoints import MODELS, experts, llama, sparse
-from paramdelta_dist.execution.metering import METRICS
+from paramdelta_dist.engine.metrics import METRICS
 from tests.docs.pages import DOCS
 from tests.servers import http_server
 
@@ -57,8 +57,9 @@ def test_the_table_of_metrics_is_the_code_s():
 
 def test_every_field_of_the_report_that_the_page_names_is_one(tmp_path):
     """`--json` of a small merge has them."""
-    from paramdelta_dist import api, demo
-    from paramdelta_dist.recipe import parse_recipe
+    from paramdelta_dist import api
+    from paramdelta_dist.cli import demo
+    from paramdelta_dist.recipe.model import parse_recipe
 
     demo.make_models(tmp_path)
     result = api.merge(parse_recipe(demo.RECIPE.format(folder=tmp_path), where="demo"))

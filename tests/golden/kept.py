@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from paramdelta_dist import __version__, api
-from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.recipe.model import Recipe
 from tests import servers
 from tests.golden.merges import BUCKET, make_inputs, recipes
 

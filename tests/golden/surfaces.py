@@ -12,11 +12,12 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from paramdelta_dist import api, cli, errors
-from paramdelta_dist.execution.metering import METRICS
+from paramdelta_dist import api, errors
+from paramdelta_dist.cli import commands as cli
+from paramdelta_dist.engine.metrics import METRICS
 from paramdelta_dist.methods import ENTRY_POINTS, METHODS
 from tests.golden.merges import make_inputs, recipes
-from tests.methods.samples import recipe_for, variants
+from tests.methods.method_cases import recipe_for, variants
 
 SURFACES = Path(__file__).with_name("surfaces.txt")
 DIGESTS = Path(__file__).with_name("digests.json")

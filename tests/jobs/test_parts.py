@@ -8,15 +8,16 @@ import sys
 import pytest
 
 from paramdelta_dist.errors import CredentialsError, EngineError, NotFound, OutputOccupied, UsageError
-from paramdelta_dist.jobs import following, parcel
+from paramdelta_dist.jobs import follow as following
+from paramdelta_dist.jobs import working_dir as parcel
 from paramdelta_dist.jobs.address import choose_address
-from paramdelta_dist.jobs.ending import ending_of
+from paramdelta_dist.jobs.exit_code import ending_of
 from paramdelta_dist.jobs.job import Job, JobExists, Unreachable
-from paramdelta_dist.jobs.naming import JobName, parse_job_id, stem_of
-from paramdelta_dist.jobs.reading import LogReader
-from paramdelta_dist.jobs.submitting import Submission, Submitted, submit
-from paramdelta_dist.jobs.watching import look
-from paramdelta_dist.recipe import Recipe, parse_recipe
+from paramdelta_dist.jobs.job_id import JobName, parse_job_id, stem_of
+from paramdelta_dist.jobs.log_reader import LogReader
+from paramdelta_dist.jobs.status import look
+from paramdelta_dist.jobs.submit import Submission, Submitted, submit
+from paramdelta_dist.recipe.model import Recipe, parse_recipe
 from tests.terminal import call
 
 BOTH = {"RAY_API_SERVER_ADDRESS": "http://api:1", "RAY_ADDRESS": "http://ray:2"}

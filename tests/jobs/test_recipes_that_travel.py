@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 
-from paramdelta_dist.jobs.parcel import recipe_text
-from paramdelta_dist.recipe import parse_recipe
+from paramdelta_dist.jobs.working_dir import recipe_text
+from paramdelta_dist.recipe.model import parse_recipe
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from paramdelta_dist.kernels import merging
-from paramdelta_dist.kernels.compiled import add_deltas
-from paramdelta_dist.kernels.device import DeviceMerger
-from paramdelta_dist.kernels.merging import Merger, values_of
+from paramdelta_dist.kernels import sum_torch as merging
+from paramdelta_dist.kernels.sum_cpu import add_deltas
+from paramdelta_dist.kernels.sum_gpu import DeviceMerger
+from paramdelta_dist.kernels.sum_torch import Merger, values_of
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -128,7 +128,7 @@ def compare_all(device: str, *, fused: bool, seeds: range) -> None:
 
 
 if __name__ == "__main__":
-    from paramdelta_dist.kernels import fused
+    from paramdelta_dist.kernels import sum_triton as fused
 
     assert not hasattr(fused._add_deltas, "device_caches"), "this is not the interpreter: set TRITON_INTERPRET=1"
     compare_all("cpu", fused=True, seeds=range(*map(int, sys.argv[1:3])))

@@ -14,8 +14,8 @@ import errno, os, sys
 import numba.core.caching as caching
 {before}
 import numpy as np
-from paramdelta_dist.kernels.compiled import add_deltas
-from paramdelta_dist.kernels.values import Values
+from paramdelta_dist.kernels.sum_cpu import add_deltas
+from paramdelta_dist.kernels.raw import Values
 one, two, out = (np.full(8, n, np.float32) for n in (1, 2, 0))
 add_deltas(Values(memoryview(out).cast("B"), "F32"), Values(memoryview(one).cast("B"), "F32"),
            [(Values(memoryview(two).cast("B"), "F32"), Values(memoryview(one).cast("B"), "F32"))], [1.0])

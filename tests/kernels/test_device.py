@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from paramdelta_dist.kernels import device as devices
-from paramdelta_dist.kernels import merging
-from paramdelta_dist.kernels.device import DeviceMerger, pin, unpin
-from paramdelta_dist.kernels.merging import Merger
+from paramdelta_dist.kernels import sum_gpu as devices
+from paramdelta_dist.kernels import sum_torch as merging
+from paramdelta_dist.kernels.sum_gpu import DeviceMerger, pin, unpin
+from paramdelta_dist.kernels.sum_torch import Merger
 from tests.kernels.device_cases import Case, compare, compare_all, make_case, make_merger
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def compiled(monkeypatch, tmp_path, what, arch, *, fusion):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from paramdelta_dist.kernels import fused
+    from paramdelta_dist.kernels import sum_triton as fused
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     constants = what.constants()
@@ -83,7 +83,7 @@ SUMS = {
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("name", SUMS)
 def test_compiled_arithmetic_rounds_each_operation_to_nearest_and_keeps_subnormals(monkeypatch, tmp_path, name, arch):
-    from paramdelta_dist.kernels.fused import Sum
+    from paramdelta_dist.kernels.sum_triton import Sum
 
     ptx = compiled(monkeypatch, tmp_path, Sum(*SUMS[name]), arch, fusion=False)
     assert not contractions(ptx)
@@ -99,7 +99,7 @@ def test_compiled_arithmetic_rounds_each_operation_to_nearest_and_keeps_subnorma
 
 @needs_triton
 def test_the_check_for_fusion_can_fail(monkeypatch, tmp_path):
-    from paramdelta_dist.kernels.fused import Sum
+    from paramdelta_dist.kernels.sum_triton import Sum
 
     assert contractions(compiled(monkeypatch, tmp_path, Sum(*SUMS["bf16 weighted"]), 90, fusion=True))
 
@@ -107,7 +107,7 @@ def test_the_check_for_fusion_can_fail(monkeypatch, tmp_path):
 @needs_triton
 @pytest.mark.parametrize("name", ["bf16", "f16 on the same base", "f32"])
 def test_compiled_memory_accesses_are_wide_and_every_input_is_read_once(monkeypatch, tmp_path, name):
-    from paramdelta_dist.kernels.fused import Sum
+    from paramdelta_dist.kernels.sum_triton import Sum
 
     what = Sum(*SUMS[name])
     ptx = compiled(monkeypatch, tmp_path, what, 90, fusion=False)
@@ -118,8 +118,8 @@ def test_compiled_memory_accesses_are_wide_and_every_input_is_read_once(monkeypa
 
 def test_without_triton_the_same_comes_from_plain_blocks(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "paramdelta_dist.kernels.fused", raising=False)
-    monkeypatch.delattr("paramdelta_dist.kernels.fused", raising=False)
+    monkeypatch.delitem(sys.modules, "paramdelta_dist.kernels.sum_triton", raising=False)
+    monkeypatch.delattr("paramdelta_dist.kernels.sum_triton", raising=False)
     one = make_case(3)
     compare(one, DeviceMerger(one.weights, torch.device("cpu")))
 
@@ -133,7 +133,7 @@ def test_a_fused_kernel_that_does_not_work_is_not_used(monkeypatch, caplog, faul
             exact.merge(*views_of(arena, pitch, n, what))
 
     exact = Merger((1.0,), torch.device("cpu"))
-    monkeypatch.setattr("paramdelta_dist.kernels.fused", SimpleNamespace(Sum=FakeSum, add_deltas=kernel), raising=False)
+    monkeypatch.setattr("paramdelta_dist.kernels.sum_triton", SimpleNamespace(Sum=FakeSum, add_deltas=kernel), raising=False)
     one = make_case(3)
     merger = DeviceMerger([1.0], torch.device("cpu"))
     assert "does not work here: " + ("OSError: no compiler" if fault == "it raises" else "its results are not the CPU's") in caplog.text

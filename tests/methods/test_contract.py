@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from paramdelta_dist import api
-from paramdelta_dist.api import crew
+from paramdelta_dist.driver import workers as crew
 from paramdelta_dist.errors import RecipeError
 from paramdelta_dist.kernels import blocks
 from paramdelta_dist.kernels.blocks import Subject
 from paramdelta_dist.kernels.blockwise import BlockRunner
 from paramdelta_dist.methods import METHODS, Blocks, Roles, Scope
-from paramdelta_dist.recipe import parse_recipe
-from tests.methods.samples import SMALL_BLOCK, make_models, recipe_for, sample, variants
+from paramdelta_dist.recipe.model import parse_recipe
+from tests.methods.method_cases import SMALL_BLOCK, make_models, recipe_for, sample, variants
 from tests.oracle import load, same_bytes
 
 CASES = [pytest.param(method, parameters, id=f"{method.name}-{n}") for method in METHODS for n, parameters in enumerate(variants(method))]

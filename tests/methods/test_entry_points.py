@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.methods.samples import make_models
+from tests.methods.method_cases import make_models
 from tests.oracle import load
 
 ROOT = Path(__file__).parents[2]

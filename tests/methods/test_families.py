@@ -8,7 +8,7 @@ from paramdelta_dist.kernels.random import Philox, stream_key
 from paramdelta_dist.methods import Roles, dare, find_method
 from tests.methods import oracles
 from tests.methods.golden import BASE, DELTAS, KEEP, MODELS, assert_golden
-from tests.methods.running import array, as_they_are, over, run
+from tests.methods.run_method import array, as_they_are, over, run
 
 UNEQUAL = [{"weight": weight} for weight in (0.5, 0.3, 0.2)]
 CUBED = BASE + 2000 * DELTAS[0] ** 3

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paramdelta_dist import api
-from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.recipe.model import Recipe
 from tests import oracle
 from tests.models import SMALL
 

@@ -12,9 +12,9 @@ from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import ALIGNMENT, LENGTH_FIELD, parse_header
 from paramdelta_dist.planning import build_plan
-from paramdelta_dist.planning.runs import find_runs
+from paramdelta_dist.planning.spans import find_runs
 from paramdelta_dist.planning.tiles import MAX_GAP, WASTE, Read, coalesce, count_requests, cut_tiles, source_range, tile_reads
-from paramdelta_dist.recipe import Recipe
+from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import Identity
 
 FLOATS = ("BF16", "F16", "F32", "F64")
@@ -278,7 +278,7 @@ def test_neighbours_in_all_models_are_one_run_whatever_their_number():
 @settings(max_examples=60, deadline=None)
 @given(model_sets(), st.integers(512, 40_000))
 def test_every_segment_finds_its_own_bytes_among_what_was_fetched(models, tile_size):
-    from paramdelta_dist.execution.reader import FetchedTile
+    from paramdelta_dist.shards.reader import FetchedTile
 
     for shard in plan_of(models).shards:
         for tile in cut_tiles(shard, tile_size=tile_size):

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_dist.planning.plan import Shard, Source, TensorPlan, parts_of
-from paramdelta_dist.planning.rows import ABSENT, Way, map_rows
-from paramdelta_dist.planning.settings import Settings
+from paramdelta_dist.planning.resolve import Settings
+from paramdelta_dist.planning.row_map import ABSENT, Way, map_rows
 from paramdelta_dist.planning.tiles import MOST_SEGMENTS, cut_tiles, tile_reads
 
 COPIED, MERGED = Way(False, (None, 1)), Way(True, (0, 1))

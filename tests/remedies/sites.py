@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).parents[2] / "paramdelta_dist"
-ROOMS = ("checkpoint/", "planning/", "recipe.py", "importing.py", "template.py", "methods/__init__.py", "storage/", "api/models.py",
-         "api/planning.py", "api/consent.py", "api/recipes.py", "api/sizing.py", "api/engines.py", "execution/making.py",
-         "execution/output.py", "execution/replacing.py", "execution/points.py", "execution/series.py", "execution/holding.py")  # fmt: skip
+ROOMS = ("checkpoint/", "planning/", "recipe/", "methods/__init__.py", "storage/", "driver/open_inputs.py",
+         "driver/make_plan.py", "driver/consent.py", "api/recipes.py", "driver/sizing.py", "driver/executors.py", "shards/compute.py",
+         "output/claim.py", "output/replace.py", "output/sweep_index.py", "output/series.py", "output/hold.py")  # fmt: skip
 """What has to do with inputs, and with the output that a merge would fill."""
 _ERRORS = {"InputError", "NotFound", "CheckpointError", "HomologyError", "InputChanged", "OutputOccupied", "OutputTaken", "NonFinite",
            "AlreadyExists", "UsageError", "RecipeError", "OverBudget", "Mismatch",
@@ -62,7 +62,7 @@ def _of(node: ast.AST, module: str, function: str) -> Iterator[Site]:
         function = node.name
     if isinstance(node, ast.Call):
         name = node.func.id if isinstance(node.func, ast.Name) else ""
-        of_ours = name in _ERRORS and not (name == "ValueError" and module not in ("recipe.py", "importing.py"))
+        of_ours = name in _ERRORS and not (name == "ValueError" and module not in ("recipe/model.py", "recipe/mergekit.py"))
         listed = isinstance(node.func, ast.Attribute) and node.func.attr == "append" and ast.unparse(node.func.value).endswith("problems")
         if of_ours or listed:
             yield Site(module, function, _text(node.args))

@@ -7,7 +7,7 @@ import shutil
 import torch
 import yaml
 
-from tests.handmade import entry, weight_file
+from tests.raw_checkpoints import entry, weight_file
 from tests.remedies.walking import FILE, INDEX, SHAPES, WORDS, Step, Walk, World, tokenizer
 
 POST = f"post/{FILE}"
@@ -636,7 +636,7 @@ PLANS = [
         2,
     ),
     Walk(
-        "planning/settings.py",
+        "planning/resolve.py",
         "the recipe has rules without effect:",
         recipe(exclude="nothing.*"),
         "matches no tensor of any model",
@@ -645,7 +645,7 @@ PLANS = [
         2,
     ),
     Walk(
-        "planning/vocabulary.py",
+        "planning/vocabulary_rows.py",
         "use a method that works element by element",
         lambda world: rows_differ(world) or world.recipe.update(method="ties", parameters={"density": 0.5}),
         "use a method that works element by element",
@@ -654,7 +654,7 @@ PLANS = [
         2,
     ),
     Walk(
-        "api/models.py",
+        "driver/open_inputs.py",
         ", whose tokenizer is written, has other tokens ",
         lambda world: resized(world, "post", 10) or world.recipe.update(exclude=["*embed_tokens*", "lm_head*"]),
         "set `tokenizer_from: base`",
@@ -663,7 +663,7 @@ PLANS = [
         2,
     ),
     Walk(
-        "execution/making.py",
+        "shards/compute.py",
         ", which is copied and not merged, and ",
         large_table,
         "be left out (`exclude`), which takes the base's",
@@ -671,7 +671,7 @@ PLANS = [
         MERGED,
     ),
     Walk(
-        "execution/output.py",
+        "output/claim.py",
         " is not empty and holds no merge of ours",
         occupied,
         "choose another output",
@@ -679,16 +679,16 @@ PLANS = [
         MERGED,
     ),
     Walk(
-        "execution/output.py",
+        "output/claim.py",
         " is not empty and holds no merge of ours",
         occupied,
         "or --overwrite to replace the checkpoint in it",
         lambda world: world.options.extend(["--overwrite", "--yes"]),
         MERGED,
     ),
-    Walk("execution/output.py", " belongs to another merge ", ours_of_another, "choose another output", recipe(output="elsewhere"), MERGED),
+    Walk("output/claim.py", " belongs to another merge ", ours_of_another, "choose another output", recipe(output="elsewhere"), MERGED),
     Walk(
-        "execution/output.py",
+        "output/claim.py",
         " belongs to another merge ",
         ours_of_another,
         "--overwrite to replace what is there",
@@ -696,7 +696,7 @@ PLANS = [
         MERGED,
     ),
     Walk(
-        "api/consent.py",
+        "driver/consent.py",
         "--overwrite would delete what no merge of ours has made",
         lambda world: occupied(world) or world.options.append("--overwrite"),
         "or give --yes as well",
@@ -723,12 +723,12 @@ PLANS = [
 ]
 
 
-def wrong(says, offers, key, value, right, at="recipe.py"):
+def wrong(says, offers, key, value, right, at="recipe/model.py"):
     """A key of a recipe with a wrong value, and what the message asks for."""
     return Walk(at, says, recipe(**{key: value}), offers, recipe(**{key: right}), CHECKED, 2)
 
 
-def text(says, offers, change, at="recipe.py"):
+def text(says, offers, change, at="recipe/model.py"):
     """A recipe whose text is wrong."""
 
     def breaks(world: World) -> None:
@@ -768,7 +768,7 @@ RECIPES = [
     place("credentials do not belong in a URL", "put them in the environment or a profile", "s3://key:secret@b/post"),
     place("write the path as it is, without percent signs", "write the path as it is", "file://{root}/po%73t", "file://{root}/post"),
     Walk(
-        "template.py",
+        "recipe/output_template.py",
         " is not known in an output; known are ",
         recipe(output="out/{day}"),
         "{date}",
@@ -777,7 +777,13 @@ RECIPES = [
         2,
     ),
     Walk(
-        "template.py", "a brace without its partner", recipe(output="out/{date"), "braces are for", recipe(output="out/{date}"), MERGED, 2
+        "recipe/output_template.py",
+        "a brace without its partner",
+        recipe(output="out/{date"),
+        "braces are for",
+        recipe(output="out/{date}"),
+        MERGED,
+        2,
     ),
 ]
 GOOD = {
@@ -791,7 +797,7 @@ GOOD = {
 def imported(says, offers, bad, good=None, code=2):
     """A config of mergekit that cannot be mapped, and what the message says to write instead."""
     return Walk(
-        "importing.py",
+        "recipe/mergekit.py",
         says,
         lambda world: setattr(world, "mergekit", bad),
         offers,

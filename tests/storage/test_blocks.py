@@ -10,8 +10,8 @@ from contextlib import suppress
 import pytest
 
 from paramdelta_dist.errors import StorageError
-from paramdelta_dist.storage import blocks
-from paramdelta_dist.storage.blocks import BLOCK, WAITING
+from paramdelta_dist.storage import direct_write as blocks
+from paramdelta_dist.storage.direct_write import BLOCK, WAITING
 from paramdelta_dist.storage.local import LocalStore
 
 

@@ -32,7 +32,7 @@ from paramdelta_dist.storage import (
     retry,
     uploads,
 )
-from paramdelta_dist.storage.parts import is_earlier_part, is_part, part_name
+from paramdelta_dist.storage.part_names import is_earlier_part, is_part, part_name
 from tests.servers import S3Server, free_ports, http_server
 
 ENGINES = ("obstore", "fsspec")

@@ -173,8 +173,8 @@ def set_from(variable, *names):
 
 AFTER_IMPORT = {
     "paramdelta_dist.storage.local": watch_store("LocalStore"),
-    "paramdelta_dist.storage.obstores": watch_store("ObstoreStore"),
-    "paramdelta_dist.storage.uploads": set_from("CHAOS_PART", "PART_SIZE"),
+    "paramdelta_dist.storage.obstore_store": watch_store("ObstoreStore"),
+    "paramdelta_dist.storage.multipart": set_from("CHAOS_PART", "PART_SIZE"),
     "paramdelta_dist.planning.memory": set_from("CHAOS_TILE", "LOCAL_TILE", "REMOTE_TILE"),
 }
 

@@ -1,0 +1,1 @@
+"""The command line: parse, call the function of the same name in `api`, render. Decides nothing."""

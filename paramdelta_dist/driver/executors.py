@@ -1,0 +1,43 @@
+"""Where work runs: threads of this process, or workers on a Ray cluster; on CPUs or on GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from paramdelta_dist.engine.machine import cuda_available
+from paramdelta_dist.errors import UsageError
+from paramdelta_dist.jobs.interpreter import named_python
+
+if TYPE_CHECKING:
+    from paramdelta_dist.engine.executor import Executor
+
+Engine = Literal["local", "ray"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def compute_device(device: Device, engine: Engine) -> str:
+    """Where a worker computes. `auto` is the CPU: streaming is bound by storage, and a GPU must be asked for."""
+    if device == "cuda" and engine == "local" and not cuda_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here; leave the option out to compute on the CPU")
+    return "cuda" if device == "cuda" else "cpu"
+
+
+@contextmanager
+def open_executor(
+    engine: Engine, workers: int | None, *, threads: int, memory: int, device: str = "cpu", patience: float | None = None
+) -> Iterator[Executor]:
+    """`threads` workers here, or `workers` (None: as many as the cluster gives) of `memory` bytes on Ray."""
+    if engine == "local":
+        from paramdelta_dist.engine.local import LocalExecutor
+
+        yield LocalExecutor(threads)
+        return
+    from paramdelta_dist.engine.ray.executor import RayExecutor
+
+    executor = RayExecutor(workers, memory=memory, gpus=1 if device == "cuda" else 0, patience=patience, python=named_python())
+    try:
+        yield executor
+    finally:
+        executor.close()

@@ -1,0 +1,184 @@
+"""Opening what a recipe names: its models and tokenizer, once, and whether they fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoints
+from paramdelta_dist.checkpoint.beside import Folder, find_beside, notes_beside
+from paramdelta_dist.checkpoint.companions import companions_noted, with_companions
+from paramdelta_dist.checkpoint.exact import Agreement, compare_exact
+from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.homology import entries_of
+from paramdelta_dist.checkpoint.meanings import Named
+from paramdelta_dist.checkpoint.quantised import find_quantised
+from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
+from paramdelta_dist.checkpoint.sidefiles import says_tokens
+from paramdelta_dist.checkpoint.tied import with_one_head
+from paramdelta_dist.checkpoint.tokenizer import Tokenizers, Vocabulary
+from paramdelta_dist.engine.machine import default_memory
+from paramdelta_dist.errors import UsageError
+from paramdelta_dist.planning.memory import RESERVED
+from paramdelta_dist.planning.resolve import Resolver
+from paramdelta_dist.planning.vocabulary_rows import VOCABULARY_MODES, Vocabularies, vocabulary_outcomes
+from paramdelta_dist.recipe.model import Recipe
+from paramdelta_dist.recipe.rules import Selection
+from paramdelta_dist.storage import Identity, StorageConfig, open_store, redact
+
+ROW = 16 + NUMBER
+"""Bytes of a row of one model while rows are found by their tokens."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a recipe names, opened once, so that all that is decided and written is of one version of each file."""
+
+    checkpoints: Mapping[str, Checkpoint]
+    """By URL."""
+    tokenizer_files: Mapping[str, Identity]
+    """The side files of the folder whose tokenizer is written."""
+    tokenizers: Tokenizers
+    """Of the models and of that folder."""
+
+    @property
+    def room(self) -> Room:
+        return self.tokenizers.room
+
+
+def open_models(recipe: Recipe, *, memory: int | None = None) -> Models:
+    """Every model of a recipe, opened concurrently, and the folder that its tokenizer is taken from.
+
+    `memory` bounds, in bytes, what this process may use; half of the machine where it is left out. Raises OverBudget where what
+    the models say of themselves does not fit, CheckpointError where they are no models.
+    """
+    room, source = Room(max(memory or default_memory(), RESERVED)), recipe.tokenizer_url  # less is too little, as the plan will say
+    checkpoints = open_checkpoints(recipe.models, recipe.storage_config, room)
+    base = checkpoints[recipe.base]
+    checkpoints = {url: checkpoint if checkpoint is base else with_one_head(base, checkpoint) for url, checkpoint in checkpoints.items()}
+    beside = find_beside(open_store(recipe.base, recipe.storage_config), base.others)
+    checkpoints[recipe.base] = replace(base, beside=beside)
+    checkpoints = with_companions(checkpoints, recipe.base, recipe.storage_config, room)
+    files = checkpoints[source].side_files if source in checkpoints else find_side_files(source, recipe.storage_config)
+    return Models(checkpoints, files, Tokenizers(recipe.storage_config, room))
+
+
+def with_a_tokenizer(recipe: Recipe, models: Models) -> tuple[Recipe, Models, tuple[str, ...]]:
+    """The recipe with the base's tokenizer where nobody chose one and the post has none, the models of that, and what is to be
+    said of it."""
+    source, base = recipe.tokenizer_url, models.checkpoints[recipe.base]
+    if not any(map(says_tokens, models.tokenizer_files)):
+        if recipe.tokenizer_from is None and any(map(says_tokens, base.side_files)):
+            note = f"{redact(source)} has no tokenizer: that of the base is written, with its chat template and generation_config.json"
+            return recipe.model_copy(update={"tokenizer_from": "base"}), replace(models, tokenizer_files=base.side_files), (note,)
+        return recipe, models, (f"{redact(source)} has no tokenizer: the output will have none",)
+    tokenizer = models.tokenizers.of(source, models.tokenizer_files)
+    if tokenizer is None or not tokenizer.is_known:
+        names = ", ".join([shown(name) for name in models.tokenizer_files if says_tokens(name)][:8])
+        return recipe, models, (f"{redact(source)}: the files of the tokenizer are copied and cannot be read ({names}): nobody can tell "
+                                "whether rows of the models belong to the same tokens",)  # fmt: skip
+    return recipe, models, ()
+
+
+def check_models(recipe: Recipe, models: Models) -> HomologyReport:
+    """Whether the models of a recipe fit together. Reads headers, configs, tokenizers and small tensors of integers."""
+    recipe, models, notes = with_a_tokenizer(recipe, models)
+    report = _checked(recipe, models)
+    found = _compared_exactly(recipe, models)
+    report = replace(report, mismatches=(*report.mismatches, *found.mismatches))
+    folders = [_folder(models.checkpoints[url], recipe.storage_config) for url in recipe.models]
+    written = Folder(redact(recipe.tokenizer_url), folders[0].store, models.tokenizer_files, {})
+    said = notes_beside(folders[0], models.checkpoints[recipe.base].beside, folders[1:], written)
+    merged_too = companions_noted(models.checkpoints[recipe.base], folders[0].url)
+    return replace(report, notes=(*report.notes, *found.notes, *notes, *merged_too, *said))
+
+
+def _folder(model: Checkpoint, storage: StorageConfig) -> Folder:
+    return Folder(redact(model.url), open_store(model.url, storage), model.side_files, model.others)
+
+
+def _checked(recipe: Recipe, models: Models) -> HomologyReport:
+    opened = models.checkpoints
+    base, selection = opened[recipe.base], Selection(recipe.include, recipe.exclude)
+
+    source, written = recipe.tokenizer_url, None
+    if source not in opened:
+        written = Named(redact(source), models.tokenizers.of(source, models.tokenizer_files), is_model=False)
+
+    def left_out(name: str) -> bool:
+        return not selection.has(name)
+
+    def compared(vocab: str) -> HomologyReport:
+        others = [opened[url] for url in recipe.models[1:]]
+        return compare(
+            base, others, recipe.storage_config, vocab=vocab, copied=left_out, missing=recipe.missing, accept=recipe.accept,
+            tokenizers=models.tokenizers, written=written, answers=recipe.answers, follows=source != recipe.base,
+        )  # fmt: skip
+
+    entries = entries_of([opened[url] for url in recipe.models], recipe.answers, recipe.vocab, models.tokenizers)
+    if any(map(left_out, entries.known)):
+        _require_the_bases_tokenizer(recipe, models)
+    report = compared(recipe.vocab)
+    if recipe.vocab == "strict" and not any(found.subject in ("tokenizer", "shapes") for found in report.mismatches):
+        return report
+    modes = [mode for mode in VOCABULARY_MODES if not (report if mode == recipe.vocab else compared(mode)).mismatches]
+    return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, read_vocabularies(recipe, models), modes))
+
+
+def _compared_exactly(recipe: Recipe, models: Models) -> Agreement:
+    """Whether the models that are read agree on what is copied."""
+    base, selection = models.checkpoints[recipe.base], Selection(recipe.include, recipe.exclude)
+    points = [*recipe.points.values()] if recipe.sweep else [recipe]
+    read = dict.fromkeys(url for point in points for url in Resolver(point, base.tensors).models)
+    opened = [models.checkpoints[url] for url in read]
+    told = {name for model in opened for found in find_quantised(model.tensors, model.config) for name in found.tensors}
+    return compare_exact(
+        opened, recipe.storage_config, left_out=lambda name: not selection.has(name), told=told, room=models.room
+    )  # fmt: skip
+
+
+def _require_the_bases_tokenizer(recipe: Recipe, models: Models) -> None:
+    """Raise UsageError where rows of the base would be written with a tokenizer that gives their numbers to other tokens."""
+    source, tokenizers = recipe.tokenizer_url, models.tokenizers
+    if source == recipe.base:
+        return
+    ours = tokenizers.of(recipe.base, models.checkpoints[recipe.base].side_files)
+    theirs = tokenizers.of(source, models.tokenizer_files)
+    if ours is None or theirs is None or ours.digest == theirs.digest:
+        return
+    tokens = tokenizers.vocabulary(ours).tokens
+    if tokens and tokens == tokenizers.vocabulary(theirs).tokens:
+        return
+    raise UsageError(
+        f"embeddings or output head are left out and so the base's, but {redact(source)}, whose tokenizer is written, has other tokens "
+        "than the base: set `tokenizer_from: base`"
+    )
+
+
+def read_vocabularies(recipe: Recipe, models: Models) -> dict[str, Vocabulary | None]:
+    """The vocabulary of each model, and of the folder whose tokenizer is written, by URL; those that are equal are one.
+
+    Raises OverBudget where there is no room for them, and for finding the rows of their tokens.
+    """
+    files = {url: model.side_files for url, model in models.checkpoints.items()} | {recipe.tokenizer_url: models.tokenizer_files}
+    tokenizers = {url: models.tokenizers.of(url, side_files) for url, side_files in files.items()}
+    found = {url: None if tokenizer is None else models.tokenizers.vocabulary(tokenizer) for url, tokenizer in tokenizers.items()}
+    if len({None if each is None else each.digest for each in tokenizers.values()}) == 1:  # what cannot be read is the same in all
+        found = {url: each and (replace(each, ids={}) if each.ids is None else each) for url, each in found.items()}
+    every = {id(vocabulary): len(vocabulary.ids or {}) + len(vocabulary.special) for vocabulary in found.values() if vocabulary is not None}
+    models.room.take(sum(every.values()) * ENTRY + max(every.values(), default=0) * (2 * ENTRY + len(found) * ROW), "finding rows by token")
+    return found
+
+
+def open_inputs(
+    recipe: Recipe, memory: int | None
+) -> tuple[Recipe, tuple[Mapping[str, Checkpoint], Mapping[str, Identity], Vocabularies], HomologyReport, Room]:
+    """All that a plan is made from: the recipe, with the base's tokenizer where the post has none, the models, the side files of the
+    folder that the tokenizer comes from, and where they are needed vocabularies; and the room that these took. Raises HomologyError
+    when the models do not fit together."""
+    models = open_models(recipe, memory=memory)
+    report = check_models(recipe, models)
+    report.require()
+    recipe, models, _ = with_a_tokenizer(recipe, models)
+    vocabularies = read_vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
+    return recipe, (models.checkpoints, models.tokenizer_files, vocabularies), report, models.room

@@ -1,0 +1,90 @@
+"""What came of a merge: its result, and what the work took."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from paramdelta_dist._version import __version__
+from paramdelta_dist.driver.workers import Crew
+from paramdelta_dist.engine.machine import peak_memory
+from paramdelta_dist.planning import MergePlan
+
+if TYPE_CHECKING:
+    from paramdelta_dist.engine.executor import Executor
+    from paramdelta_dist.output.receipts import Receipt
+    from paramdelta_dist.shards.reduce_model import Gathered
+
+State = Literal["merged", "nothing to do"]
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merge did."""
+
+    output: str
+    state: State
+    """`nothing to do` when the same recipe over the same inputs was committed before, or by another run meanwhile."""
+    fingerprint: str
+    report: Mapping[str, Any]
+    """Bytes, seconds, memory and retries of this run; empty when there was nothing to do."""
+    pointer: str | None = None
+    """The file that names the latest output, where the recipe's output is a template."""
+    page: str | None = None
+    """The report, where this run wrote one."""
+    lost: tuple[str, ...] = ()
+    """Files that the output, where the recipe's output is a template, had lost since it was finished; they are made again."""
+    edited: tuple[str, ...] = ()
+    """Of an output that was there already the files that people may edit, and did since."""
+    gone: str | None = None
+    """An earlier output of this merge that is not there any more, which is why it was made again."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work that is over."""
+
+    crew: Crew
+    executor: Executor
+    gathered: Gathered
+    made: Sequence[Receipt]
+    """Of the shards that were made,"""
+    units: int
+    """in so many pieces of work."""
+
+    def effort(self, seconds: float) -> dict[str, Any]:
+        """What it took, and how fast that was for a run of `seconds`, for a report."""
+        sizing, executor, local = self.crew.sizing, self.executor, self.crew.means.engine == "local"
+        bytes_read = self.gathered.bytes_read + sum(receipt.bytes_read for receipt in self.made)
+        bytes_written = sum(receipt.bytes_written for receipt in self.made)
+        return {
+            "engine": self.crew.means.engine,
+            "version": __version__,
+            "device": self.crew.device,
+            "workers": min(executor.workers, max(1, self.units)) * sizing.threads,
+            "nodes": executor.nodes,
+            "bytes_read": bytes_read,
+            "bytes_written": bytes_written,
+            "requests": self.gathered.requests + sum(receipt.requests for receipt in self.made),
+            "seconds": round(seconds, 3),
+            "bytes_per_second": round((bytes_read + bytes_written) / max(seconds, 1e-9)),
+            "peak_memory": max([receipt.peak_memory for receipt in self.made] + [peak_memory() if local else 0]),
+            "projected_memory": sizing.projected,
+            "retries": executor.retries,
+            "copies": executor.copies,
+            "restarts": executor.restarts,
+            "retry_causes": dict(executor.causes),
+            "workers_lost": executor.lost,
+        }
+
+
+def outcome(merge_plan: MergePlan, receipts: Collection[Receipt], *, made: int, bytes_read_again: int) -> dict[str, Any]:
+    """What is in place now, `made` shards of it by this run, for a report; `receipts` are of all shards."""
+    return {
+        "shards": {"made": made, "kept": len(receipts) - made},
+        "bytes_read_again": bytes_read_again,
+        "tensors": {"merged": merge_plan.merged, "copied": merge_plan.copied},
+        "notes": list(merge_plan.notes),
+        "nonfinite": sum(receipt.nonfinite for receipt in receipts),
+    }

@@ -1,0 +1,88 @@
+"""Who does the work of a merge: what the caller allows, and the workers that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paramdelta_dist.driver.executors import Device, Engine, compute_device, open_executor
+from paramdelta_dist.driver.sizing import NO_PAGE, PageMemory, plan_workers
+from paramdelta_dist.planning import MergePlan, WorkerMemory
+
+if TYPE_CHECKING:
+    from paramdelta_dist.engine.executor import Executor
+    from paramdelta_dist.output.hold import Hold
+    from paramdelta_dist.shards.compute import Job
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the caller of a verb lets it use; what None stands for is decided when the plan is known."""
+
+    engine: Engine = "local"
+    workers: int | None = None
+    memory: int | None = None
+    """Bytes of this process (local) or of each worker (ray)."""
+    device: Device = "auto"
+    patience: float | None = None
+    """Seconds to wait while a cluster gives no worker at all."""
+
+    @property
+    def planning_memory(self) -> int | None:
+        """Bytes that this process may use to make a plan; on Ray it is not one of the workers."""
+        return self.memory if self.engine == "local" else None
+
+    def crew(self, merge_plan: MergePlan, *, points: int = 1, writes: bool = True, page: PageMemory = NO_PAGE) -> Crew:
+        """The workers for a plan; the options and what is raised are those of `plan_workers`."""
+        device = compute_device(self.device, self.engine)
+        sizing = plan_workers(
+            merge_plan,
+            engine=self.engine,
+            workers=self.workers,
+            memory=self.memory,
+            points=points,
+            writes=writes,
+            besides=page.besides,
+            measuring=page.measuring,
+        )
+        return Crew(self, sizing, device)
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers for one plan."""
+
+    means: Means
+    sizing: WorkerMemory
+    device: str
+    """Where tiles are computed: `cpu` or `cuda`."""
+
+    def job(self, merge_plan: MergePlan, hold: Hold | None = None) -> Job:
+        """What all shards of a merge have in common; `hold` where they are written."""
+        from paramdelta_dist.shards.compute import Job
+
+        recipe = merge_plan.recipe
+        return Job(
+            models=merge_plan.models,
+            output=recipe.output,
+            storage=recipe.storage_config,
+            fingerprint=merge_plan.fingerprint,
+            hold=hold,
+            allow_nonfinite=recipe.allow_nonfinite,
+            tile_size=self.sizing.tile_size,
+            tiles_in_flight=self.sizing.tiles_in_flight,
+            threads=self.sizing.threads,
+            device=self.device,
+        )
+
+    @contextmanager
+    def executor(self, *, idle: bool = False) -> Iterator[Executor]:
+        """What runs the work; where there is none (`idle`), no cluster is asked for workers."""
+        engine: Engine = "local" if idle else self.means.engine
+        threads, memory = self.sizing.workers, self.sizing.projected
+        with open_executor(
+            engine, self.means.workers, threads=threads, memory=memory, device=self.device, patience=self.means.patience
+        ) as executor:
+            yield executor

@@ -1,0 +1,95 @@
+"""Adding weighted deltas in plain torch: what a GPU does where Triton is missing, to the bytes of compiled.py. Memory is made once."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from paramdelta_dist.kernels.blocks import BLOCK
+from paramdelta_dist.kernels.elementwise import SCRATCH, add_delta
+from paramdelta_dist.kernels.raw import Values
+
+DEVICE_BLOCK = 1 << 22
+"""Elements of a block on a GPU: copies long enough to hide what starting one costs."""
+DEVICE_PADDING = 1 << 11
+"""On a GPU a block has room for a multiple of this many elements, what one program of the fused kernel computes."""
+
+_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+
+# Stores hand out read-only memory; nothing here writes to an input, so torch need not warn that it could.
+warnings.filterwarnings("ignore", message="The given buffer is not writable")
+
+
+def compute_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """float32 where inputs and output have 16 bits, float64 where one of them is wider: arithmetic at least twice as
+    wide as what is read and written, so that the one rounding at the end is the only one that shows."""
+    return torch.float64 if any(dtype.itemsize > 2 for dtype in dtypes) else torch.float32
+
+
+def one_thread() -> None:
+    """Compute in the calling thread alone: parallelism is threads that make tiles, and more inside each operation would
+    fight over the same cores."""
+    torch.set_num_threads(1)
+
+
+def values_of(tensor: torch.Tensor) -> Values:
+    """A contiguous tensor in host memory as the compiled kernels see it; no copy."""
+    return Values(tensor.view(torch.uint8).numpy().data, _NAMES[tensor.dtype])
+
+
+def view(buffer: memoryview, dtype: torch.dtype) -> torch.Tensor:
+    """A 1-D tensor over the memory of `buffer`, whose length is a multiple of the item size; copied only if unaligned."""
+    if len(buffer) == 0:
+        return torch.empty(0, dtype=dtype)
+    tensor = torch.frombuffer(buffer, dtype=torch.uint8)
+    if tensor.data_ptr() % dtype.itemsize:
+        tensor = tensor.clone()
+    return tensor.view(dtype)
+
+
+@dataclass
+class Merger:
+    """base + Σ weight · (post − base of the post), over runs of elements. Keeps its scratch between them; one per worker thread."""
+
+    weights: Sequence[float]
+    """Of each delta; may be changed between runs."""
+    device: torch.device
+    _blocks: dict[torch.dtype, list[torch.Tensor]] = field(default_factory=dict)
+
+    def merge(
+        self,
+        out: torch.Tensor,
+        base: torch.Tensor,
+        deltas: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[int, int]:
+        """Write the merge of base[n] and the (post[n], base[n]) pairs to out[n].
+
+        Returns how many elements are not finite in `out`'s dtype and the position of the first (0 if there is none).
+        All elements are written either way; every NaN is written as the positive quiet one without payload, because
+        its bits would otherwise be those of the instructions that happened to make it.
+        """
+        dtype = compute_dtype([out.dtype, base.dtype, *(tensor.dtype for pair in deltas for tensor in pair)])
+        size = self._scratch(dtype)[0].numel()
+        posts, olds = ([torch.split(tensor, size) for tensor in tensors] for tensors in zip(*deltas, strict=True)) if deltas else ((), ())
+        count = first = 0
+        for number, (written, start) in enumerate(zip(torch.split(out, size), torch.split(base, size), strict=True)):
+            acc, *scratch = (block[: start.numel()] for block in self._scratch(dtype))
+            acc.copy_(start)
+            for post, old, weight in zip(posts, olds, self.weights, strict=True):
+                add_delta(acc, post[number], old[number], weight, scratch)
+            written.copy_(acc)
+            written.masked_fill_(written.isnan(), math.nan)
+            wrong = torch.nonzero(~torch.isfinite(written))
+            first = number * size + int(wrong[0]) if count == 0 and len(wrong) else first
+            count += len(wrong)
+        return count, first
+
+    def _scratch(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        if dtype not in self._blocks:
+            size = BLOCK if self.device.type == "cpu" else DEVICE_BLOCK
+            self._blocks[dtype] = [torch.empty(size, dtype=dtype, device=self.device) for _ in range(1 + SCRATCH)]
+        return self._blocks[dtype]

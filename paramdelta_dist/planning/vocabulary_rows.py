@@ -1,0 +1,289 @@
+"""Vocabularies of different sizes or orders: what each row of the output is made of, by the recipe's `vocab`.
+
+`pad`: rows keep their numbers. The output has as many as the largest model; those that every model has are merged, each
+other one comes whole from the first model that has it, in the order: the one whose tokenizer is written, the base, the
+posts or models, the bases of the posts.
+
+`by-token`: rows follow the tokenizer that is written, and are found in each model by the text of their token. A row
+without a token (padding) is found by its number among the rows without a token. A row that the base has is merged: a delta
+takes part in it where its post and its base both have the token, and is zero there otherwise; a model that is merged as it is
+and lacks the token has the base's row (the first model's where there is no base). A row that the base lacks comes whole from
+the first model that has it, in the order above. The output has as many rows as the model whose tokenizer is written, so that padding
+stays; where the tokenizer comes from elsewhere, as many as its ids need.
+
+Each run of rows is a part of its own, so a method that has to look at the whole tensor first (a trim, a norm) cannot be used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from paramdelta_dist.checkpoint import Checkpoint, Tensor
+from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.special import special_ids
+from paramdelta_dist.checkpoint.tokenizer import Vocabulary
+from paramdelta_dist.checkpoint.vocabulary import field_changes, find_entries, input_embeddings, vocabulary_fields
+from paramdelta_dist.errors import HomologyError, UsageError
+from paramdelta_dist.methods import Blocks, find_method
+from paramdelta_dist.planning.resolve import Resolver, Settings
+from paramdelta_dist.planning.row_map import ABSENT, RowMap, Way, map_rows
+from paramdelta_dist.recipe.model import Recipe
+from paramdelta_dist.storage import redact
+
+VOCABULARY_MODES = ("pad", "by-token")
+"""Those in which vocabularies may differ."""
+MOST_PARTS = 1 << 19
+"""Pieces that one tensor is put together from."""
+
+Vocabularies = Mapping[str, Vocabulary | None]
+"""Vocabulary of each model, and of the folder whose tokenizer is written, by URL."""
+
+
+class VocabularyPlanner:
+    """Makes the row maps of a merge."""
+
+    def __init__(self, recipe: Recipe, urls: Sequence[str], models: Sequence[Checkpoint], vocabularies: Vocabularies) -> None:
+        """`urls` are those of `models`, the base first; `vocabularies` are needed by token only."""
+        self._mode, self._tokenizer = recipe.vocab, recipe.tokenizer_url
+        self._urls, self._models, self._vocabularies = tuple(urls), models, vocabularies
+        tokens = _plain(vocabularies.get(recipe.base)) if recipe.vocab == "by-token" else 0
+        self._known = find_entries(_contents(models), recipe.answers, tokens=tokens, moved=False).known
+        self._writer = self._urls.index(self._tokenizer) if self._tokenizer in self._urls else None
+        self._columns: dict[tuple[str, tuple[int, ...]], list[list[int]]] = {}
+        """For each mode and heights of a tensor in the models, the row of each model for each row of the output."""
+
+    def row_maps(self, settings: Sequence[Settings], ways: Mapping[str, int]) -> dict[str, RowMap]:
+        """The map of each vocabulary tensor that is not the same in all models, among those that are merged: `ways` has the
+        position of each among the `settings`.
+
+        Raises HomologyError when tokens of the tokenizer that is written have a row in no model, UsageError when the method
+        cannot be used, or the deltas contradict one another.
+        """
+        maps: dict[str, RowMap] = {}
+        made: list[tuple[tuple[int, ...], Settings, RowMap]] = []
+        """Embeddings and heads that are alike share one."""
+        if self._mode == "strict":
+            return maps
+        for name in filter(self._known.__contains__, ways):
+            heights, way = self._heights(name), settings[ways[name]]
+            if heights is None:
+                continue
+            found = next((rows for other, same, rows in made if (other, same) == (heights, way)), None)
+            if found is None:
+                found = self.row_map(self._mode, heights, way, name)
+                made.append((heights, way, found))
+            if not found.plain:
+                tensor = self._models[0].tensors[name]
+                _require_cuttable(way, name, len(tensor.shape), self._known[name])
+                if math.prod(tensor.shape[: self._known[name]]) * found.count > MOST_PARTS:
+                    raise UsageError(
+                        f"{shown(name)} has a column for each token, and would be put together from more than {MOST_PARTS:,} pieces; "
+                        "leave it out with embeddings and output head (`exclude`) and set `tokenizer_from: base`"
+                    )
+                maps[name] = found
+        self._require_equal_heights(ways, maps)
+        return maps
+
+    def _require_equal_heights(self, merged: Collection[str], maps: Mapping[str, RowMap]) -> None:
+        """Raise UsageError where one vocabulary tensor gets another number of rows and one that is copied from the base stays."""
+        for name, tensor in self._models[0].tensors.items():
+            if name in merged or name not in self._known:
+                continue
+            height = tensor.shape[self._known[name]]
+            grown = {other: rows.rows for other, rows in maps.items() if self._models[0].tensors[other].shape[self._known[other]] == height}
+            other = next((other for other, rows in grown.items() if rows != height), None)
+            if other is not None:
+                raise UsageError(
+                    f"{shown(name)} is left out and keeps the base's {height:,} rows, but {shown(other)} would get "
+                    f"{maps[other].rows:,}; leave out both or neither"
+                )
+
+    def outcome(self, mode: str, name: str, way: Settings) -> str:
+        """What a mode would do with the rows of a tensor, in words."""
+        heights = self._heights(name)
+        if heights is None:
+            return f"not possible: {name} is not in all models"
+        try:
+            return _in_words(self.row_map(mode, heights, way, name), self._urls)
+        except (HomologyError, UsageError) as error:
+            return f"not possible: {error}"
+
+    def row_map(self, mode: str, heights: tuple[int, ...], way: Settings, name: str) -> RowMap:
+        if (mode, heights) not in self._columns:
+            self._columns[mode, heights] = _by_number(heights) if mode == "pad" else self._by_token(heights, name)
+
+        def way_of(present: tuple[bool, ...]) -> Way:
+            if mode == "pad":
+                return _merged(way, range(len(present))) if all(present) else self._whole(way, present)
+            return self._standing_in(way, present) if present[0] else self._whole(way, present)
+
+        return map_rows(self._columns[mode, heights], way_of)
+
+    def _heights(self, name: str) -> tuple[int, ...] | None:
+        shapes = [model.tensors[name].shape for model in self._models if name in model.tensors]
+        dimension = self._known.get(name, 0)
+        if len(shapes) != len(self._models) or not all(len(shape) > dimension for shape in shapes):
+            return None
+        return tuple(shape[dimension] for shape in shapes)
+
+    @property
+    def dimensions(self) -> Mapping[str, int]:
+        """Which dimension of a tensor has an entry for each token."""
+        return self._known
+
+    def _by_token(self, heights: tuple[int, ...], name: str) -> list[list[int]]:
+        tables = [self._tokens(url) for url in self._urls]
+        token_at: dict[int, str] = {}
+        for token, number in self._tokens(self._tokenizer).items():
+            token_at.setdefault(number, token)
+        rows = heights[self._writer] if self._writer is not None else max(token_at, default=heights[0] - 1) + 1
+        columns = [_column(rows, token_at, table, height) for table, height in zip(tables, heights, strict=True)]
+        homeless = [token_at[row] for row, here in enumerate(zip(*columns, strict=True)) if max(here) == ABSENT and row in token_at]
+        if homeless or not rows:
+            raise HomologyError(
+                f"{name}: {len(homeless)} tokens of the tokenizer in {redact(self._tokenizer)} have a row in no model, such as "
+                f"{', '.join(map(shown, homeless[:3]))}; take the tokenizer from a model of the recipe (tokenizer_from)"
+            )
+        return columns
+
+    def _tokens(self, url: str) -> Mapping[str, int]:
+        found = self._vocabularies.get(url)
+        if found is None or found.ids is None:  # the check of the models says so of models; this is for a tokenizer from elsewhere
+            raise HomologyError(
+                f"{redact(url)} has no tokenizer whose tokens can be read, which `vocab: by-token` needs: take that of a model "
+                "(`tokenizer_from`)"
+            )
+        return found.tokens
+
+    def _whole(self, way: Settings, present: Sequence[bool]) -> Way:
+        """Rows that are taken from one model as they are."""
+        writer = () if self._writer is None else (self._writer,)
+        order = [*writer, 0, *(term.post for term in way.terms), *(term.base for term in way.terms if term.base is not None)]
+        origin = next((model for model in (*order, *range(len(present))) if present[model]), None)
+        if origin is None:  # unnamed rows between the ids of a tokenizer from elsewhere: nothing points at them
+            raise HomologyError("the tokenizer has ids without a token, and no model has such rows; take it from a model of the recipe")
+        return Way(False, tuple(model if model == origin else None for model in range(len(present))))
+
+    def _standing_in(self, way: Settings, present: Sequence[bool]) -> Way:
+        """Rows that the base has: a delta whose post or base lacks them is made zero, by reading the same rows for both.
+
+        Raises UsageError where a model takes part in two deltas and would have to be itself in one and another in the other.
+        """
+        stands = {0: 0}
+        absent = []
+        for term in way.terms:
+            if term.base is None:
+                stands[term.post] = term.post if present[term.post] else 0
+            elif present[term.post] and present[term.base]:
+                stands |= {term.post: term.post, term.base: term.base}
+            else:
+                absent.append((term.post, term.base))
+        for _ in absent:  # as often as a chain of deltas can be long
+            for post, base in absent:
+                for one, other in ((post, base), (base, post)):
+                    if one in stands:
+                        stands.setdefault(other, stands[one])
+        for post, base in absent:
+            if stands.get(post) != stands.get(base):
+                raise UsageError(
+                    f"vocab: by-token: {redact(self._urls[post])} and {redact(self._urls[base])} do not both have the same tokens, and "
+                    "both take part in other deltas as well; merge the deltas one after the other, each with a recipe of its own"
+                )
+        return _merged(way, [stands.get(model, 0) for model in range(len(present))])
+
+
+def _merged(way: Settings, stands: Sequence[int]) -> Way:
+    """Rows that are computed, with the rows of `stands[model]` in a model's place; models that nothing needs are not read."""
+    used = way.models
+    return Way(True, tuple(reader if model in used else None for model, reader in enumerate(stands)))
+
+
+def _plain(vocabulary: Vocabulary | None) -> int:
+    return len(vocabulary.ids or ()) if vocabulary else 0
+
+
+def _contents(models: Sequence[Checkpoint]) -> list[tuple[Mapping[str, Any] | None, Mapping[str, Tensor]]]:
+    return [(model.config, model.tensors) for model in models]
+
+
+def _require_cuttable(way: Settings, name: str, dimensions: int, dimension: int) -> None:
+    method = find_method(way.method)
+    if way.sweeps or (method.blocks is Blocks.ROWS and dimension == dimensions - 1):
+        raise UsageError(
+            f"{method.name} looks at all of {shown(name)} before it computes a row, and `vocab: pad` and `by-token` put it together "
+            "from rows of different models; use a method that works element by element, or leave the tensor out (exclude:)"
+        )
+
+
+def _by_number(heights: Sequence[int]) -> list[list[int]]:
+    return [[row if row < height else ABSENT for row in range(max(heights))] for height in heights]
+
+
+def _column(rows: int, token_at: Mapping[int, str], table: Mapping[str, int], height: int) -> list[int]:
+    """For each row of the output, the row of a model: that of the token, or for a row without one the unnamed row of this number."""
+    named = set(table.values())
+    column = []
+    for row in range(rows):
+        token = token_at.get(row)
+        found = table.get(token, ABSENT) if token is not None else ABSENT if row in named else row
+        column.append(found if found < height else ABSENT)
+    return column
+
+
+def vocabulary_outcomes(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], vocabularies: Vocabularies, modes: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
+    """(mode, what it would do with the rows of the input embeddings, in words) for each of these modes."""
+    name = input_embeddings(checkpoints[recipe.base].tensors)
+    resolver = Resolver(recipe, checkpoints[recipe.base].tensors)
+    if name is None:
+        return ()
+    planner = VocabularyPlanner(recipe, resolver.models, [checkpoints[url] for url in resolver.models], vocabularies)
+    return tuple((mode, planner.outcome(mode, name, resolver.settings(name))) for mode in modes)
+
+
+def _in_words(rows: RowMap, urls: Sequence[str]) -> str:
+    merged = partly = 0
+    whole: dict[int, int] = {}
+    for run in rows.runs():
+        if not run.merged:
+            origin = next(source[0] for source in run.sources if source is not None)
+            whole[origin] = whole.get(origin, 0) + run.rows
+        elif all(source is None or source[0] == model for model, source in enumerate(run.sources)):
+            merged += run.rows
+        else:
+            partly += run.rows
+    words = [f"{merged:,} of {rows.rows:,} rows merged"]
+    words += [f"{partly:,} without the models that lack their token"] if partly else []
+    words += [f"{count:,} whole from {redact(urls[origin])}" for origin, count in sorted(whole.items())]
+    return ", ".join(words)
+
+
+def config_changes(
+    recipe: Recipe,
+    models: Sequence[Checkpoint],
+    writer: Checkpoint | None,
+    maps: Mapping[str, RowMap],
+    dimensions: Mapping[str, int],
+    vocabularies: Vocabularies,
+) -> dict[str, Any]:
+    """Fields of the base's config.json, by dotted name, that another vocabulary or tokenizer makes wrong, and what they should be:
+    those that count rows, and the ids of special tokens. `writer` is the model whose tokenizer is written; None where that is no model
+    of the recipe.
+
+    Raises HomologyError where a token that the config names is not in the tokenizer that is written.
+    """
+    base = models[0]
+    sizes = {name: rows.rows for name, rows in maps.items()}
+    changes: dict[str, Any] = dict(field_changes(_contents(models), dimensions, sizes))
+    name = input_embeddings(base.tensors)
+    if name in sizes and not vocabulary_fields(base.config) and sizes[name] != base.tensors[name].shape[dimensions[name]]:
+        changes["vocab_size"] = sizes[name]
+    if recipe.tokenizer_url == recipe.base:
+        return changes
+    ours, theirs = vocabularies.get(recipe.base), vocabularies.get(recipe.tokenizer_url)
+    moved = ours is not None and theirs is not None and recipe.vocab == "by-token"
+    tokens = (ours.tokens, theirs.tokens) if moved and ours is not None and theirs is not None else None
+    return changes | special_ids(base.config, writer.config if writer else None, tokens, redact(recipe.tokenizer_url))

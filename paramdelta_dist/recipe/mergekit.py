@@ -1,0 +1,778 @@
+"""From a mergekit config to a recipe: what maps is mapped, each known difference in behaviour is told, and the rest is refused.
+
+The schema is that of mergekit 0.1.5. Nothing is guessed: whatever has no equal here is a problem, and all problems come in one error.
+What mergekit reads and passes over, such as keys it does not know, is passed over here as well, and told.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paramdelta_dist.errors import RecipeError
+from paramdelta_dist.methods import METHODS
+from paramdelta_dist.recipe.model import FLOATS, MAX_RECIPE, parse_recipe
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
+_KEYS = {
+    "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template",
+    "modules", "name",
+}  # fmt: skip
+_WAYS = ("models", "slices", "modules")
+_NAME = re.compile(r"\w[\w.-]*")
+_MOST_VALUES = 100_000
+
+Change = Callable[[Any], Any]
+"""What one of mergekit's values is here. Raises ValueError where nothing is."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A recipe and what its user has to know."""
+
+    text: str
+    """The recipe, as YAML."""
+    notes: tuple[str, ...]
+    """In what the merge will differ from mergekit's."""
+    name: str = ""
+    """Of a file of several configs: which of them this is."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """One of mergekit's methods and what it is here."""
+
+    method: str
+    takes: str
+    """deltas, models, or pair: what the recipe lists; with `over` models are listed beside a base."""
+    each: Mapping[str, tuple[str, Change]] = field(default_factory=dict)
+    """Parameters that each model may have: our name, and what values become."""
+    shared: Mapping[str, tuple[str, Change]] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """mergekit's defaults that are not ours, under our names."""
+    needed: tuple[str, ...] = ()
+    """Parameters without which mergekit refuses a model."""
+    notes: tuple[str, ...] = ()
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _only(expected: Any, why: str) -> Change:
+    def change(value: Any) -> Any:
+        if value != expected:
+            raise ValueError(f"{str(value)[:60].lower()} has no equal here: {why}")
+        return None
+
+    return change
+
+
+_SPELLINGS = {
+    **dict.fromkeys((True, 1, "1", "on", "t", "true", "y", "yes"), True),
+    **dict.fromkeys((False, 0, "0", "off", "f", "false", "n", "no"), False),
+}
+"""What mergekit, by pydantic, takes for true and false."""
+
+
+def _switch(value: Any) -> bool:
+    value = value.lower() if isinstance(value, str) else value
+    if value not in _SPELLINGS:
+        raise ValueError(f"{value!r} should be true or false")
+    return _SPELLINGS[value]
+
+
+def _choice(yes: str, no: str) -> Change:
+    return lambda value: yes if _switch(value) else no
+
+
+def _decimal(value: Any) -> Any:
+    if isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"{str(value)[:60]!r} should be a number")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    value = _decimal(value)
+    if not math.isfinite(value) or value != int(value):
+        raise ValueError(f"{value} should be a whole number")
+    return int(value)
+
+
+def _share(value: Any) -> Any:
+    """Of elements that are kept: above 1 mergekit keeps all, below 0 none."""
+    return min(max(_decimal(value), 0), 1)
+
+
+def _off(why: str) -> Change:
+    def change(value: Any) -> None:
+        if _switch(value):
+            raise ValueError(f"true has no equal here: {why}")
+
+    return change
+
+
+_WEIGHT = {"weight": ("weight", _decimal)}
+_DENSITY = {**_WEIGHT, "density": ("density", _share)}
+_LAMBDA = {"lambda": ("lambda", _decimal)}
+_NORMALIZE = {"normalize": ("normalize", _choice("weight", "none"))}
+_RESCALE = {"rescale": ("rescale", _choice("l1", "none"))}
+_NO_NORMALIZE = {"normalize": ("", _off("divide the weights by their sum instead"))}
+_NO_RESCALE = {"rescale": ("", _off("this method does not rescale what it keeps"))}
+_RANDOM = (
+    "which elements are dropped: mergekit draws from one stream of random numbers, in the order and on the device it happens to work; "
+    "here they depend on `seed`, tensor and element alone, so the same recipe drops the same elements everywhere"
+)
+_SMALL = "of a tensor so small that density keeps no element, mergekit keeps the largest; here none of it is kept"
+_EQUAL = "of elements of equal magnitude at a cut mergekit keeps any; here those with the lower index are the larger ones"
+_ROUGH = "mergekit's divergences are sums in float32 of terms that cancel; of models that hardly differ it takes over other elements"
+_CANCEL = "where directions cancel, as in a tensor that no model changed, mergekit stops; here the result is the weighted mean"
+_ZERO = "where one of two tensors is all zeros the way is straight here; mergekit takes the angle between them to be a right one"
+_TIES = "where the weighted sum at a position is exactly 0 its sign counts as +, as in mergekit"
+
+KNOWN: dict[str, _Known] = {
+    "linear": _Known("linear", "models", _WEIGHT, {"normalize": ("normalize", _switch)}, needed=("weight",)),
+    "task_arithmetic": _Known(
+        "task_arithmetic", "deltas", {**_WEIGHT, "density": ("", _same)}, {**_LAMBDA, **_NO_NORMALIZE, **_NO_RESCALE}, needed=("weight",)
+    ),
+    "ties": _Known(
+        "ties", "deltas", _DENSITY, {**_LAMBDA, **_NORMALIZE, **_NO_RESCALE}, {"normalize": "weight"}, ("weight",), (_SMALL, _EQUAL, _TIES)
+    ),
+    "dare_linear": _Known(
+        "dare_linear", "deltas", _DENSITY, {**_LAMBDA, **_RESCALE, **_NO_NORMALIZE}, {"rescale": "l1"}, ("weight",), (_RANDOM,)
+    ),
+    "dare_ties": _Known(
+        "dare_ties", "deltas", _DENSITY, {**_LAMBDA, **_RESCALE, **_NORMALIZE}, {"rescale": "l1", "normalize": "none"}, ("weight",),
+        (_RANDOM, _TIES),
+    ),
+    "della": _Known(
+        "della", "deltas", {**_DENSITY, "epsilon": ("epsilon", _decimal)}, {**_LAMBDA, **_RESCALE, **_NORMALIZE},
+        {"rescale": "l1", "normalize": "weight"}, ("weight",), (_RANDOM, _TIES),
+    ),
+    "della_linear": _Known(
+        "della_linear", "deltas", {**_DENSITY, "epsilon": ("epsilon", _decimal)}, {**_LAMBDA, **_RESCALE, **_NO_NORMALIZE},
+        {"rescale": "l1"}, ("weight",), (_RANDOM,),
+    ),
+    "breadcrumbs": _Known(
+        "breadcrumbs", "deltas", {**_DENSITY, "gamma": ("gamma", _decimal)}, {**_LAMBDA, **_NO_NORMALIZE, **_NO_RESCALE}, {}, ("weight",),
+        (_EQUAL,),
+    ),
+    "breadcrumbs_ties": _Known(
+        "breadcrumbs_ties", "deltas", {**_DENSITY, "gamma": ("gamma", _decimal)}, {**_LAMBDA, **_NORMALIZE, **_NO_RESCALE},
+        {"normalize": "none"}, ("weight",), (_EQUAL, _TIES),
+    ),
+    "model_stock": _Known("model_stock", "deltas", {}, {"filter_wise": ("filter_wise", _switch)}),
+    "sce": _Known("sce", "deltas", {}, {"select_topk": ("select_topk", _decimal)}),
+    "ram": _Known("ram", "deltas", {}, {"epsilon": ("epsilon", _decimal)}),
+    "ramplus_tl": _Known(
+        "ramplus_tl", "deltas", {}, {"epsilon": ("epsilon", _decimal), "r": ("r", _decimal), "alpha": ("alpha", _decimal)}
+    ),
+    "slerp": _Known("slerp", "pair", {}, {"t": ("t", _decimal)}, notes=(_ZERO,)),
+    "nearswap": _Known("nearswap", "pair", {}, {"t": ("t", _decimal)}),
+    "arcee_fusion": _Known(
+        "arcee_fusion", "pair",
+        notes=("of large tensors mergekit takes quantiles of a random million elements; here they are exact", _ROUGH),
+    ),
+    "nuslerp": _Known(
+        "nuslerp", "two", _WEIGHT, {"nuslerp_flatten": ("nuslerp_flatten", _switch), "nuslerp_row_wise": ("nuslerp_row_wise", _switch)},
+        needed=("weight",), notes=(_ZERO,),
+    ),
+    "multislerp": _Known(
+        "multislerp", "over", _WEIGHT,
+        {"normalize_weights": ("normalize_weights", _switch), "eps": ("", _only(1e-8, "1e-8 is fixed"))}, needed=("weight",),
+        notes=(_CANCEL,),
+    ),
+    "passthrough": _Known("linear", "models", {"scale": ("weight", _decimal)}, given={"normalize": False}),
+    "karcher": _Known("karcher", "models", {}, {"max_iter": ("max_iter", _whole), "tol": ("tol", _decimal)}),
+}  # fmt: skip
+
+
+def import_mergekit(text: str, *, where: str, output: str) -> tuple[Imported, ...]:
+    """The recipe that a mergekit config means, writing to `output`; `where` names the config's file in messages.
+
+    Of a file of several configs, as mergekit-multimerge takes them, the recipes, those first that others build on: each writes to the
+    folder of its `name` (its number, if it has none) below `output`. References to models are kept as they are where such a path
+    exists; `name/model[@revision]` is otherwise a repository of the Hugging Face hub, `hf://name/model`.
+    Raises RecipeError listing everything that cannot be mapped.
+    """
+    if len(text) > MAX_RECIPE:
+        raise RecipeError(f"{where}: {len(text)} characters; a config has at most {MAX_RECIPE}")
+    try:
+        configs = [config for config in yaml.safe_load_all(text) if config is not None]
+        repeated = tuple(note for root in yaml.compose_all(text, Loader=yaml.SafeLoader) for note in _repeated(root))
+    except (yaml.YAMLError, RecursionError, ValueError, ArithmeticError) as error:
+        raise RecipeError(f"{where}: not valid YAML: {str(error)[:300]}") from None
+    if not configs or not all(isinstance(config, dict) for config in configs):
+        raise RecipeError(f"{where}: not a mergekit config, which is lines of `key: value`, `merge_method:` among them")
+    if _values(configs, _MOST_VALUES) <= 0:
+        raise RecipeError(f"{where}: not a mergekit config: written out it has more than {_MOST_VALUES} values")
+    if len(configs) == 1:
+        made, _ = _imported(configs[0], where, output, {})
+        return (replace(made, notes=(*repeated, *made.notes)),)
+    names = [str(config.get("name") or number) for number, config in enumerate(configs, 1)]
+    for number, name in enumerate(names):
+        if not _NAME.fullmatch(name) or name in names[:number]:
+            raise RecipeError(f"{where}: name {name!r} should be that of one config alone and of a folder: letters, digits, - _ and .")
+    outputs = {name: f"{output.rstrip('/')}/{name}" for name in names}
+    pairs = {
+        name: _imported(config, f"{where}, config {name}", outputs[name], outputs) for name, config in zip(names, configs, strict=True)
+    }
+    try:
+        order = list(TopologicalSorter({name: sorted(uses) for name, (_, uses) in pairs.items()}).static_order())
+    except CycleError as error:
+        raise RecipeError(f"{where}: the configs {' and '.join(error.args[1][:-1])} are made of one another") from None
+    return tuple(replace(pairs[name][0], name=name, notes=(*repeated, *pairs[name][0].notes)) for name in order)
+
+
+def _imported(config: dict[str, Any], where: str, output: str, outputs: Mapping[str, str]) -> tuple[Imported, set[str]]:
+    """One config's recipe, and which of `outputs`, by the name of their config, it reads."""
+    importer = _Importer(config, outputs)
+    document = importer.document(output)
+    if importer.problems:
+        lines = "".join(f"\n  - {problem}" for problem in dict.fromkeys(importer.problems))
+        raise RecipeError(f"{where}: this cannot be mapped to a recipe:{lines}")
+    made = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+    try:
+        parse_recipe(made, where=where)
+    except RecipeError as error:
+        raise RecipeError(_of_config(str(error), document)) from None
+    return Imported(made, tuple(dict.fromkeys(importer.notes))), importer.used
+
+
+def _of_config(message: str, document: Mapping[str, Any]) -> str:
+    """What is wrong with a recipe, as said of the config it was made of: by the name of the model, not by our lines and lists."""
+    message = re.sub(r"\bline \d+: ", "", message)
+    for section, key in (("deltas", "post"), ("models", "model")):
+        for number, entry in enumerate(document.get(section, ())):
+            message = re.sub(rf"\b{section}\.{number}\.{key}\b", f"model {entry[key]}", message)
+            message = re.sub(rf"\b{section}\.{number}\b\.?", f"model {entry[key]}: ", message)
+    return re.sub(r"\bdeltas\b", "models", re.sub(r"(?m)(^|: |\s)base: ", r"\1base_model: ", message))
+
+
+def _repeated(root: yaml.Node | None) -> Iterator[str]:
+    """A note for each key that a mapping has twice."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            waiting += [value for _, value in node.value]
+            for key in dict.fromkeys(key for key in keys if keys.count(key) > 1):
+                yield f"line {node.start_mark.line + 1}: {key} stands there {keys.count(key)} times; the last counts, as in mergekit"
+
+
+def _values(value: Any, left: int) -> int:
+    """`left` without the number of values in `value`, aliases written out; 0 or less where there are as many or more."""
+    left -= 1
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        if left <= 0:
+            break
+        left = _values(part, left)
+    return left
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A part of the layers, and the parameters that hold there; `first` is None where it is the whole model."""
+
+    first: int | None
+    last: int | None
+    own: Mapping[str, Mapping[str, Any]]
+    """Parameters of each model."""
+    shared: Mapping[str, Any]
+
+
+class _Importer:
+    """Reads a config key by key; collects what is wrong and what has to be told."""
+
+    def __init__(self, config: dict[str, Any], outputs: Mapping[str, str]) -> None:
+        self.config = config
+        self.outputs = outputs
+        self.used: set[str] = set()
+        """Which of `outputs` are inputs here."""
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.general: list[dict[str, Any]] = []
+        """Parameters that hold everywhere, the strongest first."""
+
+    def document(self, output: str) -> dict[str, Any]:
+        """The recipe as plain values; it means something only where there are no problems."""
+        config = self.config
+        self._passed_over(config, _KEYS, "")
+        name = config.get("merge_method")
+        known = KNOWN.get(name) if isinstance(name, str) else None
+        if known is None:
+            self.problems.append(self._unknown_method(name))
+            known = _Known("", "models")
+        elif known.method not in {method.name for method in METHODS}:
+            self.problems.append(f"merge_method {name}: there is no such method here yet")
+        body = self._body()
+        models, slices = self._inputs(body)
+        base = self._base(body)
+        if name == "passthrough" and (len(models) != 1 or base not in (None, *models)):
+            self.problems.append("merge_method passthrough stacks layers of models; a recipe merges whole models of one shape")
+        document: dict[str, Any] = {"method": known.method}
+        parameters = self._parameters(known, slices)
+        if parameters:
+            document["parameters"] = parameters
+        document |= self._entries(known, models, base, slices, sliced=bool(body.get("slices")))
+        document["output"] = output
+        if dtype := self._dtype():
+            document["dtype"] = dtype
+        document |= self._tokenizer(models, base)
+        self._tell(known)
+        self.notes += [f"{name} is made by another config of this file: merge that one first" for name in sorted(self.used)]
+        return document
+
+    def _unknown_method(self, name: Any) -> str:
+        if name is None:
+            return "merge_method is missing"
+        return f"merge_method {str(name)[:60]!r} is not known; known are {', '.join(KNOWN)}"
+
+    def _passed_over(self, given: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+        for key in given:
+            if key not in keys:
+                self.notes.append(f"{where}{key}: mergekit 0.1.5 has no such key there and passes over it; left out")
+
+    def _settings(self, given: Any, where: str) -> dict[str, Any]:
+        """What stands under a `parameters:`."""
+        if given is None:
+            return {}
+        if not isinstance(given, dict):
+            self.problems.append(f"{where}: should be lines of `name: value`")
+            return {}
+        return given
+
+    def _body(self) -> Mapping[str, Any]:
+        """Where `models` or `slices` stand: the config, or its module."""
+        config = self.config
+        own = self._settings(config.get("parameters"), "parameters")
+        self.general = [own]
+        ways = [way for way in _WAYS if config.get(way)]
+        if len(ways) != 1:
+            self.problems.append(
+                f"there should be one of models, slices and modules; there {'are ' + ' and '.join(ways) if ways else 'is none'}"
+            )
+        if ways != ["modules"]:
+            return config
+        modules = config["modules"]
+        if not isinstance(modules, dict) or not all(isinstance(module, dict) for module in modules.values()):
+            self.problems.append("modules: should be lines of `name:`, with models or slices below each")
+            return {}
+        body: dict[str, Any]
+        body, *others = modules.values()
+        if any(other != body for other in others):
+            self.problems.append(
+                f"modules: {', '.join(map(str, modules))} are merged in different ways, and a recipe has one list of models; write it by "
+                "hand, with rules that have `match` or `component`"
+            )
+        name = next(iter(modules))
+        if list(modules) != ["default"]:
+            self.notes.append(f"modules: {', '.join(map(str, modules))} is taken to be all of the model; here every tensor is merged")
+        if len([way for way in _WAYS[:2] if body.get(way)]) != 1:
+            self.problems.append(f"modules.{name}: there should be one of models and slices")
+        self._passed_over(body, ("models", "slices", "parameters"), f"modules.{name}.")
+        self.general = [self._settings(body.get("parameters"), f"modules.{name}.parameters"), own]
+        return body
+
+    def _base(self, body: Mapping[str, Any]) -> str | None:
+        """The base, which slices may name each for itself."""
+        own = self.config.get("base_model")
+        slices = body.get("slices")
+        slices = [part for part in slices if isinstance(part, dict)] if isinstance(slices, list) else []
+        named = [self._reference(given, "base_model") for given in [part.get("base_model") or own for part in slices] or [own] if given]
+        if len(set(named)) > 1 or (slices and 0 < len(named) < len(slices)):
+            self.problems.append("slices have different base_models; a recipe has one base")
+        if slices and own and not named:
+            return self._reference(own, "base_model")
+        return named[0] if named else None
+
+    def _dtype(self) -> str | None:
+        made = [str(given).removeprefix("torch.") for given in (self.config.get("out_dtype"), self.config.get("dtype")) if given]
+        if made and made[0] not in FLOATS:
+            self.problems.append(f"dtype {made[0][:60]!r} cannot be written; use bfloat16, float16, float32 or float64")
+            return None
+        return made[0] if made else None
+
+    def _inputs(self, body: Mapping[str, Any]) -> tuple[list[str], list[_Slice]]:
+        """The models, in order, and the slices."""
+        if body.get("slices"):
+            return self._slices(body["slices"])
+        given = body.get("models")
+        if not isinstance(given, list) or not given:
+            self.problems.append("models: should be a list of one or more models")
+            return [], [_Slice(None, None, {}, {})]
+        models, own = [], {}
+        for number, entry in enumerate(given):
+            if not isinstance(entry, dict) or "model" not in entry:
+                self.problems.append(f"models.{number}: should have `model:`")
+                continue
+            model = self._reference(entry["model"], f"models.{number}")
+            self._passed_over(entry, ("model", "parameters"), f"models.{number}.")
+            if model in models:
+                self.problems.append(f"models.{number}: {model} is listed twice; list it once, with the sum of the weights")
+            models.append(model)
+            own[model] = self._settings(entry.get("parameters"), f"models.{number}.parameters")
+        return models, [_Slice(None, None, own, {})]
+
+    def _slices(self, given: Any) -> tuple[list[str], list[_Slice]]:
+        models: list[str] = []
+        slices: list[_Slice] = []
+        following: int | None = 0
+        if not isinstance(given, list):
+            self.problems.append("slices: should be a list, each entry with `sources:`")
+        for number, entry in enumerate(given if isinstance(given, list) else []):
+            sources = entry.get("sources") if isinstance(entry, dict) else None
+            if (
+                not isinstance(sources, list)
+                or not sources
+                or not all(isinstance(source, dict) and "model" in source for source in sources)
+            ):
+                self.problems.append(f"slices.{number}: should have `sources:`, each with `model:` and `layer_range:`")
+                continue
+            where = f"slices.{number}"
+            self._passed_over(entry, ("sources", "parameters", "base_model"), f"{where}.")
+            for source in sources:
+                self._passed_over(source, ("model", "layer_range", "parameters"), f"{where}.sources.")
+            own = {
+                self._reference(source["model"], where): self._settings(source.get("parameters"), f"{where}.sources.parameters")
+                for source in sources
+            }
+            spans = {_span(source.get("layer_range")) for source in sources}
+            if None in spans:
+                self.problems.append(f"{where}: layer_range should be two whole numbers, such as [0, 32]")
+                continue
+            if len(own) < len(sources) or len(spans) > 1:
+                self.problems.append(f"{where}: puts together layers of different numbers; a recipe merges layers of the same number")
+                continue
+            (span,) = spans
+            if span is None or (span == () and len(given) > 1):
+                self.problems.append(f"{where}: layer_range is missing")
+                continue
+            if span and (span[0] != following or span[1] <= span[0]):
+                self.problems.append(
+                    f"{where}: layer_range {list(span)} does not go on at layer {following}: layers are left out, repeated or moved, and "
+                    "a recipe merges whole models"
+                )
+                continue
+            if models and set(own) != set(models):
+                self.problems.append(f"{where}: has other models than the slices before it; a recipe merges the same ones everywhere")
+                continue
+            models, following = models or list(own), span[1] if span else None
+            slices.append(
+                _Slice(span[0] if span else None, span[1] - 1 if span else None, own, self._settings(entry.get("parameters"), where))
+            )
+        if slices and following is not None:
+            self.notes.append(
+                f"layer_range: the models are taken to have exactly {following} layers; mergekit would cut deeper ones off there, here "
+                "layers beyond are merged as well"
+            )
+        if len(slices) == 1 or not slices:
+            slices = [_Slice(None, None, slices[0].own, slices[0].shared) if slices else _Slice(None, None, {}, {})]
+        return models, slices
+
+    def _reference(self, given: Any, where: str) -> str:
+        """The URL of a model."""
+        if isinstance(given, dict):
+            inner = given.get("model", given)
+            inner = inner if isinstance(inner, dict) else {"path": inner}
+            if given.get("lora") or given.get("override_architecture"):
+                self.problems.append(
+                    f"{where}: a LoRA or another architecture; merge the LoRA into its model first (peft: merge_and_unload)"
+                )
+            given = f"{inner.get('path')}@{inner['revision']}" if inner.get("revision") else inner.get("path")
+        if not isinstance(given, str) or not given:
+            self.problems.append(f"{where}: should name a model")
+            return "?"
+        if given in self.outputs:
+            self.used.add(given)
+            return self.outputs[given]
+        if "://" in given or Path(given).expanduser().exists():
+            return given
+        path, _, lora = given.partition("+")
+        if lora:
+            self.problems.append(
+                f"{where}: {given} is a model with a LoRA; merge the LoRA into it first (peft: merge_and_unload), and name the result"
+            )
+            return path
+        if _HUB.match(given):
+            self.notes.append(
+                f"{given} is no folder here and so is hf://{given} of the Hugging Face hub; mergekit downloads it, here it is streamed"
+            )
+            return f"hf://{given}"
+        if re.fullmatch(r"\w[\w.-]*", given):
+            self.notes.append(
+                f"{given} is no folder here; of a model of the Hugging Face hub give the owner as well, as hf://owner/{given}"
+            )
+        return given
+
+    def _parameters(self, known: _Known, slices: Sequence[_Slice]) -> dict[str, Any]:
+        """What stands under `parameters:`."""
+        scopes = [*self.general, *(part.shared for part in slices)]
+        for name in dict.fromkeys(name for scope in scopes for name in scope):
+            if name == "int8_mask":
+                self.notes.append("int8_mask: saves memory in mergekit and changes no result; left out")
+            elif name not in known.shared and name not in known.each and known.method:
+                self.notes.append(f"parameter {name} has no effect in mergekit's {self.config.get('merge_method')}; left out")
+        made = dict(known.given)
+        for theirs, (ours, change) in known.shared.items():
+            if any(theirs in scope for scope in scopes):
+                value = self._value(
+                    [[part.shared.get(theirs), *self._generally(theirs)] for part in slices], slices, change, f"parameters.{theirs}"
+                )
+                if ours and value is not None:
+                    made[ours] = value
+        if len(slices) == 1:  # what each model has for itself comes before
+            for theirs, (ours, change) in known.each.items():
+                if any(theirs in scope for scope in scopes):
+                    value = self._value([[slices[0].shared.get(theirs), *self._generally(theirs)]], slices, change, f"parameters.{theirs}")
+                    if ours and value is not None:
+                        made[ours] = value
+        return made
+
+    def _generally(self, name: str) -> list[Any]:
+        return [scope.get(name) for scope in self.general]
+
+    def _entries(self, known: _Known, models: Sequence[str], base: str | None, slices: Sequence[_Slice], *, sliced: bool) -> dict[str, Any]:
+        """`base:`, `deltas:` and `models:`."""
+        merged = [model for model in models if model != base]
+        method = self.config.get("merge_method")
+        if known.takes in ("deltas", "pair") and base is None:
+            self.problems.append(f"base_model is missing, which {method} needs")
+        if known.takes == "pair" and len(merged) != 1:
+            self.problems.append(f"{method} merges two models, of which base_model is one; {len(merged)} others are listed")
+        if known.takes == "models" and base is not None:
+            if base not in models and sliced:
+                self.problems.append(
+                    f"base_model {base} is not among the slices' models; mergekit's {method} would take config and tokenizer from it"
+                )
+            elif base not in models:
+                self.notes.append(f"base_model {base} is not among the models; it is merged as one of them, as mergekit's {method} does")
+            merged = [base, *merged]
+        if known.takes in ("two", "over") and base is not None and base in models:
+            self.notes.append(f"{base} is base_model, so {method} merges what the others add to it; its own entry is left out")
+        if known.takes == "two" and len(merged) != 2:
+            self.problems.append(f"{method} merges two models beside base_model; {len(merged)} are listed")
+        key = "post" if known.takes == "deltas" else "model"
+        entries = [{key: model, **self._own(known, model, slices)} for model in merged]
+        section = "deltas" if known.takes == "deltas" else "models"
+        based = {"base": base} if base is not None and known.takes != "models" else {}
+        if known.takes == "models" and base is None:
+            self.notes.append(
+                f"without base_model mergekit takes config and tokenizer from any of its models; here they are those of {merged[:1] or '?'}"
+            )
+        return {**based, section: entries}
+
+    def _own(self, known: _Known, model: str, slices: Sequence[_Slice]) -> dict[str, Any]:
+        """The parameters of one model."""
+        made: dict[str, Any] = {}
+        own = [part.own.get(model) or {} for part in slices]
+        for name in {name: None for scope in own for name in scope}:
+            if name not in known.each and known.method:
+                self.notes.append(f"{model}: parameter {name} has no effect in mergekit's {self.config.get('merge_method')}; left out")
+        for theirs, (ours, change) in known.each.items():
+            given = any(theirs in scope for scope in own)
+            inherited = any(theirs in scope for scope in self.general) or any(theirs in part.shared for part in slices)
+            if theirs in known.needed and not given and not inherited:
+                self.problems.append(f"{model}: {theirs} is missing, which mergekit needs as well")
+            if not given and (len(slices) == 1 or not inherited):
+                continue
+            levels = [[scope.get(theirs)] if len(slices) == 1 else [scope.get(theirs), part.shared.get(theirs), *self._generally(theirs)]
+                      for scope, part in zip(own, slices, strict=True)]  # fmt: skip
+            value = self._value(levels, slices, change, f"{model}: {theirs}")
+            if ours and value is not None:
+                made[ours] = value
+        return made
+
+    def _value(self, levels: Sequence[Sequence[Any]], slices: Sequence[_Slice], change: Change, where: str) -> Any:
+        """A value, a gradient or rules, from what each slice says, the strongest first."""
+        try:
+            if len(slices) == 1:
+                rules = list(_rules(levels[0], change, {}))
+            else:
+                rules = []
+                for part, settings in zip(slices, levels, strict=True):
+                    rules += _rules(settings, change, {"layers": f"{part.first}-{part.last}"}, names=_INSIDE)
+                rules += _rules(levels[0], change, {"component": "embedding"}, names=_BEFORE, outside=True)
+                rules += _rules(levels[-1], change, {}, names=_BEHIND, outside=True)
+                if any("match" in rule for rule in rules):
+                    self.notes.append(
+                        f"{where}: filters in slices are taken to mean tensors in or out of the layers as in Llama, Mistral, Qwen and GPT; "
+                        "look at `plan --tensors`"
+                    )
+        except ValueError as error:
+            self.problems.append(f"{where}: {error}")
+            return None
+        if any("match" in rule for rule in rules):
+            self.notes.append("filters: one that decides about no tensor is an error here, and is passed over by mergekit")
+        values = [rule.get("value") for rule in rules]
+        if not rules or all(value is None for value in values):
+            return None
+        return rules[0]["value"] if len(rules) == 1 and set(rules[0]) == {"value"} else rules
+
+    def _tokenizer(self, models: Sequence[str], base: str | None) -> dict[str, Any]:
+        """`tokenizer_from` and `vocab`."""
+        config = self.config
+        made: dict[str, Any] = {}
+        source, section = config.get("tokenizer_source"), config.get("tokenizer")
+        if section is not None and not isinstance(section, dict):
+            self.problems.append("tokenizer: should be lines of `key: value`, `source:` among them")
+        if source and section is not None:
+            self.problems.append("tokenizer and tokenizer_source stand both there, which mergekit refuses as well")
+        if isinstance(section, dict):
+            source = section.get("source", "union")
+            self.problems += [
+                f"tokenizer.{key} cannot be mapped; leave it out, or make that tokenizer, save it in a folder and name that as its source"
+                for key in ("tokens", "pad_to_multiple_of")
+                if section.get(key)
+            ]
+            self._passed_over(section, ("source", "tokens", "pad_to_multiple_of"), "tokenizer.")
+        template = config.get("chat_template")
+        if template == "auto":
+            self.notes.append("chat_template: auto: mergekit picks the most common one of the models; here it comes with the tokenizer")
+        elif template is not None:
+            self.problems.append(
+                "chat_template: a template of one's own cannot be mapped; put it into the folder that tokenizer_from names"
+            )
+        if source == "union":
+            self.problems.append(
+                "tokenizer_source union: no tokenizer is put together here; write `base` where all models have the same, else make one, "
+                "save it in a folder, and name that as tokenizer_source"
+            )
+            return made
+        donor = base if base is not None else (models[0] if models else None)
+        if source is not None and source != "base":
+            donor = self._reference(source.removeprefix("model:") if isinstance(source, str) else source, "tokenizer_source")
+        first = [model for model in models if model != base][:1]
+        if base is not None and donor == base:
+            made["tokenizer_from"] = "base"
+        elif donor is not None and [donor] != first:
+            made["tokenizer_from"] = donor
+        if source is not None:
+            made["vocab"] = "by-token"
+            self.notes.append(
+                "rows by token: a row that some models lack is, in mergekit, filled from the base or averaged, and padding is the mean of "
+                "all rows; here see `vocab: by-token`: zero deltas, whole rows, padding as it is"
+            )
+        else:
+            self.notes.append(
+                "vocabularies of different sizes are refused, as by mergekit; its --unsafe-truncate-embeddings has no equal (see `vocab`)"
+            )
+        return made
+
+    def _tell(self, known: _Known) -> None:
+        dtype = self.config.get("dtype")
+        if dtype in (None, "float32"):
+            how = "in the widest dtype that the models have a tensor in" if dtype is None else "in float32"
+        elif self.config.get("merge_method") in _SUMMED_WIDE:
+            how = f"of numbers rounded to {dtype} first, in float32"
+        else:
+            how = f"in {dtype}, rounding in between"
+        self.notes.append(f"arithmetic: mergekit computes {how}; here in float32 (float64 for wider tensors), rounded once")
+        self.notes.append(
+            "tensors that not all models have are taken from one or left out where mergekit calls them optional; here an error"
+        )
+        self.notes.append("generation_config.json and chat template are copied with the tokenizer")
+        self.notes += known.notes
+
+
+_SUMMED_WIDE = ("linear", "slerp", "karcher", "passthrough")
+"""Methods of which mergekit's arithmetic is in float32 at least."""
+_BEFORE = ("model.embed_tokens.weight", "transformer.wte.weight", "transformer.wpe.weight", "gpt_neox.embed_in.weight")
+_BEHIND = ("model.norm.weight", "lm_head.weight", "transformer.ln_f.bias", "model.final_layernorm.weight", "embed_out.weight")
+_INSIDE = (
+    *(
+        f"model.layers.0.self_attn.{name}.weight"
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "q_norm", "k_norm", "dense")
+    ),
+    *(
+        f"model.layers.0.mlp.{name}.bias"
+        for name in ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "experts.0.up_proj")
+    ),
+    *(f"model.layers.0.{name}_layernorm.weight" for name in ("input", "post_attention", "pre_feedforward", "post_feedforward")),
+    *(f"model.layers.0.block_sparse_moe.{name}.weight" for name in ("gate", "experts.0.w1", "experts.0.w2", "experts.0.w3")),
+    *(f"transformer.h.0.{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "ln_1", "ln_2")),
+)
+"""Names of tensors before, behind and inside the layers, of usual architectures."""
+
+
+def _rules(
+    settings: Sequence[Any], change: Change, where: Mapping[str, str], *, names: Sequence[str] = (), outside: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Rules for the tensors that `where` selects, from settings of which the strongest comes first. Filters that mean other tensors than
+    any of `names` are left out; `outside` the layers gradients have their first number. Raises ValueError."""
+    others = {*_BEFORE, *_BEHIND, *_INSIDE} - set(names)
+    for setting in settings:
+        if setting is None or setting == []:
+            continue
+        for entry in setting if _is_conditional(setting) else [setting if isinstance(setting, dict) else {"value": setting}]:
+            if not isinstance(entry, dict) or "value" not in entry or set(entry) - {"value", "filter"}:
+                raise ValueError("should be a value, a gradient, or a list of `{filter, value}`")
+            pattern = entry.get("filter")
+            general = pattern in (None, "*")
+            if not general and names and not _means(str(pattern), names, others, outside=outside):
+                continue
+            found = {} if general else {"match": "*" + re.sub(r"([*?[])", r"[\1]", str(pattern)) + "*"}
+            yield {**found, **where, "value": _changed(entry["value"], change, outside=outside)}
+            if general:
+                return
+
+
+def _means(pattern: str, names: Sequence[str], others: Iterable[str], *, outside: bool) -> bool:
+    """Whether a filter may mean one of `names`: of a name that is not known anywhere, it is thought to stand inside the layers."""
+    if any(pattern in name for name in names):
+        return True
+    return not outside and not any(pattern in name for name in others)
+
+
+def _is_conditional(setting: Any) -> bool:
+    return isinstance(setting, list) and any(isinstance(entry, dict) for entry in setting)
+
+
+def _changed(value: Any, change: Change, *, outside: bool) -> Any:
+    """A value or gradient in our words."""
+    if not isinstance(value, list):
+        return change(_number(value))
+    values = [_number(entry) for entry in value]
+    if not values or not all(isinstance(entry, (int, float)) and not isinstance(entry, bool) for entry in values):
+        raise ValueError("a gradient of anything but numbers cannot be mapped")
+    if change is _share and not all(0 <= entry <= 1 for entry in values):
+        raise ValueError("a gradient of shares that leaves 0 to 1 cannot be mapped")
+    return change(values[0]) if outside or len(values) == 1 else [change(float(entry)) for entry in values]
+
+
+def _span(given: Any) -> tuple[()] | tuple[int, int] | None:
+    """First layer and the one behind the last; () where nothing is said, None where it is no range."""
+    if given is None:
+        return ()
+    if not isinstance(given, (list, tuple)) or len(given) != 2:
+        return None
+    try:
+        first, behind = (_whole(_number(end)) for end in given)
+    except ValueError:
+        return None
+    return first, behind
+
+
+def _number(value: Any) -> Any:
+    """Numbers as YAML 1.1 does not read them: 1e-4 is text to it."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
+        return float(value)
+    if not isinstance(value, (bool, int, float, str)):
+        raise ValueError(f"{str(value)[:60]!r} is not a value")
+    return value

@@ -1,0 +1,171 @@
+"""From tiles to their bytes: reads under way ahead, arithmetic on several threads, results in order.
+
+What is fetched and what is made is bounded: `tiles_in_flight` tiles of input, and `OUTPUTS` buffers of output for each
+thread, the one the consumer looks at included. All memory is made once.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+from paramdelta_dist.engine.metrics import METER, STAGE_SECONDS
+from paramdelta_dist.methods import Sweep
+from paramdelta_dist.planning.memory import LOCAL_READERS, OUTPUTS, REQUESTS_IN_FLIGHT
+from paramdelta_dist.planning.plan import Shard
+from paramdelta_dist.planning.tiles import Step, Tile
+from paramdelta_dist.shards.buffers import BufferPool
+from paramdelta_dist.shards.compute import Job, TileMaker, subject_of
+from paramdelta_dist.shards.probe import Watch
+from paramdelta_dist.shards.reader import Fetching, Reader, TileReader, buffer_size
+from paramdelta_dist.storage import open_store
+
+
+class MadeTile(NamedTuple):
+    """A tile and its bytes in the output."""
+
+    tile: Tile
+    data: memoryview
+    """Valid until the next tile is asked for, and longer as long as a buffer of it is held."""
+
+
+class _Making(NamedTuple):
+    """A step whose bytes are there, in the hands of a maker."""
+
+    step: Step
+    output: mmap.mmap | None
+    """Where the tile is made; None where it is only looked at."""
+    result: Future[Any]
+
+
+class TilePipeline:
+    """Makes tiles of one shard, in threads of its own."""
+
+    def __init__(
+        self, job: Job, shard: Shard, reader: Reader, outputs: BufferPool, makers: ThreadPoolExecutor, watch: Watch | None
+    ) -> None:
+        self.reader = reader
+        self.nonfinite = 0
+        """Elements let through that are NaN or infinite."""
+        self._job, self._shard, self._threads = job, shard, makers
+        self._makers: SimpleQueue[TileMaker] = SimpleQueue()
+        for _ in range(job.threads):
+            self._makers.put(TileMaker(job, shard))
+        self._outputs, self._watch = outputs, watch
+        self._sweeping: list[Any] = []
+        """The total so far of the sweep that goes on, once there is one."""
+        self._statistics: tuple[Any, ...] = job.statistics
+        """Of the tensor that is streamed."""
+
+    def make(self, steps: Iterable[Step]) -> Iterator[MadeTile]:
+        """The tiles of steps with their bytes, in order. What a read or the arithmetic raises comes out at its tile.
+
+        Sweeps over a streamed tensor come before the first of its tiles; each ends before what follows it is begun.
+        """
+        upcoming = iter(steps)
+        fetching: deque[tuple[Step, Fetching]] = deque()
+        making: deque[_Making] = deque()
+        try:
+            while True:
+                while len(fetching) + len(making) < self._job.tiles_in_flight and (step := next(upcoming, None)) is not None:
+                    fetching.append((step, self.reader.start(step.tile)))
+                while fetching and len(making) < OUTPUTS * self._job.threads and self._may_begin(fetching[0][0], making):
+                    making.append(self._begin(*fetching.popleft()))
+                if not making:
+                    return
+                step, output, made = making.popleft()
+                if output is None:
+                    self._add_up(step, made.result())
+                    continue
+                nonfinite, seen = made.result()
+                self.nonfinite += nonfinite
+                if self._watch is not None:
+                    self._watch.add(seen, step.tile.stop - step.tile.start)
+                finished = MadeTile(step.tile, memoryview(output)[: step.tile.stop - step.tile.start])
+                yield finished
+                self._outputs.give_back_when_released(output, finished.data)
+        finally:
+            for _, unwanted in fetching:
+                unwanted.cancel()
+
+    def total(self, steps: Iterable[Step]) -> Any:
+        """What the next sweep over the model finds in these steps; None where there are none."""
+        for _ in self.make(steps):
+            raise AssertionError("a sweep makes no tile")
+        return self._sweeping[0] if self._sweeping else None
+
+    def _may_begin(self, step: Step, making: deque[_Making]) -> bool:
+        """Whether all that `step` needs to know is known: no other sweep is going on, and none of a tensor that is still made."""
+        return not making or making[-1].step.sweep == step.sweep or (making[-1].step.sweep is None and step.sweep is None)
+
+    def _begin(self, step: Step, fetching: Fetching) -> _Making:
+        output = self._outputs.take() if step.sweep is None else None
+        if step.sweep == 0 and step.tile.segments[0].first == 0:
+            self._statistics = self._job.statistics
+        return _Making(step, output, self._threads.submit(self._work, step, fetching, output, self._statistics))
+
+    def _work(self, step: Step, fetching: Fetching, output: mmap.mmap | None, statistics: tuple[Any, ...]) -> Any:
+        """How many elements of a tile that was made are not finite, and what the watch saw; the partials of one that was looked at."""
+        began = time.perf_counter()
+        fetched, maker = fetching.result(), self._makers.get()
+        there = time.perf_counter()
+        METER.add(STAGE_SECONDS, there - began, "read")
+        try:
+            if output is not None:
+                made = memoryview(output)[: step.tile.stop - step.tile.start]
+                nonfinite = maker.make(fetched, made, statistics)
+                return nonfinite, None if self._watch is None else self._watch.look(fetched, made)
+            sweep = self._sweep(step, statistics)
+            return [partial for segment in step.tile.segments for partial in maker.look(fetched, segment, sweep, statistics)]
+        finally:
+            METER.add(STAGE_SECONDS, time.perf_counter() - there, "compute")
+            self._makers.put(maker)
+            fetched.parts.clear()
+            self.reader.release(fetching)
+
+    def _add_up(self, step: Step, partials: list[Any]) -> None:
+        sweep = self._sweep(step, self._statistics)
+        for partial in partials:
+            self._sweeping = [sweep.combine(self._sweeping[0], partial) if self._sweeping else partial]
+        if step.last:
+            run = step.tile.segments[0].run
+            subject = subject_of(run, self._shard.settings[run.settings], self._statistics)
+            self._statistics += (sweep.finish(self._sweeping[0], subject),)
+            self._sweeping = []
+
+    def _sweep(self, step: Step, statistics: tuple[Any, ...]) -> Sweep:
+        """The one that a step is a part of, which comes after those that found `statistics`."""
+        return self._shard.settings[step.tile.segments[0].run.settings].sweeps[len(statistics)]
+
+
+@contextmanager
+def tile_reader(job: Job, shard: Shard) -> Iterator[TileReader]:
+    """What fetches the inputs of a shard. Its threads and buffers are gone when it is left."""
+    stores = [open_store(url, job.storage) for url in job.models]
+    requests = REQUESTS_IN_FLIGHT if any(store.remote for store in stores) else LOCAL_READERS
+    buffers = BufferPool(buffer_size(job.tile_size), pinned=job.device == "cuda")
+    readers = ThreadPoolExecutor(requests, thread_name_prefix="read")
+    try:
+        yield TileReader(shard, stores, buffers, readers)
+    finally:
+        readers.shutdown(cancel_futures=True)
+        buffers.close()
+
+
+@contextmanager
+def tile_pipeline(job: Job, shard: Shard, reader: Reader, watch: Watch | None = None) -> Iterator[TilePipeline]:
+    """A pipeline for the tiles of a shard, at which `watch` looks. Its threads are gone when it is left."""
+    outputs = BufferPool(job.tile_size, pinned=job.device == "cuda")
+    makers = ThreadPoolExecutor(job.threads, thread_name_prefix="make")
+    try:
+        yield TilePipeline(job, shard, reader, outputs, makers, watch)
+    finally:
+        reader.stop()  # first: makers may wait for reads
+        makers.shutdown(cancel_futures=True)
+        outputs.close()

@@ -1,0 +1,32 @@
+"""Looking at what a merge has read anyway and at what it makes of that: the one place where someone may, shard by shard, and
+without touching the bytes written."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from paramdelta_dist.planning.plan import Shard
+from paramdelta_dist.shards.reader import FetchedTile
+
+
+class Watch(Protocol):
+    """Looks at the tiles of one shard."""
+
+    def look(self, fetched: FetchedTile, made: memoryview) -> Any:
+        """What is to be seen in a tile whose inputs are there, and in the bytes that were made of them; asked by several
+        threads, before its memory is used again."""
+        ...
+
+    def add(self, seen: Any, size: int) -> None:
+        """Take what `look` saw in a tile of `size` bytes; asked in the order of the tiles."""
+        ...
+
+    def note(self) -> tuple[str, bytes]:
+        """Name and content of the small file that is left beside the output, once the shard is done."""
+        ...
+
+
+class Watcher(Protocol):
+    """Travels to workers with the job, and looks at every shard there."""
+
+    def begin(self, shard: Shard) -> Watch: ...
