@@ -28,7 +28,7 @@ class Piece:
     """How many other files there will be, for `last`."""
 
     @property
-    def effort(self) -> int:
+    def bytes_moved(self) -> int:
         return self.size
 
 
@@ -115,7 +115,7 @@ class Nap:
     """A file; once it is there, the unit takes no time."""
 
     @property
-    def effort(self) -> int:
+    def bytes_moved(self) -> int:
         return self.size
 
 

@@ -19,7 +19,7 @@ LEVELS = (
     ("threads",),
     ("storage", "kernels"),
     ("checkpoint", "methods", "engine"),
-    ("recipe",),
+    ("recipe", "plugin"),
     ("planning", "jobs"),
     ("output",),
     ("shards",),

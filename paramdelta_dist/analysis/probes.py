@@ -30,7 +30,7 @@ from paramdelta_dist.errors import NotFound
 from paramdelta_dist.kernels.measure import Floats, Measured, Vectors
 from paramdelta_dist.kernels.sketch import LENGTH, add_to_sketch
 from paramdelta_dist.output.receipts import FOLDER
-from paramdelta_dist.planning.chunks import CHUNK, Piece
+from paramdelta_dist.planning.chunks import MEASURE_CHUNK, Piece
 from paramdelta_dist.planning.plan import Shard, TensorPlan
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.shards.reader import FetchedTile
@@ -45,7 +45,7 @@ TICK = 0.2
 
 
 @dataclass(frozen=True)
-class DeltaWatcher:
+class DeltaProbe:
     """Measures deltas in every shard."""
 
     vectors: Vectors
@@ -59,7 +59,7 @@ class DeltaWatcher:
 
 
 @dataclass(frozen=True)
-class OutputWatcher:
+class OutputProbe:
     """Measures, in every shard, how far what is written is from the models it is made of."""
 
     vectors: Vectors
@@ -86,16 +86,16 @@ class Lane:
 class ShardWatch:
     """Measures the deltas of one shard on a sample."""
 
-    def __init__(self, shard: Shard, watcher: DeltaWatcher | OutputWatcher) -> None:
-        self._shard, self._watcher, self._vectors = shard, watcher, watcher.vectors
-        self._place = {tensor.name: place for place, tensor in enumerate(watched(shard, watcher.vectors))}
-        self._measured = Measured.nothing(watcher.vectors, (len(self._place),))
+    def __init__(self, shard: Shard, probe: DeltaProbe | OutputProbe) -> None:
+        self._shard, self._watcher, self._vectors = shard, probe, probe.vectors
+        self._place = {tensor.name: place for place, tensor in enumerate(watched(shard, probe.vectors))}
+        self._measured = Measured.nothing(probe.vectors, (len(self._place),))
         self._idle: SimpleQueue[TileMeasurer] = SimpleQueue()
         self._ends: dict[int, list[int]] = {}
         self._lane = Lane(shard.file, f"{socket.gethostname()}:{os.getpid()}", time.time(), [])
         self._bytes = 0
 
-    def look(self, fetched: FetchedTile, made: memoryview) -> Any:
+    def measure(self, fetched: FetchedTile, made: memoryview) -> Any:
         pieces = tuple(tuple(self._sampled(segment)) for segment in fetched.tile.segments)
         if not any(pieces):
             return []
@@ -138,15 +138,15 @@ class ShardWatch:
 
     def _sampled(self, segment: Segment) -> Iterator[Piece]:
         """The parts of a segment that are measured."""
-        run = segment.run
-        if not measurable(run.tensors[0], self._vectors):
+        span = segment.span
+        if not measurable(span.tensors[0], self._vectors):
             return
-        ends = self._ends.get(run.start)
+        ends = self._ends.get(span.start)
         if ends is None:
-            ends = self._ends.setdefault(run.start, list(accumulate(tensor.elements for tensor in run.tensors)))
+            ends = self._ends.setdefault(span.start, list(accumulate(tensor.elements for tensor in span.tensors)))
         place, at = bisect_right(ends, segment.first), segment.first
         while at < segment.last:
-            tensor, stop = run.tensors[place], min(ends[place], segment.last)
+            tensor, stop = span.tensors[place], min(ends[place], segment.last)
             start = ends[place] - tensor.elements
             for first, last in sample(tensor.elements, at - start, stop - start):
                 yield Piece(tensor, first, last, start + first - segment.first)
@@ -156,11 +156,11 @@ class ShardWatch:
 class OutputWatch(ShardWatch):
     """Measures what is written of one shard, on the same sample, and sketches what that adds to the base."""
 
-    def __init__(self, shard: Shard, watcher: OutputWatcher) -> None:
-        super().__init__(shard, watcher)
+    def __init__(self, shard: Shard, probe: OutputProbe) -> None:
+        super().__init__(shard, probe)
         self._sketch = np.zeros(LENGTH)
 
-    def look(self, fetched: FetchedTile, made: memoryview) -> Any:
+    def measure(self, fetched: FetchedTile, made: memoryview) -> Any:
         pieces = tuple(tuple(self._sampled(segment)) for segment in fetched.tile.segments)
         if not any(pieces):
             return []
@@ -192,11 +192,11 @@ def sampled(elements: int) -> int:
 
 def sample(elements: int, first: int, last: int) -> Iterator[tuple[int, int]]:
     """What is measured of [first, last) of a tensor: one chunk in EVERY, from the middle, and at least one of the tensor."""
-    chunks = -(-elements // CHUNK)
+    chunks = -(-elements // MEASURE_CHUNK)
     phase = min(EVERY // 2, (chunks - 1) // 2)
-    number = first // CHUNK + (phase - first // CHUNK) % EVERY
-    while number * CHUNK < last:
-        begin, end = max(first, number * CHUNK), min(last, (number + 1) * CHUNK)
+    number = first // MEASURE_CHUNK + (phase - first // MEASURE_CHUNK) % EVERY
+    while number * MEASURE_CHUNK < last:
+        begin, end = max(first, number * MEASURE_CHUNK), min(last, (number + 1) * MEASURE_CHUNK)
         if begin < end:
             yield begin, end
         number += EVERY
@@ -222,20 +222,20 @@ class Collected:
     """Estimates, from the sample, for the whole of each tensor."""
     lanes: list[Lane]
     missing: int
-    """Shards that were made without a watch: nothing is known of their tensors."""
+    """Shards that were made without a probe: nothing is known of their tensors."""
     sketch: Floats
     """[LENGTH], of what was added to the base; zeros where deltas were measured, not outputs."""
 
 
-def collect(store: Store, shards: Sequence[Shard], watcher: DeltaWatcher | OutputWatcher) -> Collected:
-    """What the notes of a watcher say that are in an output."""
+def collect(store: Store, shards: Sequence[Shard], probe: DeltaProbe | OutputProbe) -> Collected:
+    """What the notes of a probe say that are in an output."""
     tensors: list[TensorPlan] = []
-    parts, lanes, sketch = [Measured.nothing(watcher.vectors, (0,))], [], np.zeros(LENGTH)
+    parts, lanes, sketch = [Measured.nothing(probe.vectors, (0,))], [], np.zeros(LENGTH)
     with Threads(16) as pool:
-        notes = pool.map(lambda shard: _note(store, watcher, shard), shards)
+        notes = pool.map(lambda shard: _note(store, probe, shard), shards)
         for shard, note in zip(shards, notes, strict=True):
             if note is not None:
-                tensors += watched(shard, watcher.vectors)
+                tensors += watched(shard, probe.vectors)
                 parts.append(note.measured)
                 lanes.append(note.lane)
                 sketch += note.sketch
@@ -263,20 +263,20 @@ class _Note(NamedTuple):
     sketch: Floats
 
 
-def _name(watcher: DeltaWatcher | OutputWatcher, shard: Shard) -> str:
-    return f"{watcher.folder}/{shard.file}.npz"
+def _name(probe: DeltaProbe | OutputProbe, shard: Shard) -> str:
+    return f"{probe.folder}/{shard.file}.npz"
 
 
-def _note(store: Store, watcher: DeltaWatcher | OutputWatcher, shard: Shard) -> _Note | None:
+def _note(store: Store, probe: DeltaProbe | OutputProbe, shard: Shard) -> _Note | None:
     try:
-        data = store.read(_name(watcher, shard), limit=MAX_NOTE)
+        data = store.read(_name(probe, shard), limit=MAX_NOTE)
     except NotFound:
         return None
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         told = json.loads(arrays["about"].tobytes())
-        if told.get("about") != watcher.about:
+        if told.get("about") != probe.about:
             return None
         measured = Measured(*(arrays[field.name] for field in fields(Measured)))
-        if len(measured.sums) != len(watched(shard, watcher.vectors)):  # of a sweep that read fewer models
+        if len(measured.sums) != len(watched(shard, probe.vectors)):  # of a sweep that read fewer models
             return None
         return _Note(measured, Lane(**told["lane"]), arrays["sketch"] if "sketch" in arrays else np.zeros(LENGTH))

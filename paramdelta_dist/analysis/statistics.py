@@ -32,7 +32,7 @@ class Delta(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Subject:
+class SurveyedModels:
     """What a survey measures of a recipe: its deltas, and how far the new base is from each of their bases."""
 
     base: str
@@ -97,7 +97,7 @@ class Figures:
 class Statistics:
     """All figures of a survey."""
 
-    def __init__(self, subject: Subject, tensors: Sequence[TensorPlan], measured: Measured) -> None:
+    def __init__(self, subject: SurveyedModels, tensors: Sequence[TensorPlan], measured: Measured) -> None:
         """`measured` has a leading axis [tensors], in the order of `tensors`."""
         self.subject = subject
         self.tensors = tensors
@@ -216,10 +216,10 @@ class Statistics:
 
 def describe(
     plan: MergePlan, weights: Sequence[float | None] | None = None, points: Mapping[str, Sequence[float]] | None = None
-) -> Subject:
+) -> SurveyedModels:
     """What to measure of a plan: its deltas, where models that are merged as they are count as deltas of the first.
 
-    `weights` are those of the deltas, when not the plan's own; `points` as in `Subject`.
+    `weights` are those of the deltas, when not the plan's own; `points` as in `SurveyedModels`.
     """
     terms = [term for term in plan.terms if term.post != (term.base or 0)]
     pairs = [(term.post, term.base or 0) for term in terms]
@@ -237,7 +237,7 @@ def describe(
         for label, (post, base), weight in zip(labels, pairs, weights, strict=True)
     )
     vectors = Vectors(len(plan.models), (*pairs, *((0, base) for base in drifts)), len(pairs), bases)
-    return Subject(redact(plan.models[0]), deltas, tuple(redact(plan.models[base]) for base in drifts), vectors, points)
+    return SurveyedModels(redact(plan.models[0]), deltas, tuple(redact(plan.models[base]) for base in drifts), vectors, points)
 
 
 def short_names(urls: Sequence[str]) -> dict[str, str]:

@@ -24,8 +24,8 @@ from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES
 from paramdelta_dist.engine.machine import peak_memory
 from paramdelta_dist.errors import Interrupted, ParamDeltaError
 from paramdelta_dist.kernels.measure import Floats, Measured, Measurer, Vectors
-from paramdelta_dist.kernels.raw import Values
-from paramdelta_dist.planning.chunks import CHUNK, ChunkedTile, Piece, cut_chunks
+from paramdelta_dist.kernels.raw import RawElements
+from paramdelta_dist.planning.chunks import MEASURE_CHUNK, ChunkedTile, Piece, cut_chunks
 from paramdelta_dist.planning.memory import LOCAL_READERS, REQUESTS_IN_FLIGHT
 from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan
 from paramdelta_dist.shards.buffers import BufferPool
@@ -62,7 +62,7 @@ class SurveyUnit:
         return sum(tensor.elements * width(tensor) for tensor in self.shard.tensors if tensor.merged)
 
     @property
-    def effort(self) -> int:
+    def bytes_moved(self) -> int:
         return self.size
 
 
@@ -100,7 +100,7 @@ class TileMeasurer:
 
     def __init__(self, vectors: Vectors) -> None:
         self._vectors = vectors
-        self._measurer = Measurer(vectors, CHUNK)
+        self._measurer = Measurer(vectors, MEASURE_CHUNK)
 
     def measure(
         self, fetched: FetchedTile, pieces: tuple[tuple[Piece, ...], ...], made: memoryview | None = None
@@ -110,18 +110,18 @@ class TileMeasurer:
         position = 0
         for segment, of_segment in zip(fetched.tile.segments, pieces, strict=True):
             models, start = {}, position
-            position += (segment.last - segment.first) * DTYPES[segment.run.dtype].itemsize
-            for model, source in enumerate(segment.run.sources):
+            position += (segment.last - segment.first) * DTYPES[segment.span.dtype].itemsize
+            for model, source in enumerate(segment.span.sources):
                 data = fetched.source(segment, model) if of_segment else None
                 if data is not None and source is not None:
-                    models[model] = Values(data, source.dtype)
+                    models[model] = RawElements(data, source.dtype)
             if made is not None and of_segment:
-                models[len(segment.run.sources)] = Values(made[start:position], segment.run.dtype)
+                models[len(segment.span.sources)] = RawElements(made[start:position], segment.span.dtype)
             for piece in of_segment:
                 size = piece.last - piece.first
-                sums, rest = np.zeros((-(-size // CHUNK), self._vectors.sums)), Measured.nothing(self._vectors)
+                sums, rest = np.zeros((-(-size // MEASURE_CHUNK), self._vectors.sums)), Measured.nothing(self._vectors)
                 for number, row in enumerate(sums):
-                    first, last = piece.at + number * CHUNK, piece.at + min((number + 1) * CHUNK, size)
+                    first, last = piece.at + number * MEASURE_CHUNK, piece.at + min((number + 1) * MEASURE_CHUNK, size)
                     chunks = {model: _some(elements, first, last) for model, elements in models.items()}
                     self._measurer.measure(chunks, row, rest)
                 yield MeasuredPiece(piece, sums, rest)
@@ -132,9 +132,9 @@ class TileMeasurer:
         return self._measurer.difference(0, piece.last - piece.first)
 
 
-def _some(elements: Values, first: int, last: int) -> Values:
+def _some(elements: RawElements, first: int, last: int) -> RawElements:
     size = ITEMSIZES[elements.dtype]
-    return Values(elements.data[first * size : last * size], elements.dtype)
+    return RawElements(elements.data[first * size : last * size], elements.dtype)
 
 
 def width(tensor: TensorPlan) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paramdelta_dist.analysis.probes import Collected, OutputWatcher
+from paramdelta_dist.analysis.probes import Collected, OutputProbe
 from paramdelta_dist.analysis.statistics import WHOLE, Group, members_of, short_names
 from paramdelta_dist.checkpoint.components import Component, Place, locate
 from paramdelta_dist.kernels.measure import Counts, Floats, Vectors
@@ -179,12 +179,12 @@ def compared_inputs(sweep: SweepPlan) -> list[Input]:
     return [Input(names[url], redact(url)) for url in urls]
 
 
-def output_watchers(sweep: SweepPlan) -> dict[str, OutputWatcher]:
+def output_probes(sweep: SweepPlan) -> dict[str, OutputProbe]:
     """Who measures what each point writes, by its name."""
     models, made = compared_models(sweep), len(sweep.models)
     vectors = Vectors(made + 1, tuple((made, model) for model in models), 1, (models[0],), full=False)
     inputs = [redact(sweep.models[model]) for model in models]
-    return {name: OutputWatcher(vectors, {"fingerprint": plan.fingerprint, "inputs": inputs}) for name, plan in sweep.points.items()}
+    return {name: OutputProbe(vectors, {"fingerprint": plan.fingerprint, "inputs": inputs}) for name, plan in sweep.points.items()}
 
 
 def _rows(elements: Counts, base: Floats, squares: Floats, peaks: Floats, zeros: Counts) -> Rows:

@@ -29,7 +29,7 @@ from paramdelta_dist.analysis.probes import EVERY
 from paramdelta_dist.analysis.statistics import Figures, Statistics
 from paramdelta_dist.analysis.sweep_comparison import Comparison, Rows
 from paramdelta_dist.kernels.measure import BINS, Floats
-from paramdelta_dist.planning.chunks import CHUNK
+from paramdelta_dist.planning.chunks import MEASURE_CHUNK
 
 PLACE = [pa.field("component", pa.dictionary(pa.int8(), pa.string())), pa.field("layer", pa.int32())]
 DELTA = [
@@ -133,7 +133,7 @@ def _point_pairs(comparison: Comparison) -> pa.Table:
 
 
 def _points_table(comparison: Comparison, columns: Mapping[str, Any], fields: Sequence[pa.Field]) -> pa.Table:
-    metadata = {"paramdelta-dist": __version__, "sampled": f"one block of {CHUNK} elements in {EVERY}"}
+    metadata = {"paramdelta-dist": __version__, "sampled": f"one block of {MEASURE_CHUNK} elements in {EVERY}"}
     metadata |= {f"input {number}": each.url for number, each in enumerate(comparison.inputs)}
     metadata |= {f"output {number}": point.output for number, point in enumerate(comparison.points)}
     schema = pa.schema(fields, metadata={key: value.encode(errors="replace") for key, value in metadata.items()})

@@ -12,11 +12,11 @@ from paramdelta_dist._version import __version__
 from paramdelta_dist.checkpoint import open_checkpoint
 from paramdelta_dist.checkpoint.vocabulary import find_entries
 from paramdelta_dist.driver.executors import Engine
-from paramdelta_dist.driver.gc_pause import collector_paused
+from paramdelta_dist.driver.gc_pause import gc_paused
 from paramdelta_dist.driver.make_plan import plan
-from paramdelta_dist.driver.observer import Observer, Unobserved
+from paramdelta_dist.driver.observer import NullObserver, Observer
 from paramdelta_dist.driver.sizing import page_memory
-from paramdelta_dist.driver.workers import Means
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.recipe.model import Recipe, of_deltas, weights_of
@@ -45,7 +45,7 @@ def analyze(
     such as HomologyError where the models do not fit together; nothing is written then.
     """
     require_submitters_version()
-    began, observer = time.monotonic(), observer or Unobserved()
+    began, observer = time.monotonic(), observer or NullObserver()
     folder = normalize(output or "analysis")
     if not is_template(recipe.output) and inside(folder, recipe.output):
         raise UsageError(f"--output {redact(folder)} is in the recipe's output, which a merge must find empty; choose another folder")
@@ -53,14 +53,14 @@ def analyze(
         if inside(folder, url):
             raise UsageError(f"--output {redact(folder)} is in the input {redact(url)}; choose another folder")
     store = open_store(folder, recipe.storage_config)
-    means = Means(engine, workers, memory)
-    with collector_paused():
+    resources = Resources(engine, workers, memory)
+    with gc_paused():
         from paramdelta_dist.analysis.publish import require_own
     require_own(store)
-    merge_plan, _ = plan(_comparable(recipe), memory=means.planning_memory)
-    crew = means.crew(merge_plan, writes=False, page=page_memory(merge_plan))
-    sizing = crew.sizing
-    with collector_paused():
+    merge_plan, _ = plan(_comparable(recipe), memory=resources.planning_memory)
+    allocation = resources.allocation(merge_plan, writes=False, page=page_memory(merge_plan))
+    sizing = allocation.sizing
+    with gc_paused():
         from paramdelta_dist.analysis.publish import publish
         from paramdelta_dist.analysis.statistics import Statistics, describe
         from paramdelta_dist.analysis.survey import SurveyJob, SurveyUnit, joined, survey_shard
@@ -71,7 +71,7 @@ def analyze(
         merge_plan.models, subject.vectors, recipe.storage_config, sizing.tile_size, sizing.tiles_in_flight, threads=sizing.threads
     )
     surveys: dict[str, ShardSurvey] = {}
-    with crew.executor() as executor:
+    with allocation.executor() as executor:
         observer.started(
             "analyzing",
             sum(unit.size for unit in units),

@@ -10,7 +10,7 @@ from paramdelta_dist.driver.consent import Confirm, replacements
 from paramdelta_dist.driver.executors import Device
 from paramdelta_dist.driver.make_plan import plan, plan_sweep, series_of
 from paramdelta_dist.driver.sizing import NO_PAGE, page_memory, sweep_page_memory
-from paramdelta_dist.driver.workers import Means
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import CredentialsError, EngineError, IntegrityError, OutputOccupied, StorageError, UsageError
 from paramdelta_dist.jobs import connect
 from paramdelta_dist.jobs import status as watching
@@ -20,7 +20,7 @@ from paramdelta_dist.jobs.log_reader import Listener, Silent
 from paramdelta_dist.jobs.submit import Submission, last_attempt
 from paramdelta_dist.jobs.submit import submit as submit_job
 from paramdelta_dist.jobs.working_dir import RECIPE_FILE, check_ship
-from paramdelta_dist.output.claim import look
+from paramdelta_dist.output.claim import output_state
 from paramdelta_dist.output.mend import lost_files
 from paramdelta_dist.output.sweep_index import is_written_down
 from paramdelta_dist.planning import MergePlan
@@ -86,20 +86,20 @@ def submit(
     wrong recipe or plan raises, OutputOccupied where a job that runs stands in the way, EngineError when the cluster cannot be
     reached or is lost, Interrupted on Ctrl-C, which leaves the job running.
     """
-    listener, means = listener or Silent(), Means("ray", workers, memory, device, patience)
+    listener, resources = listener or Silent(), Resources("ray", workers, memory, device, patience)
     check_ship(ship)
     if task is not None:
         line, target = task.line(recipe)
-        wanted = Submission(recipe, None, _options(means), ship=ship, python=python, task=line, target=target)
+        wanted = Submission(recipe, None, _options(resources), ship=ship, python=python, task=line, target=target)
         return {**_submitted(connect(address, listener.note), wanted, wait, listener), "fingerprint": None}
-    seen = _look_ahead(recipe, means, overwrite, (lambda _: True) if yes else confirm, report_page, listener) if check else _Seen()
+    seen = _preflight(recipe, resources, overwrite, (lambda _: True) if yes else confirm, report_page, listener) if check else _Seen()
     if seen.state == "finished":
         job = None if wait else _made_by(address, Submission(recipe, seen.fingerprint).stem, listener)
         return {"state": "nothing to do", "job": job, "exit_code": 0, "output": seen.output, "fingerprint": seen.fingerprint}
     wanted = Submission(
         recipe,
         seen.fingerprint,
-        (*_options(means), *(["--report"] if report_page else [])),
+        (*_options(resources), *(["--report"] if report_page else [])),
         overwrite=overwrite,
         yes=yes or seen.agreed,
         begun=seen.state == "begun",
@@ -117,7 +117,7 @@ def _submitted(cluster: Cluster, wanted: Submission, wait: bool, listener: Liste
     for note in made.notes:
         listener.note(note)
     listener.note(f"job {made.name} {'runs already' if made.joined else 'submitted'} on {redact(cluster.url)}")
-    document = watching.watch(cluster, str(made.name), listener) if wait else watching.look(cluster, str(made.name))
+    document = watching.watch(cluster, str(made.name), listener) if wait else watching.job_state(cluster, str(made.name))
     return {**document, "joined": made.joined, "notes": list(made.notes)}
 
 
@@ -156,7 +156,7 @@ def stop(job_id: str, *, wait: bool = False, address: str | None = None, listene
 
 def job_status(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
     """How far a job has come, or how it ended: bytes, shards, rate, workers, retries, seconds left."""
-    return _nothing(job_id) if _stands_for_none(job_id) else watching.look(_connect(address, listener), job_id)
+    return _nothing(job_id) if _stands_for_none(job_id) else watching.job_state(_connect(address, listener), job_id)
 
 
 def _connect(address: str | None, listener: Listener | None) -> Cluster:
@@ -189,17 +189,21 @@ class _Seen:
     """Whether what overwriting would delete that is not ours may go."""
 
 
-def _look_ahead(recipe: Recipe, means: Means, overwrite: bool, confirm: Confirm | None, report_page: bool, listener: Listener) -> _Seen:
+def _preflight(
+    recipe: Recipe, resources: Resources, overwrite: bool, confirm: Confirm | None, report_page: bool, listener: Listener
+) -> _Seen:
     """Plan here what the job will plan there, so that a mistake shows at once; and find out whether there is anything to do."""
     seen = _Seen()
     try:
         if recipe.sweep:
             sweep, _ = plan_sweep(recipe)
-            means.crew(sweep.reading, points=len(sweep.points), page=sweep_page_memory(sweep, means.engine) if report_page else NO_PAGE)
+            resources.allocation(
+                sweep.reading, points=len(sweep.points), page=sweep_page_memory(sweep, resources.engine) if report_page else NO_PAGE
+            )
             seen = _Seen(sweep.fingerprint, agreed=overwrite and _agreed(list(sweep.points.values()), confirm))
             return replace(seen, state=_look_at_points(sweep, overwrite), output=redact(recipe.output))
         merge_plan, _ = plan(recipe)
-        means.crew(merge_plan, page=page_memory(merge_plan) if report_page else NO_PAGE)
+        resources.allocation(merge_plan, page=page_memory(merge_plan) if report_page else NO_PAGE)
         seen = _Seen(merge_plan.fingerprint)
         seen = replace(seen, agreed=overwrite and _agreed([merge_plan], confirm))
         series = series_of(recipe)
@@ -231,7 +235,7 @@ def _look(merge_plan: MergePlan, overwrite: bool) -> Literal["free", "begun", "f
     """What is in the output of this very merge that is not going to be overwritten."""
     store = open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config)
     try:
-        state = look(store, merge_plan)
+        state = output_state(store, merge_plan)
     except (OutputOccupied, IntegrityError):
         if overwrite:
             return "free"
@@ -244,10 +248,10 @@ def _lost_files(merge_plan: MergePlan) -> list[str]:
     return lost_files(open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config), merge_plan)
 
 
-def _options(means: Means) -> tuple[str, ...]:
+def _options(resources: Resources) -> tuple[str, ...]:
     """The options of `merge` that say the same."""
-    options = [f"--workers={means.workers}"] if means.workers else []
-    options += [f"--memory={means.memory}"] if means.memory else []
-    options += [f"--device={means.device}"] if means.device != "auto" else []
-    options += [f"--patience={max(1, round(means.patience))}s"] if means.patience else []
+    options = [f"--workers={resources.workers}"] if resources.workers else []
+    options += [f"--memory={resources.memory}"] if resources.memory else []
+    options += [f"--device={resources.device}"] if resources.device != "auto" else []
+    options += [f"--patience={max(1, round(resources.patience))}s"] if resources.patience else []
     return tuple(options)

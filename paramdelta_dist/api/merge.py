@@ -10,10 +10,10 @@ from paramdelta_dist.driver.executors import Device, Engine
 from paramdelta_dist.driver.make_plan import into, plan, series_of
 from paramdelta_dist.driver.merge import merge_into_folder
 from paramdelta_dist.driver.merge_sweep import merge_sweep
-from paramdelta_dist.driver.observer import Observer, Unobserved
+from paramdelta_dist.driver.observer import NullObserver, Observer
 from paramdelta_dist.driver.result import MergeResult
 from paramdelta_dist.driver.sizing import NO_PAGE, page_memory
-from paramdelta_dist.driver.workers import Means
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.output.mend import mend
 from paramdelta_dist.recipe.model import Recipe
@@ -43,23 +43,23 @@ def merge(
     compares them. Raises ParamDeltaErrors only; whatever is raised, the output is either untouched, unfinished and ready to go
     on, complete, or another run's: OutputTaken then.
     """
-    began, observer = time.monotonic(), observer or Unobserved()
-    means = Means(engine, workers, memory, device, patience)
+    began, observer = time.monotonic(), observer or NullObserver()
+    resources = Resources(engine, workers, memory, device, patience)
     require_submitters_version()
     if recipe.sweep:
-        return merge_sweep(recipe, means, began=began, overwrite=overwrite, confirm=confirm, report_page=report_page, observer=observer)
-    merge_plan, _ = plan(recipe, memory=means.planning_memory)
-    crew = means.crew(merge_plan, page=page_memory(merge_plan) if report_page else NO_PAGE)
+        return merge_sweep(recipe, resources, began=began, overwrite=overwrite, confirm=confirm, report_page=report_page, observer=observer)
+    merge_plan, _ = plan(recipe, memory=resources.planning_memory)
+    allocation = resources.allocation(merge_plan, page=page_memory(merge_plan) if report_page else NO_PAGE)
     series = series_of(recipe)
     if series is None:
         replacement = replacements([merge_plan], confirm)[0] if overwrite else None
-        return merge_into_folder(merge_plan, crew, replacement, began=began, report_page=report_page, observer=observer)
+        return merge_into_folder(merge_plan, allocation, replacement, began=began, report_page=report_page, observer=observer)
     before = series.recorded(merge_plan.fingerprint)
     day = series.begin(merge_plan.fingerprint, anew=overwrite)
     merge_plan = into(merge_plan, series.output(day, merge_plan.fingerprint))
     replacement = replacements([merge_plan], confirm)[0] if overwrite else None
     lost = [] if overwrite else mend(open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config), merge_plan)
     gone = None if overwrite or before in (None, day) else series.output(before, merge_plan.fingerprint)
-    result = merge_into_folder(merge_plan, crew, replacement, began=began, report_page=report_page, observer=observer)
+    result = merge_into_folder(merge_plan, allocation, replacement, began=began, report_page=report_page, observer=observer)
     series.point(day, merge_plan.fingerprint)
     return replace(result, pointer=series.pointer_url, lost=tuple(lost), gone=gone and redact(gone))

@@ -27,7 +27,7 @@ def _card(card: Method) -> dict[str, Any]:
         "scope": card.scope.value,
         "takes": card.takes,
         "parameters": [
-            {"name": p.name, "meaning": p.meaning, "default": p.default, "range": p.range, "for_each": p.each} for p in card.parameters
+            {"name": p.name, "meaning": p.meaning, "default": p.default, "range": p.range, "for_each": p.per_model} for p in card.parameters
         ],
         "notes": card.notes,
         "example": card.example.splitlines(),

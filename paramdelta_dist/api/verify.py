@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.driver.executors import Engine, open_executor
 from paramdelta_dist.driver.make_plan import plan
-from paramdelta_dist.driver.observer import Observer, Unobserved
-from paramdelta_dist.driver.reduce_first import look_first
-from paramdelta_dist.driver.workers import Crew, Means
+from paramdelta_dist.driver.observer import NullObserver, Observer
+from paramdelta_dist.driver.reduce_first import reduce_first
+from paramdelta_dist.driver.workers import Allocation, Resources
 from paramdelta_dist.engine.machine import available_cores
 from paramdelta_dist.errors import InputChanged, UsageError
 from paramdelta_dist.jobs.version import require_submitters_version
@@ -61,23 +61,25 @@ def verify(
     require_submitters_version()
     if not 0 <= recompute <= 1:
         raise UsageError(f"--recompute {recompute}: give the fraction of tiles to compute again, between 0 and 1")
-    began, url, observer = time.monotonic(), normalize(url), observer or Unobserved()
+    began, url, observer = time.monotonic(), normalize(url), observer or NullObserver()
     storage = recipe.storage_config if recipe else StorageConfig()
     store = open_store(url, storage)
     commit = read_commit(store)
     problems, checkpoint = check_structure(store, storage, url, commit)
-    again = _plan_again(store, commit, recipe, Means(engine, workers)) if recompute else None
-    tiles = {} if again is None else choose_tiles(again.plan.shards, tile_size=again.crew.sizing.tile_size, fraction=recompute, seed=seed)
+    again = _plan_again(store, commit, recipe, Resources(engine, workers)) if recompute else None
+    tiles = (
+        {} if again is None else choose_tiles(again.plan.shards, tile_size=again.allocation.sizing.tile_size, fraction=recompute, seed=seed)
+    )
     checks = plan_checks(store, commit, checkpoint, deep=deep, tiles=tiles)
     verdicts: list[FileVerdict] = []
     if checks:
         threads = min(workers or available_cores(), len(checks))
-        memory = BUFFERS + (RESERVED + RESERVED_BY_RAY if again is None else again.crew.sizing.projected)
+        memory = BUFFERS + (RESERVED + RESERVED_BY_RAY if again is None else again.allocation.sizing.projected)
         with open_executor(engine, workers, threads=threads, memory=memory) as executor:
             job = None
             if again is not None:
-                job = again.crew.job(again.plan)
-                job = replace(job, statistics=look_first(store, again.plan, job, executor, observer, keep=False).statistics)
+                job = again.allocation.job(again.plan)
+                job = replace(job, statistics=reduce_first(store, again.plan, job, executor, observer, keep=False).statistics)
             total = sum(check.size for check in checks)
             observer.started("verifying", total, details={"files": len(checks)}, counts=executor.counts)
             for verdict in executor.run(check_file, VerifyJob(url, storage, job), checks, advance=observer.advanced):
@@ -104,10 +106,10 @@ class _Again:
     """The merge that was committed, to be done again in part."""
 
     plan: MergePlan
-    crew: Crew
+    allocation: Allocation
 
 
-def _plan_again(store: Store, commit: Mapping[str, Any], recipe: Recipe | None, means: Means) -> _Again:
+def _plan_again(store: Store, commit: Mapping[str, Any], recipe: Recipe | None, resources: Resources) -> _Again:
     """Plan what was committed once more, whichever way its inputs are reached now. Raises InputChanged where that is another
     merge by now."""
     merge_plan, _ = plan(recipe or Recipe.model_validate(commit["recipe"]))
@@ -116,4 +118,4 @@ def _plan_again(store: Store, commit: Mapping[str, Any], recipe: Recipe | None, 
         raise InputChanged(
             f"{store.url}: its inputs, or the recipe given, are no longer those it was merged from; nothing can be recomputed"
         )
-    return _Again(merge_plan, means.crew(merge_plan))
+    return _Again(merge_plan, resources.allocation(merge_plan))

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, T
 from rich.table import Table
 
 from paramdelta_dist.cli import process
-from paramdelta_dist.jobs.log_reader import Progress as JobProgress
+from paramdelta_dist.jobs.log_reader import JobProgress
 from paramdelta_dist.redaction import redacted, redacted_values
 from paramdelta_dist.sizes import format_memory, format_seconds, format_size
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Planning makes millions of small records, importing torch a million objects, and neither makes cycles: looking for
     them again and again takes longer than planning itself. Nor are they looked at afterwards, until everything is."""
     enabled = gc.isenabled()

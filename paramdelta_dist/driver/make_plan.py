@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paramdelta_dist.checkpoint import HomologyReport
-from paramdelta_dist.driver.gc_pause import collector_paused
+from paramdelta_dist.driver.gc_pause import gc_paused
 from paramdelta_dist.driver.open_inputs import open_inputs
 from paramdelta_dist.output.claim import as_begun
 from paramdelta_dist.output.series import Series
@@ -33,14 +33,14 @@ def plan(recipe: Recipe, *, memory: int | None = None) -> tuple[MergePlan, Homol
         names = ", ".join(list(sweep.points)[:FEW_POINTS]) + more
         note = f"a sweep of {len(sweep.points)} points ({names}), made from one reading; what is said here of writing is for each of them"
         return sweep.reading, replace(report, notes=(*report.notes, note))
-    with collector_paused():
+    with gc_paused():
         recipe, inputs, report, room = open_inputs(recipe, memory)
         return _into_its_output(replace(build_plan(recipe, *inputs), planning_memory=room.peak, notes=report.notes)), report
 
 
 def plan_sweep(recipe: Recipe, *, memory: int | None = None) -> tuple[SweepPlan, HomologyReport]:
     """The plan of a recipe with `sweep:`; raises what `plan` does, and UsageError where the points cannot share one reading."""
-    with collector_paused():
+    with gc_paused():
         recipe, inputs, report, room = open_inputs(recipe, memory)
         sweep = build_sweep(recipe, *inputs)
     with Threads(len(sweep.points)) as pool:

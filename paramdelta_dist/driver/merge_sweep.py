@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.driver.consent import Confirm, replacements
-from paramdelta_dist.driver.gc_pause import collector_paused
+from paramdelta_dist.driver.gc_pause import gc_paused
 from paramdelta_dist.driver.make_plan import plan_sweep
 from paramdelta_dist.driver.observer import Observer
-from paramdelta_dist.driver.reduce_first import look_first
-from paramdelta_dist.driver.reports import make_sweep_watchers, publish_sweep_page, require_own_page
+from paramdelta_dist.driver.reduce_first import reduce_first
+from paramdelta_dist.driver.reports import make_sweep_probes, publish_sweep_page, require_own_page
 from paramdelta_dist.driver.result import MergeResult, Work, outcome
 from paramdelta_dist.driver.sizing import NO_PAGE, sweep_page_memory
-from paramdelta_dist.driver.workers import Crew, Means
+from paramdelta_dist.driver.workers import Allocation, Resources
 from paramdelta_dist.output.claim import Claim, claim, require_shards
 from paramdelta_dist.output.publish import SideFiles, publish
 from paramdelta_dist.output.replace import Replacement
@@ -47,21 +47,23 @@ class _Point:
 
 
 def merge_sweep(
-    recipe: Recipe, means: Means, *, began: float, overwrite: bool, confirm: Confirm | None, report_page: bool, observer: Observer
+    recipe: Recipe, resources: Resources, *, began: float, overwrite: bool, confirm: Confirm | None, report_page: bool, observer: Observer
 ) -> MergeResult:
     """All points of a sweep; those that are complete are left alone. `began` is when the run did, by the monotonic clock.
 
     Raises what `merge` raises.
     """
-    sweep, _ = plan_sweep(recipe, memory=means.planning_memory)
-    crew = means.crew(sweep.reading, points=len(sweep.points), page=sweep_page_memory(sweep, means.engine) if report_page else NO_PAGE)
+    sweep, _ = plan_sweep(recipe, memory=resources.planning_memory)
+    allocation = resources.allocation(
+        sweep.reading, points=len(sweep.points), page=sweep_page_memory(sweep, resources.engine) if report_page else NO_PAGE
+    )
     require_own_sweep(open_store(recipe.output, recipe.storage_config))
     if report_page:
         require_own_page(recipe)
     points = _claim_points(sweep, replacements(list(sweep.points.values()), confirm) if overwrite else None)
     unfinished = {name: point for name, point in points.items() if point.held.committed is None}
-    work = _make_missing(sweep, crew, unfinished, report_page=report_page, observer=observer)
-    effort, again = work.effort(time.monotonic() - began), work.executor.bytes_read_again
+    work = _make_missing(sweep, allocation, unfinished, report_page=report_page, observer=observer)
+    effort, again = work.run_facts(time.monotonic() - began), work.executor.bytes_read_again
     page = None
     if report_page and unfinished:  # before any of them is committed: a run that is killed here comes by again
         page = publish_sweep_page(sweep, {name: point.store for name, point in points.items()}, effort)
@@ -92,30 +94,34 @@ def _claim_points(sweep: SweepPlan, replaced: Sequence[Replacement] | None) -> d
         return dict(zip(sweep.points, claims, strict=True))
 
 
-def _make_missing(sweep: SweepPlan, crew: Crew, points: Mapping[str, _Point], *, report_page: bool, observer: Observer) -> Work:
+def _make_missing(sweep: SweepPlan, allocation: Allocation, points: Mapping[str, _Point], *, report_page: bool, observer: Observer) -> Work:
     """Make the shards that `points` lack."""
-    with collector_paused():  # what computes comes last: a mistake shows without waiting for torch
-        from paramdelta_dist.shards.reduce_model import Gathered
+    with gc_paused():  # what computes comes last: a mistake shows without waiting for torch
+        from paramdelta_dist.shards.reduce_model import ModelReductions
         from paramdelta_dist.shards.sweep_shard import SweepJob, run_sweep_shard, sweep_units
 
     held = {name: point.held.receipts for name, point in points.items()}
-    units = sweep_units(sweep, held, tile_size=crew.sizing.tile_size)
-    watchers = make_sweep_watchers(sweep) if report_page else {}
+    units = sweep_units(sweep, held, tile_size=allocation.sizing.tile_size)
+    probes = make_sweep_probes(sweep) if report_page else {}
     jobs = {
-        name: replace(crew.job(point.plan, point.held.hold), models=sweep.models, watcher=watchers.get(name))
+        name: replace(allocation.job(point.plan, point.held.hold), models=sweep.models, probe=probes.get(name))
         for name, point in points.items()
     }
-    total = Gathered()
-    with crew.executor(idle=not units) as executor:
+    total = ModelReductions()
+    with allocation.executor(idle=not units) as executor:
         for name in {name for unit in units for name in unit.shards}:
-            gathered = look_first(points[name].store, points[name].plan, jobs[name], executor, observer)
+            gathered = reduce_first(points[name].store, points[name].plan, jobs[name], executor, observer)
             jobs[name] = replace(jobs[name], statistics=gathered.statistics)
-            total = Gathered((), total.bytes_read + gathered.bytes_read, total.requests + gathered.requests)
+            total = ModelReductions((), total.bytes_read + gathered.bytes_read, total.requests + gathered.requests)
         observer.started(
             "merging",
             sum(point.plan.bytes_to_write for point in points.values()),
             done=sum(receipt.size for point in points.values() for receipt in point.held.receipts.values()),
-            details={"shards": len(sweep.reading.shards), "bytes_to_read": sweep.reading.bytes_to_read, "memory": asdict(crew.sizing)},
+            details={
+                "shards": len(sweep.reading.shards),
+                "bytes_to_read": sweep.reading.bytes_to_read,
+                "memory": asdict(allocation.sizing),
+            },
             counts=executor.counts,
         )
         with closing(executor.run(run_sweep_shard, SweepJob(jobs), units, advance=observer.advanced)) as results:
@@ -124,7 +130,7 @@ def _make_missing(sweep: SweepPlan, crew: Crew, points: Mapping[str, _Point], *,
                     points[name].made.append(receipt)
                     observer.finished(receipt)
     made = [receipt for point in points.values() for receipt in point.made]
-    return Work(crew, executor, total, made, units=len(units))
+    return Work(allocation, executor, total, made, units=len(units))
 
 
 def _publish_point(point: _Point, effort: Mapping[str, Any], bytes_read_again: int, copies: SideFiles) -> None:

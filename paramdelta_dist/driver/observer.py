@@ -30,7 +30,7 @@ class Observer(Protocol):
         ...
 
 
-class Unobserved:
+class NullObserver:
     """Nobody is."""
 
     def started(

@@ -10,16 +10,18 @@ from paramdelta_dist.storage import Store
 
 if TYPE_CHECKING:
     from paramdelta_dist.engine.executor import Executor
-    from paramdelta_dist.shards.compute import Job
-    from paramdelta_dist.shards.reduce_model import Gathered
+    from paramdelta_dist.shards.compute import MergeContext
+    from paramdelta_dist.shards.reduce_model import ModelReductions
 
 
-def look_first(store: Store, merge_plan: MergePlan, job: Job, executor: Executor, observer: Observer, *, keep: bool = True) -> Gathered:
+def reduce_first(
+    store: Store, merge_plan: MergePlan, job: MergeContext, executor: Executor, observer: Observer, *, keep: bool = True
+) -> ModelReductions:
     """What the method has to know of the model, told to `observer` as it is found; with `keep` it is kept in `store`, the output."""
-    from paramdelta_dist.shards.reduce_model import gather
+    from paramdelta_dist.shards.reduce_model import reduce_model
 
     def started(number: int, size: int) -> None:
         details = {"shards": len(merge_plan.shards)}
         observer.started(f"looking at the model, sweep {number + 1}", size, details=details, counts=executor.counts)
 
-    return gather(store, merge_plan, job, executor, started=started, advance=observer.advanced, keep=keep)
+    return reduce_model(store, merge_plan, job, executor, started=started, advance=observer.advanced, keep=keep)

@@ -6,52 +6,52 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.driver.gc_pause import collector_paused
+from paramdelta_dist.driver.gc_pause import gc_paused
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import Store, open_store, redact
 
 if TYPE_CHECKING:
-    from paramdelta_dist.analysis.probes import DeltaWatcher, OutputWatcher
+    from paramdelta_dist.analysis.probes import DeltaProbe, OutputProbe
 
 SWEEP_REPORT = "report"
 """Folder of a sweep's report, beside the folders of its points."""
 
 
-def make_watcher(merge_plan: MergePlan) -> DeltaWatcher:
+def make_probe(merge_plan: MergePlan) -> DeltaProbe:
     """Who measures the deltas of a merge as it runs."""
-    from paramdelta_dist.analysis.probes import DeltaWatcher
+    from paramdelta_dist.analysis.probes import DeltaProbe
     from paramdelta_dist.analysis.statistics import describe
 
-    return DeltaWatcher(describe(merge_plan).vectors, {"fingerprint": merge_plan.fingerprint})
+    return DeltaProbe(describe(merge_plan).vectors, {"fingerprint": merge_plan.fingerprint})
 
 
 def publish_page(store: Store, merge_plan: MergePlan, report: Mapping[str, Any]) -> str:
     """The report of a merge, from what its shards showed as they were made: a folder beside the receipts. Returns the page's
     URL, without secrets."""
-    with collector_paused():
+    with gc_paused():
         from paramdelta_dist.analysis.probes import EVERY, collect
         from paramdelta_dist.analysis.publish import PAGE, publish
         from paramdelta_dist.analysis.statistics import Statistics, describe
         from paramdelta_dist.output.receipts import FOLDER
 
-    found = collect(store, merge_plan.shards, make_watcher(merge_plan))
+    found = collect(store, merge_plan.shards, make_probe(merge_plan))
     into = open_store(f"{merge_plan.recipe.output}/{FOLDER}/report", merge_plan.recipe.storage_config)
     publish(into, Statistics(describe(merge_plan), found.tensors, found.measured), report, lanes=found.lanes, sampled=EVERY)
     return f"{into.url}/{PAGE}"
 
 
-def make_sweep_watchers(sweep: SweepPlan) -> Mapping[str, OutputWatcher]:
+def make_sweep_probes(sweep: SweepPlan) -> Mapping[str, OutputProbe]:
     """Who measures what each point of a sweep writes, by its name."""
-    from paramdelta_dist.analysis.sweep_comparison import output_watchers
+    from paramdelta_dist.analysis.sweep_comparison import output_probes
 
-    return output_watchers(sweep)
+    return output_probes(sweep)
 
 
 def require_own_page(recipe: Recipe) -> None:
     """Raise OutputOccupied where the page of a sweep would be written over somebody else's."""
-    with collector_paused():
+    with gc_paused():
         from paramdelta_dist.analysis.publish import require_own
 
     require_own(open_store(f"{recipe.output}/{SWEEP_REPORT}", recipe.storage_config))
@@ -60,17 +60,17 @@ def require_own_page(recipe: Recipe) -> None:
 def publish_sweep_page(sweep: SweepPlan, stores: Mapping[str, Store], report: Mapping[str, Any]) -> str | None:
     """The report of a sweep, from what its points showed as they were made, in this run or before: a folder beside theirs.
     Returns the page's name there; None where no point was measured whole."""
-    with collector_paused():
+    with gc_paused():
         from paramdelta_dist.analysis.probes import Lane, collect
         from paramdelta_dist.analysis.publish import PAGE, publish_points
         from paramdelta_dist.analysis.sweep_comparison import Comparison, Point, compared_inputs
 
     lanes: list[Lane] = []
     left_out: list[str] = []
-    watchers = make_sweep_watchers(sweep)
+    probes = make_sweep_probes(sweep)
     comparison = Comparison(compared_inputs(sweep))
     for name, store in stores.items():
-        found = collect(store, sweep.readings[name], watchers[name])
+        found = collect(store, sweep.readings[name], probes[name])
         lanes += [replace(lane, file=f"{name}/{lane.file}") for lane in found.lanes]
         if found.missing:
             left_out.append(name)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from paramdelta_dist._version import __version__
-from paramdelta_dist.driver.workers import Crew
+from paramdelta_dist.driver.workers import Allocation
 from paramdelta_dist.engine.machine import peak_memory
 from paramdelta_dist.planning import MergePlan
 
 if TYPE_CHECKING:
     from paramdelta_dist.engine.executor import Executor
     from paramdelta_dist.output.receipts import Receipt
-    from paramdelta_dist.shards.reduce_model import Gathered
+    from paramdelta_dist.shards.reduce_model import ModelReductions
 
 State = Literal["merged", "nothing to do"]
 
@@ -45,23 +45,23 @@ class MergeResult:
 class Work:
     """Work that is over."""
 
-    crew: Crew
+    allocation: Allocation
     executor: Executor
-    gathered: Gathered
+    gathered: ModelReductions
     made: Sequence[Receipt]
     """Of the shards that were made,"""
     units: int
     """in so many pieces of work."""
 
-    def effort(self, seconds: float) -> dict[str, Any]:
+    def run_facts(self, seconds: float) -> dict[str, Any]:
         """What it took, and how fast that was for a run of `seconds`, for a report."""
-        sizing, executor, local = self.crew.sizing, self.executor, self.crew.means.engine == "local"
+        sizing, executor, local = self.allocation.sizing, self.executor, self.allocation.resources.engine == "local"
         bytes_read = self.gathered.bytes_read + sum(receipt.bytes_read for receipt in self.made)
         bytes_written = sum(receipt.bytes_written for receipt in self.made)
         return {
-            "engine": self.crew.means.engine,
+            "engine": self.allocation.resources.engine,
             "version": __version__,
-            "device": self.crew.device,
+            "device": self.allocation.device,
             "workers": min(executor.workers, max(1, self.units)) * sizing.threads,
             "nodes": executor.nodes,
             "bytes_read": bytes_read,

@@ -10,7 +10,7 @@ from paramdelta_dist.engine.machine import available_cores, default_memory
 from paramdelta_dist.errors import OverBudget, UsageError
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, plan_memory
-from paramdelta_dist.planning.chunks import CHUNK
+from paramdelta_dist.planning.chunks import MEASURE_CHUNK
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.storage import PARTS_IN_FLIGHT, PIECE, PIECES_MEMORY, WRITE_MEMORY, open_store, part_size
@@ -122,4 +122,4 @@ def sweep_page_memory(sweep: SweepPlan, engine: Engine) -> PageMemory:
 
 def _measuring(merge_plan: MergePlan) -> int:
     """Every model, and every difference, as a chunk in float64, and a few more."""
-    return (2 * len(merge_plan.models) + 8) * CHUNK * 8
+    return (2 * len(merge_plan.models) + 8) * MEASURE_CHUNK * 8

@@ -14,11 +14,11 @@ from paramdelta_dist.planning import MergePlan, WorkerMemory
 if TYPE_CHECKING:
     from paramdelta_dist.engine.executor import Executor
     from paramdelta_dist.output.hold import Hold
-    from paramdelta_dist.shards.compute import Job
+    from paramdelta_dist.shards.compute import MergeContext
 
 
 @dataclass(frozen=True)
-class Means:
+class Resources:
     """What the caller of a verb lets it use; what None stands for is decided when the plan is known."""
 
     engine: Engine = "local"
@@ -34,7 +34,7 @@ class Means:
         """Bytes that this process may use to make a plan; on Ray it is not one of the workers."""
         return self.memory if self.engine == "local" else None
 
-    def crew(self, merge_plan: MergePlan, *, points: int = 1, writes: bool = True, page: PageMemory = NO_PAGE) -> Crew:
+    def allocation(self, merge_plan: MergePlan, *, points: int = 1, writes: bool = True, page: PageMemory = NO_PAGE) -> Allocation:
         """The workers for a plan; the options and what is raised are those of `plan_workers`."""
         device = compute_device(self.device, self.engine)
         sizing = plan_workers(
@@ -47,24 +47,24 @@ class Means:
             besides=page.besides,
             measuring=page.measuring,
         )
-        return Crew(self, sizing, device)
+        return Allocation(self, sizing, device)
 
 
 @dataclass(frozen=True)
-class Crew:
+class Allocation:
     """The workers for one plan."""
 
-    means: Means
+    resources: Resources
     sizing: WorkerMemory
     device: str
     """Where tiles are computed: `cpu` or `cuda`."""
 
-    def job(self, merge_plan: MergePlan, hold: Hold | None = None) -> Job:
+    def job(self, merge_plan: MergePlan, hold: Hold | None = None) -> MergeContext:
         """What all shards of a merge have in common; `hold` where they are written."""
-        from paramdelta_dist.shards.compute import Job
+        from paramdelta_dist.shards.compute import MergeContext
 
         recipe = merge_plan.recipe
-        return Job(
+        return MergeContext(
             models=merge_plan.models,
             output=recipe.output,
             storage=recipe.storage_config,
@@ -80,9 +80,9 @@ class Crew:
     @contextmanager
     def executor(self, *, idle: bool = False) -> Iterator[Executor]:
         """What runs the work; where there is none (`idle`), no cluster is asked for workers."""
-        engine: Engine = "local" if idle else self.means.engine
+        engine: Engine = "local" if idle else self.resources.engine
         threads, memory = self.sizing.workers, self.sizing.projected
         with open_executor(
-            engine, self.means.workers, threads=threads, memory=memory, device=self.device, patience=self.means.patience
+            engine, self.resources.workers, threads=threads, memory=memory, device=self.device, patience=self.resources.patience
         ) as executor:
             yield executor

@@ -20,7 +20,7 @@ class Unit(Protocol):
         ...
 
     @property
-    def effort(self) -> int:
+    def bytes_moved(self) -> int:
         """Bytes that are read and written until it is done, those that are read more than once as often: what its time is judged by."""
         ...
 

@@ -3,7 +3,7 @@
 The rules, where a unit is expected to take as long as recent ones of its size did, or as those did that read and wrote as much,
 whichever is longer (the first holds where arithmetic takes the time, the second where storage does):
 
-- Units that take the most effort come first, so that the last ones to be done are short.
+- Units that take the most bytes_moved come first, so that the last ones to be done are short.
 - A worker has one unit in hand and, while the queue is long, one waiting behind it. Once the queue is empty, a waiting unit is
   withdrawn and given to an idle worker that will be done with it earlier.
 - An attempt is late when it will take LATE times the expected time, as its progress tells.
@@ -49,7 +49,7 @@ HUNG = 3.0
 """How many times the expected time an attempt may take before it is taken to hang, whatever its progress was."""
 LEAST_SECONDS = 0.5
 """Age of an attempt below which nothing is done about it."""
-LOOK_SECONDS = 0.25
+CHECK_INTERVAL_SECONDS = 0.25
 """How often stragglers are looked for."""
 COPIES = 2
 """How many copies of a unit there may be at a time besides the first attempt; the second if the first copy is late too."""
@@ -81,11 +81,11 @@ class Pace(NamedTuple):
     by_size: float = 0.0
     """For each byte of their size,"""
     by_effort: float = 0.0
-    """and of their effort."""
+    """and of their bytes_moved."""
 
     @classmethod
     def of(cls, unit: Unit, seconds: float) -> Pace:
-        return cls(seconds / max(unit.size, 1), seconds / unit.effort if unit.effort else 0.0)
+        return cls(seconds / max(unit.size, 1), seconds / unit.bytes_moved if unit.bytes_moved else 0.0)
 
     @classmethod
     def usual(cls, paces: Collection[Pace]) -> Pace:
@@ -93,7 +93,7 @@ class Pace(NamedTuple):
 
     def expected(self, unit: Unit) -> float:
         """Seconds."""
-        return max(self.by_size * unit.size, self.by_effort * unit.effort)
+        return max(self.by_size * unit.size, self.by_effort * unit.bytes_moved)
 
 
 @dataclass(eq=False)
@@ -146,7 +146,7 @@ class Attempt:
     done: int = 0
     """Bytes of the unit's size,"""
     moved: int = 0
-    """and of its effort, that are done,"""
+    """and of its bytes_moved, that are done,"""
     worked: float = 0.0
     """after this many seconds,"""
     read: int = 0
@@ -167,14 +167,14 @@ class Attempt:
 
     def projected(self) -> float:
         """Seconds it takes in all if it goes on as it did. It has moved something."""
-        return self.worked * self.task.unit.effort / self.moved
+        return self.worked * self.task.unit.bytes_moved / self.moved
 
     def left(self, now: float, expected: float) -> float:
         """Seconds it will take still, as far as can be told, if it was expected to take `expected` in all."""
         age = self.age(now)
         if age > HUNG * expected:
             return float("inf")
-        if not self.moved or self.moved < JUDGED_FROM * self.task.unit.effort:
+        if not self.moved or self.moved < JUDGED_FROM * self.task.unit.bytes_moved:
             return float("inf") if age > LATE * expected else max(expected - age, 0.0)
         return max(self.projected() - age, 0.0)
 
@@ -194,7 +194,7 @@ class Schedule:
         self.nodes: set[str] = set()
         """Those on which a unit was made."""
         self._advance = advance
-        self._queue = deque(Task(unit) for unit in sorted(units, key=lambda unit: -unit.effort))
+        self._queue = deque(Task(unit) for unit in sorted(units, key=lambda unit: -unit.bytes_moved))
         self._later: list[tuple[float, Task]] = []
         self._orders: list[tuple[Order, Attempt]] = []
         self._paces: deque[Pace] = deque(maxlen=101)
@@ -242,7 +242,7 @@ class Schedule:
         self._again(task)
 
     def progressed(self, worker: Worker, ticket: int, done: int, moved: int, worked: float, now: float, *, read: int = 0) -> None:
-        """A worker has done `done` bytes of the size and `moved` bytes of the effort of the attempt with this ticket, in `worked`
+        """A worker has done `done` bytes of the size and `moved` bytes of the bytes_moved of the attempt with this ticket, in `worked`
         seconds, and read `read` of inputs for it."""
         head = worker.attempts[0] if worker.attempts else None
         if head is not None and head.ticket == ticket:
@@ -302,7 +302,7 @@ class Schedule:
         self._fill(now)
         if not self._queue:
             self._withdraw(now)
-        if now - self._looked >= LOOK_SECONDS:
+        if now - self._looked >= CHECK_INTERVAL_SECONDS:
             self._looked = now
             self._vacate(now)
             self._usual = Pace.usual(self._paces) if len(self._paces) >= KNOWN_UNITS else Pace()

@@ -35,7 +35,7 @@ class Silent:
 
 
 @dataclass
-class Progress:
+class JobProgress:
     """How far a driver has come, by its own lines."""
 
     what: str | None = None
@@ -84,7 +84,7 @@ class LogReader:
     """Takes a log in pieces, cut anywhere."""
 
     def __init__(self, listener: Listener | None = None) -> None:
-        self.progress = Progress()
+        self.progress = JobProgress()
         self.document: dict[str, Any] | None = None
         """What `merge`, `verify` or `analyze --json` printed at its end: the result, or `{"error": …}`."""
         self._listener = listener or Silent()

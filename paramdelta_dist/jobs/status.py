@@ -41,7 +41,7 @@ def watch(cluster: Cluster, job_id: str, listener: Listener) -> dict[str, Any]:
     return _over(cluster, job, reader, tail)
 
 
-def look(cluster: Cluster, job_id: str) -> dict[str, Any]:
+def job_state(cluster: Cluster, job_id: str) -> dict[str, Any]:
     """How far a job has come, or how it ended."""
     job, reader = cluster.job(job_id), LogReader()
     try:

@@ -1,4 +1,4 @@
-"""A block: a stretch of one tensor with everything a method may know of it. What every method that is no plain sum of deltas sees."""
+"""A block: elements of one tensor with all that a method may know of them. Methods that are no plain sum of deltas see nothing else."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 1 << 18
+METHOD_BLOCK = 1 << 18
 """Elements of a block on a CPU: large enough to hide the interpreter, small enough to stay near the core. Statistics are
 gathered block by block, so it is part of what decides their last bits."""
 
 
 def block_elements(shape: tuple[int, ...], *, rows: bool) -> int:
-    """Elements of each block of a tensor but its last; with `rows` a whole number of rows, as many as BLOCK holds and at least one."""
+    """Elements of each block of a tensor but its last; with `rows` whole rows, as many as METHOD_BLOCK holds, at least one."""
     columns = max(1, shape[-1]) if rows and shape else 1
-    return max(1, BLOCK // columns) * columns
+    return max(1, METHOD_BLOCK // columns) * columns
 
 
 @dataclass(frozen=True)
-class Subject:
+class TensorInfo:
     """What is known of a tensor besides its elements."""
 
     name: str
-    """Of the tensor in the output; one of several where a method's blocks are JOINED."""
+    """Of the tensor in the output; one of several where a method's blocks are ANY."""
     shape: tuple[int, ...]
     parameters: Mapping[str, Any]
     """Each parameter of the card, by name, as it applies to this tensor."""
     terms: tuple[Mapping[str, Any], ...]
     """For each delta or model that takes part, in recipe order, its own parameters (`weight` among them)."""
-    numbers: tuple[int, ...]
+    positions: tuple[int, ...]
     """Position of each of them in the recipe: what to key random numbers with, because it stays when others are left out."""
     statistics: tuple[Any, ...] = ()
-    """What the sweeps that are finished found, in the order of the card."""
+    """What the reductions that are finished found, in the order of the card."""
 
     @property
     def elements(self) -> int:
@@ -56,7 +56,7 @@ class Operand(NamedTuple):
     """[n]: what `post` grew from; None where models are merged as they are."""
     values: Mapping[str, Any]
     """Its parameters, such as `weight` and `density`."""
-    number: int
+    position: int
     """Its position in the recipe."""
 
 
@@ -64,7 +64,7 @@ class Operand(NamedTuple):
 class Block:
     """Elements [first, first + n) of a tensor. Nothing of it may be kept when the function that was given it returns."""
 
-    subject: Subject
+    tensor: TensorInfo
     first: int
     """Place of the first element in the tensor, in row-major order: what to index random numbers with."""
     base: torch.Tensor | None
@@ -76,16 +76,21 @@ class Block:
     """As many blocks [n] in the compute dtype as the card asks for, with anything in them."""
 
     @property
+    def subject(self) -> TensorInfo:
+        """`tensor`, as it was called up to version 0.1."""
+        return self.tensor
+
+    @property
     def n(self) -> int:
         return self.acc.numel()
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        return self.subject.parameters
+        return self.tensor.parameters
 
     @property
     def statistics(self) -> tuple[Any, ...]:
-        return self.subject.statistics
+        return self.tensor.statistics
 
     def delta(self, term: Operand, out: torch.Tensor) -> torch.Tensor:
         """post − base of a term, in the compute dtype and rounded once, written to `out`[n]; the model itself where it has no base."""
@@ -98,4 +103,4 @@ class Block:
 
     def rows(self, values: torch.Tensor) -> torch.Tensor:
         """`values`[n] as [rows, columns], for methods whose blocks are ROWS."""
-        return values.view(-1, self.subject.columns)
+        return values.view(-1, self.tensor.columns)

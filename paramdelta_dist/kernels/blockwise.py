@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from paramdelta_dist.kernels.blocks import Block, Operand, Subject
+from paramdelta_dist.kernels.blocks import Block, Operand, TensorInfo
 from paramdelta_dist.kernels.elementwise import overflow_limit, surely_below
 from paramdelta_dist.kernels.sum_torch import compute_dtype
 
@@ -25,17 +25,17 @@ class BlockRunner:
         self._memory: dict[torch.dtype, list[torch.Tensor]] = {}
 
     def collect(
-        self, function: Callable[[Block], Any], subject: Subject, first: int, out: torch.dtype, base: torch.Tensor | None, terms: Inputs
+        self, function: Callable[[Block], Any], info: TensorInfo, first: int, out: torch.dtype, base: torch.Tensor | None, terms: Inputs
     ) -> Any:
         """What `function` finds in the block that begins at element `first`, on the CPU; `out` is the dtype of the result to come."""
         n = terms[0][0].numel() if terms else 0
-        return _on_cpu(function(self._block(subject, first, n, out, base, terms)))
+        return _on_cpu(function(self._block(info, first, n, out, base, terms)))
 
     def apply(
-        self, function: Callable[[Block], None], subject: Subject, first: int, out: torch.Tensor, base: torch.Tensor | None, terms: Inputs
+        self, function: Callable[[Block], None], info: TensorInfo, first: int, out: torch.Tensor, base: torch.Tensor | None, terms: Inputs
     ) -> tuple[int, int]:
         """Fill out[n] with what `function` makes of the block. Returns how many elements are not finite, and the place of the first."""
-        block = self._block(subject, first, out.numel(), out.dtype, base, terms)
+        block = self._block(info, first, out.numel(), out.dtype, base, terms)
         function(block)
         unusual = not surely_below(block.acc, overflow_limit(out.dtype, block.acc.dtype))
         out.copy_(block.acc)
@@ -45,7 +45,7 @@ class BlockRunner:
         wrong = torch.nonzero(~torch.isfinite(out))
         return len(wrong), int(wrong[0]) if len(wrong) else 0
 
-    def _block(self, subject: Subject, first: int, n: int, out: torch.dtype, base: torch.Tensor | None, terms: Inputs) -> Block:
+    def _block(self, info: TensorInfo, first: int, n: int, out: torch.dtype, base: torch.Tensor | None, terms: Inputs) -> Block:
         tensors = [tensor for pair in ((base, None), *terms) for tensor in pair if tensor is not None]
         dtype = torch.float64 if self._wide else compute_dtype([out, *(tensor.dtype for tensor in tensors)])
         acc, *scratch = (block[:n] for block in self._blocks(dtype, n))
@@ -54,9 +54,9 @@ class BlockRunner:
             acc.copy_(base)
         operands = tuple(
             Operand(post.to(self._device), None if old is None else old.to(self._device), own, number)
-            for (post, old), own, number in zip(terms, subject.terms, subject.numbers, strict=True)
+            for (post, old), own, number in zip(terms, info.terms, info.positions, strict=True)
         )
-        return Block(subject, first, base, operands, acc, scratch)
+        return Block(info, first, base, operands, acc, scratch)
 
     def _blocks(self, dtype: torch.dtype, n: int) -> list[torch.Tensor]:
         held = self._memory.get(dtype)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paramdelta_dist.kernels.measure_numba import EXPONENTS, measure, widen_bfloat16
-from paramdelta_dist.kernels.raw import Values
+from paramdelta_dist.kernels.raw import RawElements
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -111,7 +111,7 @@ class Measurer:
         self._bases = np.array([place[model] for model in vectors.bases], np.int64)
         self._exponents = np.zeros((vectors.deltas, EXPONENTS), np.int64)
 
-    def measure(self, models: Mapping[int, Values], sums: Floats, into: Measured) -> None:
+    def measure(self, models: Mapping[int, RawElements], sums: Floats, into: Measured) -> None:
         """Measure models[·][n]: the sums replace `sums`, everything else, whose order does not matter, is added to `into`."""
         n = 0
         for model, row in self._rows:
@@ -132,7 +132,7 @@ class Measurer:
         return self._differences[delta, :n]
 
 
-def _widen(values: Values, row: Floats) -> int:
+def _widen(values: RawElements, row: Floats) -> int:
     """Bring elements [n] to float64 in the first n places of `row`; returns n."""
     stored = np.frombuffer(values.data, _STORED[values.dtype])
     out = row[: len(stored)]

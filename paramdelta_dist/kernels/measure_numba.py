@@ -11,7 +11,7 @@ import numpy as np
 
 from paramdelta_dist.kernels.jit import compiled
 
-BLOCK = 1024
+L1_BLOCK = 1024
 """Elements of every vector that are looked at while they are in a core's first cache."""
 EXPONENTS = 1 << 11
 """Of a float64."""
@@ -37,8 +37,8 @@ def measure(n, models, pairs, dots, bases, couples, full, differences, sums, pea
     peaks[deltas] (as bits), zeros[deltas], exponents[deltas, EXPONENTS] (of what is not zero) and signs[couples, 2] are added to."""
     sums[:] = 0
     first_of_deltas = len(dots) + len(bases)
-    for start in range(0, n, BLOCK):
-        stop = min(n, start + BLOCK)
+    for start in range(0, n, L1_BLOCK):
+        stop = min(n, start + L1_BLOCK)
         for vector in range(len(pairs)):
             minuend, subtrahend = models[pairs[vector, 0], start:stop], models[pairs[vector, 1], start:stop]
             difference = differences[vector, start:stop]

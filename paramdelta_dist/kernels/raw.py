@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Values(NamedTuple):
+class RawElements(NamedTuple):
     """Elements of a run as they are stored."""
 
     data: memoryview

@@ -14,16 +14,16 @@ from typing import NamedTuple
 
 import torch
 
-from paramdelta_dist.kernels.chunks import CHUNK
+from paramdelta_dist.kernels.chunks import SUM_CHUNK
 
 _UNIT = 1074
 """Every finite float64 is a multiple of 2^-1074."""
-_BLOCK = 64 * CHUNK
+_BLOCK = 64 * SUM_CHUNK
 """Elements that are taken to float64 at a time on a CPU."""
-_DEVICE_BLOCK = 1024 * CHUNK
+_DEVICE_BLOCK = 1024 * SUM_CHUNK
 
 
-class Sum(NamedTuple):
+class ExactSum(NamedTuple):
     """A sum of float64 numbers, exact. Sums of parts give the sum of the whole, in any order."""
 
     units: int = 0
@@ -31,9 +31,9 @@ class Sum(NamedTuple):
     infinite: float = 0.0
     """Of what is not: an infinity or NaN, or 0 if there is none."""
 
-    def plus(self, other: Sum) -> Sum:
+    def plus(self, other: ExactSum) -> ExactSum:
         """The sum of both."""
-        return Sum(self.units + other.units, self.infinite + other.infinite)
+        return ExactSum(self.units + other.units, self.infinite + other.infinite)
 
     @property
     def value(self) -> float:
@@ -46,7 +46,7 @@ class Sum(NamedTuple):
             return math.inf if self.units > 0 else -math.inf
 
     @classmethod
-    def of(cls, numbers: Sequence[float]) -> Sum:
+    def of(cls, numbers: Sequence[float]) -> ExactSum:
         """The exact sum of float64 numbers."""
         units, infinite = 0, 0.0
         for number in numbers:
@@ -93,22 +93,22 @@ class Reducer:
         size = _BLOCK if device.type == "cpu" else _DEVICE_BLOCK
         self._left, self._right = (torch.empty(size, dtype=torch.float64, device=device) for _ in range(2))
 
-    def total(self, values: torch.Tensor) -> Sum:
+    def total(self, values: torch.Tensor) -> ExactSum:
         """Σ values[n]."""
         return self._sum(left.copy_(part) for left, part in self._parts(self._left, values))
 
-    def absolute(self, values: torch.Tensor) -> Sum:
+    def absolute(self, values: torch.Tensor) -> ExactSum:
         """Σ |values[n]|."""
         return self._sum(left.copy_(part).abs_() for left, part in self._parts(self._left, values))
 
-    def dot(self, one: torch.Tensor, two: torch.Tensor) -> Sum:
+    def dot(self, one: torch.Tensor, two: torch.Tensor) -> ExactSum:
         """Σ one[n] · two[n]. The products of float32 numbers are exact."""
         if one is two:
             return self._sum(left.copy_(part).square_() for left, part in self._parts(self._left, one))
         parts = zip(self._parts(self._left, one), self._parts(self._right, two), strict=True)
         return self._sum(left.copy_(part).mul_(right.copy_(other)) for (left, part), (right, other) in parts)
 
-    def gram(self, vectors: Sequence[torch.Tensor]) -> dict[tuple[int, int], Sum]:
+    def gram(self, vectors: Sequence[torch.Tensor]) -> dict[tuple[int, int], ExactSum]:
         """Σ vectors[i][n] · vectors[j][n] for each i <= j."""
         return {(i, j): self.dot(one, vectors[j]) for i, one in enumerate(vectors) for j in range(i, len(vectors))}
 
@@ -116,13 +116,13 @@ class Reducer:
         """Memory of `block` for each part of values[n], and the part."""
         return ((block[: part.numel()], part) for part in torch.split(values, block.numel()))
 
-    def _sum(self, parts: Iterable[torch.Tensor]) -> Sum:
+    def _sum(self, parts: Iterable[torch.Tensor]) -> ExactSum:
         """Of float64 values[n] in parts, each of which is overwritten."""
-        total = Sum()
+        total = ExactSum()
         for part in parts:
-            whole = part.numel() // CHUNK * CHUNK
-            numbers: list[float] = add_halves(part[:whole].view(-1, CHUNK)).tolist()
+            whole = part.numel() // SUM_CHUNK * SUM_CHUNK
+            numbers: list[float] = add_halves(part[:whole].view(-1, SUM_CHUNK)).tolist()
             if whole < part.numel():
                 numbers += add_halves(part[None, whole:]).tolist()
-            total = total.plus(Sum.of(numbers))
+            total = total.plus(ExactSum.of(numbers))
         return total

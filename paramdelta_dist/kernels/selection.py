@@ -4,10 +4,10 @@ Magnitudes are ordered as their bit patterns are, so the k-th is found digit by 
 occurs, keep to the digit in which the k-th lies, count the next. Counts of blocks are added, in any order. Elements of
 equal magnitude follow each other by their index. NaN counts as larger than infinity, so it is selected and then found.
 
-    search = Search.of(dtype, rank)
+    search = RankSearch.of(dtype, rank)
     while not search.found:
         search = search.narrowed(Σ search.histogram(keys) over blocks)
-    cut = search.cut or search.cut_among([(first, search.ties_in(keys)) of each block, in order])
+    cut = search.cut or search.cut_among([(first, search.count_equal(keys)) of each block, in order])
     cut.mask(keys, first, out) of each block
 """
 
@@ -24,7 +24,7 @@ _NAN = {torch.float32: 0x7F800001, torch.float64: 0x7FF0000000000001}
 _END = 1 << 62
 """An index behind every element."""
 DIGIT = 16
-"""Bits that one sweep decides. A float32 takes two sweeps, a float64 four."""
+"""Bits that one reduction decides. A float32 takes two reductions, a float64 four."""
 
 
 def magnitude_keys(values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,14 +42,14 @@ def magnitude(key: int, dtype: torch.dtype) -> float:
     return torch.tensor(key, dtype=_KEYS[dtype]).view(dtype).item()
 
 
-class Cut(NamedTuple):
+class RankCut(NamedTuple):
     """A place in the order of selection, where larger keys come first and equal ones by their index."""
 
     key: int
     """Elements with larger keys are before it, those with smaller ones are not."""
     start: int
     """Of elements with this very key those with a lower index than this are before it."""
-    ties: int
+    equals: int
     """Of those from `start` on so many are. They are all in the block that has `start`."""
 
     def mask(self, keys: torch.Tensor, first: int, out: torch.Tensor) -> torch.Tensor:
@@ -57,23 +57,23 @@ class Cut(NamedTuple):
         start = min(max(self.start - first, 0), keys.numel())
         torch.ge(keys[:start], self.key, out=out[:start])
         torch.gt(keys[start:], self.key, out=out[start:])
-        if self.ties and first <= self.start < first + keys.numel():
-            ties = torch.nonzero(keys[start:] == self.key).flatten()[: self.ties]
+        if self.equals and first <= self.start < first + keys.numel():
+            ties = torch.nonzero(keys[start:] == self.key).flatten()[: self.equals]
             out[start:].index_fill_(0, ties, True)
         return out
 
 
-def nothing(dtype: torch.dtype) -> Cut:
+def nothing(dtype: torch.dtype) -> RankCut:
     """The cut that no element is before, for values in float32 or float64."""
-    return Cut(torch.iinfo(_KEYS[dtype]).max, 0, 0)
+    return RankCut(torch.iinfo(_KEYS[dtype]).max, 0, 0)
 
 
-def everything() -> Cut:
+def everything() -> RankCut:
     """The cut that all elements are before."""
-    return Cut(0, _END, 0)
+    return RankCut(0, _END, 0)
 
 
-class Search(NamedTuple):
+class RankSearch(NamedTuple):
     """How far the search for an element in the order of selection has come: among those whose keys begin with `prefix`."""
 
     rank: int
@@ -82,11 +82,11 @@ class Search(NamedTuple):
     """The leading bits of its key, as far as they are known."""
     unknown: int
     """How many bits of the key are not."""
-    ties: int = 0
+    equals: int = 0
     """Once it is found: how many elements have its key."""
 
     @classmethod
-    def of(cls, dtype: torch.dtype, rank: int) -> Search:
+    def of(cls, dtype: torch.dtype, rank: int) -> RankSearch:
         """For the `rank`-th largest magnitude, from 1 to the number of elements, of values in float32 or float64."""
         return cls(rank, 0, _KEY_BITS[dtype])
 
@@ -107,7 +107,7 @@ class Search(NamedTuple):
             digits = digits[(keys >> self.unknown) == self.prefix] & ((1 << self._digit) - 1)
         return torch.bincount(digits, minlength=1 << self._digit)
 
-    def narrowed(self, histogram: torch.Tensor) -> Search:
+    def narrowed(self, histogram: torch.Tensor) -> RankSearch:
         """The search with one digit more, given the histogram of the whole tensor. Raises ValueError where that has fewer
         than `rank` elements."""
         from_above = histogram.flip(0).cumsum(0)
@@ -117,25 +117,25 @@ class Search(NamedTuple):
         digit = histogram.numel() - 1 - place
         here = int(histogram[digit])
         rank = self.rank - (int(from_above[place]) - here)
-        return Search(rank, self.prefix << self._digit | digit, self.unknown - self._digit, here)
+        return RankSearch(rank, self.prefix << self._digit | digit, self.unknown - self._digit, here)
 
     @property
-    def cut(self) -> Cut | None:
+    def cut(self) -> RankCut | None:
         """The cut behind the element that was found, where that is the last one of its key; None where ties must be counted."""
-        return Cut(self.prefix, _END, 0) if self.found and self.rank == self.ties else None
+        return RankCut(self.prefix, _END, 0) if self.found and self.rank == self.equals else None
 
-    def ties_in(self, keys: torch.Tensor) -> int:
+    def count_equal(self, keys: torch.Tensor) -> int:
         """How many of keys[n] are the one that was found."""
         return int((keys == self.prefix).sum())
 
-    def cut_among(self, ties: Iterable[tuple[int, int]]) -> Cut:
+    def cut_among(self, equals: Iterable[tuple[int, int]]) -> RankCut:
         """The cut behind the element that was found, given (first element, ties) of each block that has any, in order.
 
         Raises ValueError where that are fewer than `rank`.
         """
         rank = self.rank
-        for first, count in ties:
+        for first, count in equals:
             if rank <= count:
-                return Cut(self.prefix, first, rank)
+                return RankCut(self.prefix, first, rank)
             rank -= count
         raise ValueError(f"tie {self.rank} was looked for among {self.rank - rank}")

@@ -1,4 +1,4 @@
-"""What sweeps find, as plain JSON values and back, bit for bit."""
+"""What reductions find, as plain JSON values and back, bit for bit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def encode(value: Any) -> Any:
         return {"tuple": [encode(each) for each in value]}
     if type(value) is dict:
         return {"dict": [[encode(key), encode(each)] for key, each in value.items()]}
-    raise TypeError(f"a sweep over a whole model found a {type(value).__name__}, which cannot be kept")
+    raise TypeError(f"a reduction over a whole model found a {type(value).__name__}, which cannot be kept")
 
 
 def decode(value: Any) -> Any:

@@ -17,9 +17,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
 from paramdelta_dist.kernels.jit import compiled
-from paramdelta_dist.kernels.raw import Values
+from paramdelta_dist.kernels.raw import RawElements
 
-BLOCK = 512
+L1_BLOCK = 512
 """Elements that are summed at a time: few, so that a processor, which fetches ahead within a page, keeps up every input."""
 PIECE = 1 << 16
 """Elements that are brought to one dtype at a time, where the inputs of deltas have several."""
@@ -28,7 +28,9 @@ PIECE = 1 << 16
 _STORED: dict[str, Any] = {"BF16": np.uint16, "F16": np.int16, "F32": np.float32, "F64": np.float64}
 
 
-def add_deltas(out: Values, base: Values, deltas: Sequence[tuple[Values, Values]], weights: Sequence[float]) -> tuple[int, int]:
+def add_deltas(
+    out: RawElements, base: RawElements, deltas: Sequence[tuple[RawElements, RawElements]], weights: Sequence[float]
+) -> tuple[int, int]:
     """Write base + Σ weight · (post − old) to `out`, the (post, old) pairs and their weights in order; all of one length.
 
     Computed in float32 where inputs and output have 16 bits, in float64 where one of them is wider, and rounded once at the
@@ -51,18 +53,18 @@ def add_deltas(out: Values, base: Values, deltas: Sequence[tuple[Values, Values]
     return (0, 0) if finite else _tally(target)
 
 
-def is_finite(values: Values, place: int) -> bool:
+def is_finite(values: RawElements, place: int) -> bool:
     """Whether one element is neither NaN nor infinite."""
     return bool(np.isfinite(_widened(values, slice(place, place + 1), np.float64)[0]))
 
 
-def _array(values: Values) -> Any:
+def _array(values: RawElements) -> Any:
     stored = _STORED[values.dtype]
     array = np.frombuffer(values.data, np.uint8)
     return (array if array.ctypes.data % stored().itemsize == 0 else array.copy()).view(stored)
 
 
-def _widened(values: Values, piece: slice, compute: Any) -> Any:
+def _widened(values: RawElements, piece: slice, compute: Any) -> Any:
     """Some of the elements as numbers."""
     stored = _array(values)[piece]
     if values.dtype == "BF16":
@@ -79,7 +81,7 @@ def _sum(out: Any, base: Any, deltas: Sequence[tuple[Any, Any]], weights: Sequen
     places = np.array([[array.ctypes.data for array in pair] for pair in pairs], np.uint64).reshape(-1, 2)
     units = np.array([weight == 1 for weight in weights], np.bool_)
     magnitudes = np.abs(np.array(weights, np.float64)).astype(compute)
-    block = np.empty(BLOCK, compute)
+    block = np.empty(L1_BLOCK, compute)
     return bool(_sum_blocks(out, np.empty(0, base.dtype), np.uint64(base.ctypes.data), like, places, magnitudes, units, block))
 
 

@@ -128,7 +128,7 @@ class DeviceMerger:
                 count, first = lane.plain.merge(views[-1], views[0], [(views[post], views[old]) for post, old in pairs])
                 lane.tally.copy_(torch.tensor([count, n - first]))
             else:
-                what = self._kernel.Sum(tuple(view.dtype for view in views), pairs, self.weights)
+                what = self._kernel.FusedLaunch(tuple(view.dtype for view in views), pairs, self.weights)
                 if what.compute not in self._magnitudes:
                     self._magnitudes[what.compute] = what.magnitudes(lane.device)
                 lane.tally.zero_()

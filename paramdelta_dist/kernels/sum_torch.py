@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from paramdelta_dist.kernels.blocks import BLOCK
+from paramdelta_dist.kernels.blocks import METHOD_BLOCK
 from paramdelta_dist.kernels.elementwise import SCRATCH, add_delta
-from paramdelta_dist.kernels.raw import Values
+from paramdelta_dist.kernels.raw import RawElements
 
 DEVICE_BLOCK = 1 << 22
 """Elements of a block on a GPU: copies long enough to hide what starting one costs."""
@@ -36,9 +36,9 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def values_of(tensor: torch.Tensor) -> Values:
+def values_of(tensor: torch.Tensor) -> RawElements:
     """A contiguous tensor in host memory as the compiled kernels see it; no copy."""
-    return Values(tensor.view(torch.uint8).numpy().data, _NAMES[tensor.dtype])
+    return RawElements(tensor.view(torch.uint8).numpy().data, _NAMES[tensor.dtype])
 
 
 def view(buffer: memoryview, dtype: torch.dtype) -> torch.Tensor:
@@ -90,6 +90,6 @@ class Merger:
 
     def _scratch(self, dtype: torch.dtype) -> list[torch.Tensor]:
         if dtype not in self._blocks:
-            size = BLOCK if self.device.type == "cpu" else DEVICE_BLOCK
+            size = METHOD_BLOCK if self.device.type == "cpu" else DEVICE_BLOCK
             self._blocks[dtype] = [torch.empty(size, dtype=dtype, device=self.device) for _ in range(1 + SCRATCH)]
         return self._blocks[dtype]

@@ -29,7 +29,7 @@ _launching = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Sum:
+class FusedLaunch:
     """What one launch computes, but for the values: slot 0 holds the base, `deltas` names the slots of each post and base."""
 
     dtypes: tuple[torch.dtype, ...]
@@ -61,7 +61,7 @@ class Sum:
         }
 
 
-def add_deltas(arena: torch.Tensor, pitch: int, n: int, what: Sum, weights: torch.Tensor, tally: torch.Tensor) -> None:
+def add_deltas(arena: torch.Tensor, pitch: int, n: int, what: FusedLaunch, weights: torch.Tensor, tally: torch.Tensor) -> None:
     """Fill the last slot of arena[slots · pitch bytes] with the merge of n elements, on the current stream.
 
     Adds to tally[2], int64, how many elements are not finite, and raises its second element to n − the position of the

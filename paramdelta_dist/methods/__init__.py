@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.methods.arcee_fusion import ARCEE_FUSION
 from paramdelta_dist.methods.breadcrumbs import BREADCRUMBS, BREADCRUMBS_TIES
-from paramdelta_dist.methods.card import Blocks, Method, Parameter, Roles, Scope, Sweep
+from paramdelta_dist.methods.card import BlockShape, Method, Parameter, Reduction, Roles, Scope
 from paramdelta_dist.methods.dare import DARE_LINEAR, DARE_TIES
 from paramdelta_dist.methods.della import DELLA, DELLA_LINEAR
 from paramdelta_dist.methods.linear import EXPO, LINEAR, TASK_ARITHMETIC
@@ -48,7 +48,11 @@ METHODS = (
 ENTRY_POINTS = "paramdelta_dist.methods"
 """Group of entry points that name a `Method`; the name of an entry point is the method's."""
 
-__all__ = ["ENTRY_POINTS", "METHODS", "Blocks", "Method", "Parameter", "Roles", "Scope", "Sweep", "all_methods", "find_method"]
+__all__ = ["ENTRY_POINTS", "METHODS", "BlockShape", "Method", "Parameter", "Reduction", "Roles", "Scope", "all_methods", "find_method"]
+
+
+Blocks, Sweep = BlockShape, Reduction
+"""As they were called up to version 0.1."""
 
 
 def find_method(name: str) -> Method:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.methods.card import Blocks, Method, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.card import BlockShape, Method, Parameters, Reduction, Roles, Scope
 from paramdelta_dist.methods.shared.quantiles import find_keys, float32_keys
 
 if TYPE_CHECKING:
     import torch
 
-    from paramdelta_dist.kernels.blocks import Block, Subject
+    from paramdelta_dist.kernels.blocks import Block, TensorInfo
 
 TINY = 1e-8
 """Added to every probability."""
@@ -41,7 +41,7 @@ def _joined(total: Any, more: Any) -> Any:
     return total
 
 
-def _of_rows(total: Any, subject: Subject) -> torch.Tensor:
+def _of_rows(total: Any, info: TensorInfo) -> torch.Tensor:
     import torch
 
     return torch.cat(total)
@@ -51,19 +51,19 @@ def _importance(block: Block, ranking: int = 0) -> torch.Tensor:
     """int32[n]: keys of the magnitude of each element's change times the divergence of its row."""
     one, two = (block.delta(term, out) for term, out in zip(block.terms, block.scratch, strict=False))
     two.sub_(one).abs_()
-    rows, first = block.rows(two), block.first // block.subject.columns
+    rows, first = block.rows(two), block.first // block.tensor.columns
     rows.mul_(block.statistics[0][first : first + len(rows)].to(two.device).unsqueeze(1))
     return float32_keys(two)
 
 
-def _quartiles(subject: Subject) -> list[list[int]]:
+def _quartiles(info: TensorInfo) -> list[list[int]]:
     """Ranks from above of the quantiles 1/4, 1/2 and 3/4, at the whole places below them."""
-    n = subject.elements
+    n = info.elements
     return [[n - quarters * (n - 1) // 4 for quarters in (1, 2, 3)]]
 
 
-def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
-    divergences = Sweep(_divergences, _joined, _of_rows, exact=True, partial_bytes=lambda _, shape: 8 * prod(shape[:-1]))
+def _reductions(parameters: Parameters, terms: Sequence[Parameters]) -> tuple[Reduction, ...]:
+    divergences = Reduction(_divergences, _joined, _of_rows, exact=True, partial_bytes=lambda _, shape: 8 * prod(shape[:-1]))
     return (divergences, *find_keys(_importance, _quartiles, at=1))
 
 
@@ -95,16 +95,16 @@ models:
   - model: s3://models/Mistral-7B-code
 output: s3://models/Mistral-7B-fused
 """,
-    least=2,
-    most=2,
-    weightless=False,
+    min_models=2,
+    max_models=2,
+    skip_zero_weight=False,
     notes="Quantiles are exact; mergekit takes those of a random million of a large tensor's elements. Its divergences are sums in float32 "
     "of terms that cancel: where models hardly differ it takes over up to one element in twenty another way.",
     apply=_apply,
-    sweeps=_sweeps,
-    blocks=Blocks.ROWS,
-    scratch=2,
-    temporary=12,
-    wide=True,
-    neutral={},
+    reductions=_reductions,
+    blocks=BlockShape.ROWS,
+    scratch_blocks=2,
+    temporary_blocks=12,
+    compute_float64=True,
+    identity_at={},
 )

@@ -5,31 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.shared.quantiles import delta_keys, find_cuts, float32_keys
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Parameters, Reduction, Roles, Scope
+from paramdelta_dist.methods.shared.quantiles import delta_keys, find_ranks, float32_keys
 from paramdelta_dist.methods.shared.sparsify import NORMALIZE, add_agreeing, add_all
 
 if TYPE_CHECKING:
     import torch
 
-    from paramdelta_dist.kernels.blocks import Block, Subject
+    from paramdelta_dist.kernels.blocks import Block, TensorInfo
 
-DENSITY = Parameter("density", "share of elements that are kept", default=1.0, least=0, most=1, each=True)
-GAMMA = Parameter("gamma", "share of elements, the largest, that are not; less where density needs them", 0.01, least=0, most=1, each=True)
+DENSITY = Parameter("density", "share of elements that are kept", default=1.0, minimum=0, maximum=1, per_model=True)
+GAMMA = Parameter(
+    "gamma", "share of elements, the largest, that are not; less where density needs them", 0.01, minimum=0, maximum=1, per_model=True
+)
 
 
-def _ranks(subject: Subject) -> list[list[int]]:
+def _ranks(info: TensorInfo) -> list[list[int]]:
     """Of each delta: where what is kept begins and ends in the order of magnitudes."""
-    found, n = [], subject.elements
-    for values in subject.terms:
+    found, n = [], info.elements
+    for values in info.terms:
         kept = int(values["density"] * n)
         largest = min(int(values["gamma"] * n), n - kept)
         found.append([largest, largest + kept])
     return found
 
 
-def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
-    return () if all(term["density"] == 1 for term in terms) else find_cuts(delta_keys, _ranks)
+def _reductions(parameters: Parameters, terms: Sequence[Parameters]) -> tuple[Reduction, ...]:
+    return () if all(term["density"] == 1 for term in terms) else find_ranks(delta_keys, _ranks)
 
 
 def _between(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
@@ -76,13 +78,13 @@ BREADCRUMBS = Method(
     example=_RECIPE.format(name="breadcrumbs"),
     notes=_NOTES,
     apply=add_all(_between),
-    sweeps=_sweeps,
-    scratch=2,
-    temporary=3,
-    wide=True,
-    neutral={"density": 1.0},
-    scales=True,
-    permutes=True,
+    reductions=_reductions,
+    scratch_blocks=2,
+    temporary_blocks=3,
+    compute_float64=True,
+    identity_at={"density": 1.0},
+    homogeneous=True,
+    symmetric=True,
 )
 
 BREADCRUMBS_TIES = Method(
@@ -97,11 +99,11 @@ BREADCRUMBS_TIES = Method(
     example=_RECIPE.format(name="breadcrumbs_ties"),
     notes=_NOTES,
     apply=add_agreeing(_between),
-    sweeps=_sweeps,
-    scratch=6,
-    temporary=3,
-    wide=True,
-    neutral={"density": 1.0},
-    scales=True,
-    permutes=True,
+    reductions=_reductions,
+    scratch_blocks=6,
+    temporary_blocks=3,
+    compute_float64=True,
+    identity_at={"density": 1.0},
+    homogeneous=True,
+    symmetric=True,
 )

@@ -2,14 +2,14 @@
 
 A method is either a sum of weighted deltas (`weights`: the fast path, fused on a GPU) or a function of blocks:
 
-    1. zero or more *sweeps* over the elements of a tensor (or, scope MODEL, of all tensors), each of which makes a small
-       statistic: `collect(block)` → partial, partials → `combine` in the order of the elements, total → `finish`;
-    2. one *apply*: `apply(block)` puts the result for a block into `block.acc`, given what the sweeps found.
+    1. zero or more *reductions* over the elements of a tensor (or, scope MODEL, of all tensors), each of which makes a small
+       statistic: `map(block)` → partial, partials → `combine` in the order of the elements, total → `finalize`;
+    2. one *apply*: `apply(block)` puts the result for a block into `block.acc`, given what the reductions found.
 
-Blocks are [k·c, (k+1)·c) of a tensor, with a c that only the shape of the tensor decides; so a statistic is the same to the
-last bit whatever the tile size, the threads, the workers, the engine and the device, as long as `collect` and `apply` are
+BlockShape are [k·c, (k+1)·c) of a tensor, with a c that only the shape of the tensor decides; so a statistic is the same to the
+last bit whatever the tile size, the threads, the workers, the engine and the device, as long as `map` and `apply` are
 functions of the block alone and use operations whose results do not depend on the device (kernels/ has them).
-A tensor that fits a tile is read once for all of this, a larger one once more for each sweep.
+A tensor that fits a tile is read once for all of this, a larger one once more for each reduction.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from paramdelta_dist.kernels.blocks import Block, Subject
+    from paramdelta_dist.kernels.blocks import Block, TensorInfo
 
-Values = Mapping[str, Any]
+Parameters = Mapping[str, Any]
 """Parameters by name."""
 
 
@@ -35,20 +36,22 @@ class Scope(Enum):
     ROW = "row"
     """Its row: the last dimension."""
     TENSOR = "tensor"
-    """Its tensor, through what sweeps find."""
+    """Its tensor, through what reductions find."""
     MODEL = "model"
     """All tensors: a pass of its own finds what is needed before the first byte is made."""
 
 
-class Blocks(Enum):
+class BlockShape(Enum):
     """What the blocks are that a method's functions are given."""
 
-    JOINED = "joined"
+    ANY = "any"
     """Any elements: small tensors that lie side by side come as one. The functions look at neither name, shape nor place."""
-    PLACED = "placed"
+    TENSOR = "tensor"
     """Elements of one tensor."""
     ROWS = "rows"
     """Whole rows of one tensor."""
+    JOINED, PLACED = ANY, TENSOR
+    """As they were called up to version 0.1."""
 
 
 class Roles(Enum):
@@ -57,13 +60,33 @@ class Roles(Enum):
     DELTAS = "base and deltas"
     """`base:`, which receives, and `deltas:`, each a `post` and the `base` it grew from. `block.base` is there, every term has a base."""
     MODELS = "models"
-    """`models:` as they are. There is no `block.base` and no term has one; with `base:`, where the card allows it (`over_base`),
+    """`models:` as they are. There is no `block.base` and no term has one; with `base:`, where the card allows it (`accepts_base`),
     they are deltas from it instead, as in DELTAS."""
     PAIR = "two models"
     """Two models as they are: `base:` and one entry in `models:`, or two entries. Terms are these two, in this order; where
-    the card allows it (`over_base`), `base:` and two entries are deltas, as in DELTAS."""
+    the card allows it (`accepts_base`), `base:` and two entries are deltas, as in DELTAS."""
 
 
+T = TypeVar("T")
+
+
+def _also_called(**old: str) -> Callable[[type[T]], type[T]]:
+    """Lets a card be written with the names that its fields had up to version 0.1, `new="old"`; they go with version 0.3."""
+
+    def accept(cls: type[T]) -> type[T]:
+        init, renamed = cls.__init__, {before: now for now, before in old.items()}
+
+        @wraps(init)
+        def init_with_old_names(self: T, *arguments: Any, **fields: Any) -> None:
+            init(self, *arguments, **{renamed.get(name, name): value for name, value in fields.items()})
+
+        cls.__init__ = init_with_old_names  # type: ignore[assignment]
+        return cls
+
+    return accept
+
+
+@_also_called(minimum="least", maximum="most", exclusive_minimum="open", per_model="each")
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One parameter of a method."""
@@ -75,13 +98,13 @@ class Parameter:
     """None: has to be given."""
     kind: type = float
     """float, int, bool or str."""
-    least: float = -math.inf
-    most: float = math.inf
-    open: bool = False
-    """Whether `least` itself is too little."""
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    exclusive_minimum: bool = False
+    """Whether `minimum` itself is too little."""
     choices: tuple[str, ...] = ()
     """Of a str."""
-    each: bool = False
+    per_model: bool = False
     """Whether each delta or model may have its own, besides one for all under `parameters:`."""
 
     def check(self, value: Any) -> float | int | bool | str:
@@ -91,9 +114,9 @@ class Parameter:
         if self.kind is str and isinstance(value, str) and value in self.choices:
             return value
         if self.kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
-            above = value > self.least if self.open else value >= self.least
+            above = value > self.minimum if self.exclusive_minimum else value >= self.minimum
             whole = self.kind is float or isinstance(value, int)
-            if whole and above and value <= self.most and (isinstance(value, int) or math.isfinite(value)):
+            if whole and above and value <= self.maximum and (isinstance(value, int) or math.isfinite(value)):
                 return self.kind(value)
         raise ValueError(f"should be {self.range}")
 
@@ -105,35 +128,36 @@ class Parameter:
         if self.kind is str:
             return " or ".join((", ".join(self.choices[:-1]), self.choices[-1])) if len(self.choices) > 1 else self.choices[0]
         noun = "a whole number" if self.kind is int else "a finite number"
-        least, most = (f"{end}" if isinstance(end, int) else f"{end:g}" for end in (self.least, self.most))
-        low = f"{'above' if self.open else 'from'} {least}" if self.least > -math.inf else ""
-        high = f"{'and at most' if self.open else 'to'} {most}" if self.most < math.inf else ""
-        if low and not high and not self.open:
+        least, most = (f"{end}" if isinstance(end, int) else f"{end:g}" for end in (self.minimum, self.maximum))
+        low = f"{'above' if self.exclusive_minimum else 'from'} {least}" if self.minimum > -math.inf else ""
+        high = f"{'and at most' if self.exclusive_minimum else 'to'} {most}" if self.maximum < math.inf else ""
+        if low and not high and not self.exclusive_minimum:
             low = f"of at least {least}"
         if high and not low:
             high = f"of at most {most}"
         return " ".join(part for part in (noun, low, high) if part)
 
 
-WEIGHT = Parameter("weight", "factor of this delta or model", default=1.0, each=True)
+WEIGHT = Parameter("weight", "factor of this delta or model", default=1.0, per_model=True)
 """What most methods have."""
 LAMBDA = Parameter("lambda", "factor of what is added to the base", default=1.0)
 """What methods have that add something to the base."""
 
 
+@_also_called(map="collect", finalize="finish")
 @dataclass(frozen=True, slots=True)
-class Sweep:
-    """One look at all elements, for a statistic that apply or the next sweep needs.
+class Reduction:
+    """One look at all elements, for a statistic that apply or the next reduction needs.
 
     Partials and results are numbers, torch tensors on the CPU, None, or tuples, lists and dicts of these.
     """
 
-    collect: Callable[[Block], Any]
-    """The partial of one block. `block.statistics` holds what earlier sweeps found."""
+    map: Callable[[Block], Any]
+    """The partial of one block. `block.statistics` holds what earlier reductions found."""
     combine: Callable[[Any, Any], Any]
     """`combine(total, next)`: two neighbouring stretches as one, the earlier first; may change and return `total`."""
-    finish: Callable[[Any, Subject], Any] = field(default=lambda total, _: total)
-    """What the total means, computed once; for scope MODEL `subject` has no name and the shape (elements of all tensors,)."""
+    finalize: Callable[[Any, TensorInfo], Any] = field(default=lambda total, _: total)
+    """What the total means, computed once; for scope MODEL `info` has no name and the shape (elements of all tensors,)."""
     scope: Scope = Scope.TENSOR
     """TENSOR or MODEL. Those of scope MODEL come first."""
     exact: bool = False
@@ -142,6 +166,11 @@ class Sweep:
     """`(terms, shape)` → bytes of one partial, for the memory plan."""
 
 
+@_also_called(
+    min_models="least", max_models="most", accepts_base="over_base", skip_zero_weight="weightless", reductions="sweeps",
+    scratch_blocks="scratch", temporary_blocks="temporary", compute_float64="wide", identity_at="neutral", homogeneous="scales",
+    symmetric="permutes",
+)  # fmt: skip
 @dataclass(frozen=True, slots=True)
 class Method:
     """A merge method: what people want to know of it, what a recipe may say to it, and how it is computed."""
@@ -158,39 +187,39 @@ class Method:
     parameters: tuple[Parameter, ...]
     example: str
     """A recipe in YAML that uses it."""
-    least: int = 1
+    min_models: int = 1
     """Fewest deltas or models."""
-    most: int | None = None
+    max_models: int | None = None
     """Most deltas or models."""
-    over_base: bool = False
+    accepts_base: bool = False
     """Whether models may be taken as deltas from `base:`; see Roles."""
-    weightless: bool = True
+    skip_zero_weight: bool = True
     """Whether a delta or model of weight 0 is as good as absent, and need not be read."""
     notes: str = ""
     """Where it differs from other implementations, in a sentence or two."""
 
-    weights: Callable[[Values, Sequence[Values]], Sequence[float]] | None = None
+    weights: Callable[[Parameters, Sequence[Parameters]], Sequence[float]] | None = None
     """`(parameters, terms)` → the factor of each delta, for a method that is base + Σ factor · delta and nothing else. It
     has no other functions."""
     apply: Callable[[Block], None] | None = None
     """Puts the result for a block into `block.acc`. Where an input is NaN or infinite, so must be the result, or unaffected by it."""
-    sweeps: Callable[[Values, Sequence[Values]], tuple[Sweep, ...]] = field(default=lambda parameters, terms: ())
+    reductions: Callable[[Parameters, Sequence[Parameters]], tuple[Reduction, ...]] = field(default=lambda parameters, terms: ())
     """`(parameters, terms)` → what has to be found out before `apply`."""
-    check: Callable[[Values, Sequence[Values]], str | None] = field(default=lambda parameters, terms: None)
+    check: Callable[[Parameters, Sequence[Parameters]], str | None] = field(default=lambda parameters, terms: None)
     """`(parameters, terms)` → what is wrong with them together, in words for people; None where nothing is."""
-    blocks: Blocks = Blocks.PLACED
-    scratch: int = 3
-    """Blocks in the compute dtype that its functions are handed besides `acc`."""
-    temporary: int = 0
-    """Blocks in the compute dtype that torch makes for them at most, besides these. A test measures it."""
-    wide: bool = False
+    blocks: BlockShape = BlockShape.TENSOR
+    scratch_blocks: int = 3
+    """BlockShape in the compute dtype that its functions are handed besides `acc`."""
+    temporary_blocks: int = 0
+    """BlockShape in the compute dtype that torch makes for them at most, besides these. A test measures it."""
+    compute_float64: bool = False
     """Whether to compute in float64 even where inputs and output have 16 bits."""
 
-    neutral: Values | None = None
+    identity_at: Parameters | None = None
     """Parameters with which one delta of weight 1 gives exactly its post (roles DELTAS, the base its own), and equal models that model."""
-    scales: bool = False
+    homogeneous: bool = False
     """Whether f(b, b + cδ) − b = c · (f(b, b + δ) − b) for c > 0."""
-    permutes: bool = False
+    symmetric: bool = False
     """Whether a permutation of the deltas or models, with their parameters, changes nothing but roundings."""
     version: int = 1
     """Part of an output's fingerprint: raised when the bytes of an equal recipe change."""
@@ -201,25 +230,25 @@ class Method:
         return find_method, (self.name,)
 
     @property
-    def joined(self) -> bool:
+    def spans_tensors(self) -> bool:
         """Whether its blocks may span tensors."""
-        return self.weights is not None or self.blocks is Blocks.JOINED
+        return self.weights is not None or self.blocks is BlockShape.ANY
 
     @property
     def takes(self) -> str:
         """What a recipe gives it, in words."""
         if self.roles is Roles.PAIR:
-            over = "; or `base:` and two of `models:`, to merge what they add to it" if self.over_base else ""
+            over = "; or `base:` and two of `models:`, to merge what they add to it" if self.accepts_base else ""
             return f"two models: `base:` and one of `models:`, or two of `models:`{over}"
         section = "deltas" if self.roles is Roles.DELTAS else "models"
         count = {(1, None): "one or more", (1, 1): "one", (2, 2): "two", (2, None): "two or more"}.get(
-            (self.least, self.most), f"{self.least} or more"
+            (self.min_models, self.max_models), f"{self.min_models} or more"
         )
         base = "`base:` and " if self.roles is Roles.DELTAS else ""
-        over = "; with `base:`, what they add to it" if self.over_base and not base else ""
+        over = "; with `base:`, what they add to it" if self.accepts_base and not base else ""
         return f"{base}{count} of `{section}:`{over}"
 
     @property
     def for_each(self) -> tuple[Parameter, ...]:
         """What may stand in a delta or model."""
-        return tuple(parameter for parameter in self.parameters if parameter.each)
+        return tuple(parameter for parameter in self.parameters if parameter.per_model)

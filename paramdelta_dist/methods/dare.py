@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Parameters, Reduction, Roles, Scope
 from paramdelta_dist.methods.shared.sparsify import NORMALIZE, SEED, add_agreeing, add_all, stretch
 
 if TYPE_CHECKING:
     import torch
 
-    from paramdelta_dist.kernels.blocks import Block, Operand, Subject
+    from paramdelta_dist.kernels.blocks import Block, Operand, TensorInfo
 
-DENSITY = Parameter("density", "share of elements that are kept, 1 − p", default=1.0, least=0, most=1, each=True)
+DENSITY = Parameter("density", "share of elements that are kept, 1 − p", default=1.0, minimum=0, maximum=1, per_model=True)
 DROPPED = Parameter("k", "factor that dropped elements stay with; 0 drops them, 1 changes nothing", default=0.0)
 RESCALE = Parameter(
     "rescale",
@@ -31,7 +31,7 @@ def _keep(block: Block, term: Operand) -> torch.Tensor:
     from paramdelta_dist.kernels.random import philox, stream_key
 
     keep = torch.empty(block.n, dtype=torch.bool, device=block.acc.device)
-    key = stream_key(block.parameters["seed"], "dare", str(term.number), block.subject.name)
+    key = stream_key(block.parameters["seed"], "dare", str(term.position), block.tensor.name)
     philox(keep.device).keep(key, block.first, keep, term.values["density"])
     return keep
 
@@ -58,7 +58,7 @@ def _thinned(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
     return out.masked_fill_(keep.logical_not_(), 0.0).mul_(factor)
 
 
-def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
+def _reductions(parameters: Parameters, terms: Sequence[Parameters]) -> tuple[Reduction, ...]:
     return (stretch(_kept, _factor),) if parameters["rescale"] == "l1" else ()
 
 
@@ -71,9 +71,9 @@ def _kept(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
     return out.masked_fill_(_keep(block, term).logical_not_(), 0.0) if term.values["density"] < 1 else out
 
 
-def _factor(whole: float, kept: float, subject: Subject) -> float:
+def _factor(whole: float, kept: float, info: TensorInfo) -> float:
     """Of kept elements, so that with the dropped ones times k the sum of magnitudes is what it was."""
-    k: float = abs(subject.parameters["k"])
+    k: float = abs(info.parameters["k"])
     return (whole - k * (whole - kept)) / kept
 
 
@@ -106,12 +106,12 @@ DARE_LINEAR = Method(
     example=_RECIPE.format(name="dare_linear"),
     notes=_NOTES,
     apply=add_all(_thinned),
-    sweeps=_sweeps,
-    scratch=2,
-    temporary=3,
-    wide=True,
-    neutral={"density": 1.0},
-    scales=True,
+    reductions=_reductions,
+    scratch_blocks=2,
+    temporary_blocks=3,
+    compute_float64=True,
+    identity_at={"density": 1.0},
+    homogeneous=True,
 )
 
 DARE_TIES = Method(
@@ -126,10 +126,10 @@ DARE_TIES = Method(
     example=_RECIPE.format(name="dare_ties"),
     notes=_NOTES,
     apply=add_agreeing(_thinned),
-    sweeps=_sweeps,
-    scratch=6,
-    temporary=3,
-    wide=True,
-    neutral={"density": 1.0},
-    scales=True,
+    reductions=_reductions,
+    scratch_blocks=6,
+    temporary_blocks=3,
+    compute_float64=True,
+    identity_at={"density": 1.0},
+    homogeneous=True,
 )

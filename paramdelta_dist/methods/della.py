@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Blocks, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, BlockShape, Method, Parameter, Parameters, Reduction, Roles, Scope
 from paramdelta_dist.methods.dare import DENSITY
 from paramdelta_dist.methods.shared.sparsify import NORMALIZE, SEED, add_agreeing, add_all, stretch
 
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from paramdelta_dist.kernels.blocks import Block, Operand
 
 EPSILON = Parameter(
-    "epsilon", "how far the probability of the largest and the least element of a row is from density", 0.15, least=0, most=0.5, each=True
+    "epsilon",
+    "how far the probability of the largest and the least element of a row is from density",
+    0.15,
+    minimum=0,
+    maximum=0.5,
+    per_model=True,
 )
 RESCALE = Parameter(
     "rescale",
@@ -31,7 +36,7 @@ def _probabilities(block: Block, term: Operand, delta: torch.Tensor) -> torch.Te
     """float64[n]: of each element of delta[n] to be kept, by its rank in its row."""
     import torch
 
-    density, epsilon, columns = term.values["density"], term.values["epsilon"], block.subject.columns
+    density, epsilon, columns = term.values["density"], term.values["epsilon"], block.tensor.columns
     found = torch.empty(block.n, dtype=torch.float64, device=delta.device)
     step = 2 * epsilon / (columns - 1) if columns > 1 else 0.0
     by_rank = torch.arange(columns, dtype=torch.float64, device=delta.device).mul_(-step).add_(density + epsilon if step else density)
@@ -63,7 +68,7 @@ def _rescaled(block: Block, number: int, out: torch.Tensor, rescale: str) -> tor
         return out.zero_()
     probabilities = _probabilities(block, term, out)
     uniforms = torch.empty_like(probabilities)
-    key = stream_key(block.parameters["seed"], "della", str(term.number), block.subject.name)
+    key = stream_key(block.parameters["seed"], "della", str(term.position), block.tensor.name)
     philox(out.device).uniforms(key, block.first, uniforms)
     out.masked_fill_(uniforms >= probabilities, 0.0)
     if rescale == "inverse_q":
@@ -71,14 +76,14 @@ def _rescaled(block: Block, number: int, out: torch.Tensor, rescale: str) -> tor
     return out.mul_(block.statistics[0][number]) if rescale == "l1" else out
 
 
-def _beyond(parameters: Values, terms: Sequence[Values]) -> str | None:
+def _beyond(parameters: Parameters, terms: Sequence[Parameters]) -> str | None:
     for density, epsilon in ((term["density"], term["epsilon"]) for term in terms):
         if 0 < density < 1 and not epsilon < density < 1 - epsilon:
             return f"density {density:g} ± epsilon {epsilon:g} are probabilities and should both lie between 0 and 1; give less epsilon"
     return None
 
 
-def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
+def _reductions(parameters: Parameters, terms: Sequence[Parameters]) -> tuple[Reduction, ...]:
     return (stretch(_kept),) if parameters["rescale"] == "l1" else ()
 
 
@@ -119,14 +124,14 @@ DELLA = Method(
     example=_RECIPE.format(name="della"),
     notes=_NOTES,
     apply=add_agreeing(_thinned),
-    sweeps=_sweeps,
+    reductions=_reductions,
     check=_beyond,
-    blocks=Blocks.ROWS,
-    scratch=6,
-    temporary=4,
-    wide=True,
-    neutral={"density": 1.0},
-    scales=True,
+    blocks=BlockShape.ROWS,
+    scratch_blocks=6,
+    temporary_blocks=4,
+    compute_float64=True,
+    identity_at={"density": 1.0},
+    homogeneous=True,
 )
 
 DELLA_LINEAR = Method(
@@ -141,12 +146,12 @@ DELLA_LINEAR = Method(
     example=_RECIPE.format(name="della_linear"),
     notes=_NOTES,
     apply=add_all(_thinned),
-    sweeps=_sweeps,
+    reductions=_reductions,
     check=_beyond,
-    blocks=Blocks.ROWS,
-    scratch=2,
-    temporary=4,
-    wide=True,
-    neutral={"density": 1.0},
-    scales=True,
+    blocks=BlockShape.ROWS,
+    scratch_blocks=2,
+    temporary_blocks=4,
+    compute_float64=True,
+    identity_at={"density": 1.0},
+    homogeneous=True,
 )

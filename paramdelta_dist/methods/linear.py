@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Blocks, Method, Parameter, Roles, Scope, Values
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, BlockShape, Method, Parameter, Parameters, Roles, Scope
 
 if TYPE_CHECKING:
     from paramdelta_dist.kernels.blocks import Block
 
 
-def _no_sum(parameters: Values, terms: Sequence[Values]) -> str | None:
+def _no_sum(parameters: Parameters, terms: Sequence[Parameters]) -> str | None:
     if parameters["normalize"] and sum(term["weight"] for term in terms) == 0:
         return "the weights add up to 0, and their sum is what is divided by; change a weight, or give `normalize: false`"
     return None
@@ -44,10 +44,10 @@ output: s3://models/soup
 """,
     apply=add_models,
     check=_no_sum,
-    blocks=Blocks.JOINED,
-    scratch=1,
-    neutral={},
-    permutes=True,
+    blocks=BlockShape.ANY,
+    scratch_blocks=1,
+    identity_at={},
+    symmetric=True,
 )
 
 TASK_ARITHMETIC = Method(
@@ -69,9 +69,9 @@ deltas:
 output: s3://models/polite
 """,
     weights=lambda parameters, terms: [parameters["lambda"] * term["weight"] for term in terms],
-    neutral={},
-    scales=True,
-    permutes=True,
+    identity_at={},
+    homogeneous=True,
+    symmetric=True,
 )
 
 EXPO = Method(
@@ -91,8 +91,8 @@ deltas:
   - post: s3://models/dpo      # where it ended
 output: s3://models/dpo-further
 """,
-    most=1,
+    max_models=1,
     weights=lambda parameters, terms: [1 + parameters["alpha"] for _ in terms],
-    neutral={"alpha": 0.0},
-    scales=True,
+    identity_at={"alpha": 0.0},
+    homogeneous=True,
 )

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from paramdelta_dist.methods.card import Blocks, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.card import BlockShape, Method, Parameter, Parameters, Reduction, Roles, Scope
 from paramdelta_dist.methods.shared.gram import Gram, add_combination, gram_sweep
 
 if TYPE_CHECKING:
     import torch
 
-    from paramdelta_dist.kernels.blocks import Block, Subject
+    from paramdelta_dist.kernels.blocks import Block, TensorInfo
 
 FILTER_WISE = Parameter("filter_wise", "whether each row decides for itself how far, not each tensor", default=False, kind=bool)
 LEAST_NORM = 1e-6
@@ -25,7 +25,7 @@ def _share(cosine: float, count: int) -> float:
     return count * cosine / below if abs(below) >= LEAST_NORM else 0.0
 
 
-def _of_tensor(gram: Gram, subject: Subject) -> list[float]:
+def _of_tensor(gram: Gram, info: TensorInfo) -> list[float]:
     """The factor of each delta."""
     count = len(gram)
     norms = [gram[i][i] ** 0.5 for i in range(count)]
@@ -33,7 +33,7 @@ def _of_tensor(gram: Gram, subject: Subject) -> list[float]:
     return [_share(sum(cosines) / len(cosines), count) / count] * count
 
 
-def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
+def _reductions(parameters: Parameters, terms: Sequence[Parameters]) -> tuple[Reduction, ...]:
     return () if parameters["filter_wise"] else (gram_sweep(_of_tensor),)
 
 
@@ -87,13 +87,13 @@ deltas:
   - post: s3://models/Mistral-7B-run-3
 output: s3://models/Mistral-7B-stock
 """,
-    least=2,
+    min_models=2,
     notes="Deltas that point away from each other (c < 0) give t < 0, as the formula and mergekit have it.",
     apply=_apply,
-    sweeps=_sweeps,
-    blocks=Blocks.ROWS,
-    scratch=2,
-    temporary=13,
-    scales=True,
-    permutes=True,
+    reductions=_reductions,
+    blocks=BlockShape.ROWS,
+    scratch_blocks=2,
+    temporary_blocks=13,
+    homogeneous=True,
+    symmetric=True,
 )

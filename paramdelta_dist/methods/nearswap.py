@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from paramdelta_dist.methods.card import Blocks, Method, Parameter, Roles, Scope
+from paramdelta_dist.methods.card import BlockShape, Method, Parameter, Roles, Scope
 
 if TYPE_CHECKING:
     from paramdelta_dist.kernels.blocks import Block
@@ -33,7 +33,7 @@ NEARSWAP = Method(
     paper="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
     scope=Scope.ELEMENT,
     roles=Roles.PAIR,
-    parameters=(Parameter("t", "how far an element moves at most", least=0),),
+    parameters=(Parameter("t", "how far an element moves at most", minimum=0),),
     example="""\
 method: nearswap
 base: s3://models/Llama-2-70B-one
@@ -43,11 +43,11 @@ parameters:
   t: 0.0001
 output: s3://models/Llama-2-70B-near
 """,
-    least=2,
-    most=2,
-    weightless=False,
+    min_models=2,
+    max_models=2,
+    skip_zero_weight=False,
     apply=_apply,
-    blocks=Blocks.JOINED,
-    scratch=3,
-    neutral={"t": 0.01},
+    blocks=BlockShape.ANY,
+    scratch_blocks=3,
+    identity_at={"t": 0.01},
 )

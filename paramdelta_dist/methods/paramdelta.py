@@ -23,7 +23,7 @@ deltas:
 output: s3://models/Llama-3.1-70B-ParamDelta
 """,
     weights=lambda parameters, terms: [term["weight"] for term in terms],
-    neutral={},
-    scales=True,
-    permutes=True,
+    identity_at={},
+    homogeneous=True,
+    symmetric=True,
 )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.methods.card import Blocks, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.card import BlockShape, Method, Parameter, Parameters, Reduction, Roles, Scope
 
 if TYPE_CHECKING:
     import torch
 
-    from paramdelta_dist.kernels.blocks import Block, Subject
+    from paramdelta_dist.kernels.blocks import Block, TensorInfo
 
-EPSILON = Parameter("epsilon", "a delta of this magnitude or less is no change", default=1e-5, least=0)
+EPSILON = Parameter("epsilon", "a delta of this magnitude or less is no change", default=1e-5, minimum=0)
 
 
 def _changed(block: Block, number: int, out: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ def _add(block: Block, factors: Sequence[float]) -> None:
     block.acc.add_(total.div_(many.clamp_(min=1)).mul_(factor))
 
 
-def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
+def _reductions(parameters: Parameters, terms: Sequence[Parameters]) -> tuple[Reduction, ...]:
     def counts(block: Block) -> Any:
         delta, many = block.scratch[:2]
         _count(block, delta, many)
@@ -64,11 +64,11 @@ def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
     def add(total: Any, more: Any) -> Any:
         return [(one[0] + two[0], one[1] + two[1]) for one, two in zip(total, more, strict=True)]
 
-    def factors(total: Any, subject: Subject) -> list[float]:
-        r, alpha, epsilon = (subject.parameters[name] for name in ("r", "alpha", "epsilon"))
+    def factors(total: Any, info: TensorInfo) -> list[float]:
+        r, alpha, epsilon = (info.parameters[name] for name in ("r", "alpha", "epsilon"))
         return [1 + r * min(shared / max(alone, epsilon or 1), alpha) for shared, alone in total]
 
-    return (Sweep(counts, add, factors, exact=True),)
+    return (Reduction(counts, add, factors, exact=True),)
 
 
 _RECIPE = """\
@@ -91,12 +91,12 @@ RAM = Method(
     parameters=(EPSILON,),
     example=_RECIPE.format(name="ram"),
     apply=_mean,
-    blocks=Blocks.JOINED,
-    scratch=4,
-    temporary=2,
-    wide=True,
-    neutral={"epsilon": 0.0},
-    permutes=True,
+    blocks=BlockShape.ANY,
+    scratch_blocks=4,
+    temporary_blocks=2,
+    compute_float64=True,
+    identity_at={"epsilon": 0.0},
+    symmetric=True,
 )
 
 RAMPLUS_TL = Method(
@@ -109,16 +109,16 @@ RAMPLUS_TL = Method(
     roles=Roles.DELTAS,
     parameters=(
         EPSILON,
-        Parameter("r", "how much more", default=0.1, least=0),
-        Parameter("alpha", "bound of shared/alone", default=0.2, least=0),
+        Parameter("r", "how much more", default=0.1, minimum=0),
+        Parameter("alpha", "bound of shared/alone", default=0.2, minimum=0),
     ),
     example=_RECIPE.format(name="ramplus_tl"),
     notes="Counts are of each tensor, as in mergekit; in the paper they are of the whole model.",
     apply=_reinforced,
-    sweeps=_sweeps,
-    scratch=4,
-    temporary=2,
-    wide=True,
-    neutral={"epsilon": 0.0},
-    permutes=True,
+    reductions=_reductions,
+    scratch_blocks=4,
+    temporary_blocks=2,
+    compute_float64=True,
+    identity_at={"epsilon": 0.0},
+    symmetric=True,
 )

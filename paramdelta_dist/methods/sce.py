@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.methods.card import Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.card import Method, Parameter, Parameters, Reduction, Roles, Scope
 from paramdelta_dist.methods.shared.gram import add_sums
-from paramdelta_dist.methods.shared.quantiles import find_cuts, float32_keys
+from paramdelta_dist.methods.shared.quantiles import find_ranks, float32_keys
 
 if TYPE_CHECKING:
     import torch
 
-    from paramdelta_dist.kernels.blocks import Block, Subject
+    from paramdelta_dist.kernels.blocks import Block, TensorInfo
 
 TOPK = Parameter(
-    "select_topk", "share of the elements that vary which is kept: those whose deltas differ most", default=1.0, least=0, most=1
+    "select_topk", "share of the elements that vary which is kept: those whose deltas differ most", default=1.0, minimum=0, maximum=1
 )
 LEAST = 1e-6
 """Energies, and sums of weights, below this count as none."""
@@ -34,12 +34,12 @@ def _keys(block: Block, ranking: int = 0) -> torch.Tensor:
     return float32_keys(total.div_(mean.fill_(len(block.terms))))
 
 
-def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
-    energies = Sweep(_energies, add_sums, _weights, exact=True)
+def _reductions(parameters: Parameters, terms: Sequence[Parameters]) -> tuple[Reduction, ...]:
+    energies = Reduction(_energies, add_sums, _weights, exact=True)
     if parameters["select_topk"] >= 1:
         return (energies,)
-    varying = Sweep(lambda block: int((_keys(block) > 0).sum()), lambda total, more: total + more, exact=True)
-    return (varying, *find_cuts(_keys, lambda subject: [[int(subject.statistics[0] * parameters["select_topk"])]], at=1), energies)
+    varying = Reduction(lambda block: int((_keys(block) > 0).sum()), lambda total, more: total + more, exact=True)
+    return (varying, *find_ranks(_keys, lambda info: [[int(info.statistics[0] * parameters["select_topk"])]], at=1), energies)
 
 
 def _dropped(block: Block) -> torch.Tensor | None:
@@ -67,10 +67,10 @@ def _energies(block: Block) -> Any:
     return sums
 
 
-def _weights(total: Any, subject: Subject) -> list[float]:
-    from paramdelta_dist.kernels.reductions import Sum
+def _weights(total: Any, info: TensorInfo) -> list[float]:
+    from paramdelta_dist.kernels.reductions import ExactSum
 
-    energies = [Sum(*each).value / max(subject.elements, 1) for each in total]
+    energies = [ExactSum(*each).value / max(info.elements, 1) for each in total]
     whole = sum(energies)
     return [energy / whole for energy in energies] if whole >= LEAST else [1 / len(energies)] * len(energies)
 
@@ -117,9 +117,9 @@ output: s3://models/Mistral-7B-math-code
 """,
     notes="A tensor whose deltas have a mean square of less than 10⁻⁶ in all weighs them equally, as in mergekit.",
     apply=_apply,
-    sweeps=_sweeps,
-    scratch=5,
-    temporary=3,
-    wide=True,
-    permutes=True,
+    reductions=_reductions,
+    scratch_blocks=5,
+    temporary_blocks=3,
+    compute_float64=True,
+    symmetric=True,
 )

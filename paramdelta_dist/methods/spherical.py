@@ -1,7 +1,7 @@
 """Merging along arcs between directions: slerp, nuslerp, multislerp and the Karcher mean.
 
 What these methods compute lies in the span of the models, or of their deltas: so all of it follows from their scalar
-products, which one sweep finds, and the result is a weighted sum.
+products, which one reduction finds, and the result is a weighted sum.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.methods.card import WEIGHT, Blocks, Method, Parameter, Roles, Scope, Sweep, Values
+from paramdelta_dist.methods.card import WEIGHT, BlockShape, Method, Parameter, Parameters, Reduction, Roles, Scope
 from paramdelta_dist.methods.shared.gram import Gram, add_combination, gram_sweep
 
 if TYPE_CHECKING:
     import torch
 
-    from paramdelta_dist.kernels.blocks import Block, Subject
+    from paramdelta_dist.kernels.blocks import Block, TensorInfo
 
 
 def _arc(t: float, gram: Gram, linear_from: float) -> tuple[float, float]:
@@ -34,11 +34,13 @@ SLERP_LINEAR = 0.9995
 NUSLERP_LINEAR = 1 - 1e-15
 
 
-def _combination(factors: Callable[[Gram, Subject], Sequence[float]]) -> Callable[[Values, Sequence[Values]], tuple[Sweep, ...]]:
-    def sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
-        return (gram_sweep(lambda gram, subject: list(factors(gram, subject))),)
+def _combination(
+    factors: Callable[[Gram, TensorInfo], Sequence[float]],
+) -> Callable[[Parameters, Sequence[Parameters]], tuple[Reduction, ...]]:
+    def reductions(parameters: Parameters, terms: Sequence[Parameters]) -> tuple[Reduction, ...]:
+        return (gram_sweep(lambda gram, info: list(factors(gram, info))),)
 
-    return sweeps
+    return reductions
 
 
 def _combine(block: Block) -> None:
@@ -51,17 +53,17 @@ FLATTEN = Parameter("nuslerp_flatten", "whether a tensor is one vector, not one 
 COLUMNS = Parameter("nuslerp_row_wise", "unless it is flat: whether columns are vectors, not rows", default=False, kind=bool)
 
 
-def _share(subject: Subject) -> float:
-    one, two = (values["weight"] for values in subject.terms)
+def _share(info: TensorInfo) -> float:
+    one, two = (values["weight"] for values in info.terms)
     return 0.5 if abs(one + two) < 1e-6 else float(two / (one + two))
 
 
-def _nuslerp_sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
+def _nuslerp_sweeps(parameters: Parameters, terms: Sequence[Parameters]) -> tuple[Reduction, ...]:
     if parameters[FLATTEN.name]:
-        return (gram_sweep(lambda gram, subject: list(_arc(_share(subject), gram, NUSLERP_LINEAR))),)
+        return (gram_sweep(lambda gram, info: list(_arc(_share(info), gram, NUSLERP_LINEAR))),)
     if parameters[COLUMNS.name]:
         return (
-            Sweep(
+            Reduction(
                 _column_products,
                 lambda total, more: total.add_(more),
                 _of_columns,
@@ -83,12 +85,12 @@ def _products(block: Block, *, columns: bool) -> torch.Tensor:
 
 
 def _column_products(block: Block) -> Any:
-    return _products(block, columns=len(block.subject.shape) > 1)  # a tensor of one dimension is one vector
+    return _products(block, columns=len(block.tensor.shape) > 1)  # a tensor of one dimension is one vector
 
 
-def _of_columns(total: torch.Tensor, subject: Subject) -> torch.Tensor:
+def _of_columns(total: torch.Tensor, info: TensorInfo) -> torch.Tensor:
     """float64[2, columns]: the factors of both terms in each; [2, 1] for one vector."""
-    return _factors_of_each(total, _share(subject))
+    return _factors_of_each(total, _share(info))
 
 
 def _factors_of_each(products: torch.Tensor, t: float) -> torch.Tensor:
@@ -106,7 +108,7 @@ def _nuslerp(block: Block) -> None:
     if block.parameters[COLUMNS.name]:
         factors = block.statistics[0].to(block.acc.device)
     else:
-        factors = _factors_of_each(_products(block, columns=False), _share(block.subject)).unsqueeze(-1).to(block.acc.device)
+        factors = _factors_of_each(_products(block, columns=False), _share(block.tensor)).unsqueeze(-1).to(block.acc.device)
     if block.base is None:
         block.acc.zero_()
     for term, factor in zip(block.terms, factors, strict=True):
@@ -121,15 +123,15 @@ NORMALIZE_WEIGHTS = Parameter("normalize_weights", "whether weights are divided 
 ALMOST_NOTHING = 1e-8
 
 
-def _no_sum(parameters: Values, terms: Sequence[Values]) -> str | None:
+def _no_sum(parameters: Parameters, terms: Sequence[Parameters]) -> str | None:
     if parameters[NORMALIZE_WEIGHTS.name] and math.fsum(term["weight"] for term in terms) == 0:
         return "the weights add up to 0, and their sum is what is divided by; change a weight, or give `normalize_weights: false`"
     return None
 
 
-def _multislerp_factors(gram: Gram, subject: Subject) -> Sequence[float]:
-    weights = [values["weight"] for values in subject.terms]
-    if subject.parameters[NORMALIZE_WEIGHTS.name]:
+def _multislerp_factors(gram: Gram, info: TensorInfo) -> Sequence[float]:
+    weights = [values["weight"] for values in info.terms]
+    if info.parameters[NORMALIZE_WEIGHTS.name]:
         total = math.fsum(weights)
         weights = [weight / total for weight in weights]
     if len(weights) == 1:
@@ -153,12 +155,12 @@ def _length(factors: Sequence[float], gram: Gram) -> float:
 
 # Karcher mean
 
-MAX_ITER = Parameter("max_iter", "most steps towards the mean", default=10, kind=int, least=1, most=1000)
-TOL = Parameter("tol", "a step this short is the last", default=1e-5, least=0, open=True)
+MAX_ITER = Parameter("max_iter", "most steps towards the mean", default=10, kind=int, minimum=1, maximum=1000)
+TOL = Parameter("tol", "a step this short is the last", default=1e-5, minimum=0, exclusive_minimum=True)
 
 
-def _karcher_factors(gram: Gram, subject: Subject) -> Sequence[float]:
-    tolerance, count = subject.parameters["tol"], len(gram)
+def _karcher_factors(gram: Gram, info: TensorInfo) -> Sequence[float]:
+    tolerance, count = info.parameters["tol"], len(gram)
     if count == 1:
         return [1.0]
     norms = [math.sqrt(gram[i][i]) for i in range(count)]
@@ -170,7 +172,7 @@ def _karcher_factors(gram: Gram, subject: Subject) -> Sequence[float]:
     mean = [share] * len(valid)
     length = _length(mean, cosines)
     mean = [1.0] + [0.0] * (len(valid) - 1) if length < tolerance else [factor / length for factor in mean]
-    for _ in range(subject.parameters["max_iter"]):
+    for _ in range(info.parameters["max_iter"]):
         tangent = [0.0] * len(valid)
         for i in range(len(valid)):
             cosine = max(-1.0, min(1.0, math.fsum(factor * cosines[i][j] for j, factor in enumerate(mean))))
@@ -219,14 +221,14 @@ parameters:
   t: 0.4
 output: s3://models/Mistral-7B-between
 """,
-    least=2,
-    most=2,
-    weightless=False,
+    min_models=2,
+    max_models=2,
+    skip_zero_weight=False,
     notes=_STRAIGHT,
     apply=_combine,
-    sweeps=_combination(lambda gram, subject: _arc(subject.parameters["t"], gram, SLERP_LINEAR)),
-    scratch=2,
-    neutral={"t": 0.3},
+    reductions=_combination(lambda gram, info: _arc(info.parameters["t"], gram, SLERP_LINEAR)),
+    scratch_blocks=2,
+    identity_at={"t": 0.3},
 )
 
 NUSLERP = Method(
@@ -247,18 +249,18 @@ models:
     weight: 0.4
 output: s3://models/Mistral-7B-between
 """,
-    least=2,
-    most=2,
-    over_base=True,
-    weightless=False,
+    min_models=2,
+    max_models=2,
+    accepts_base=True,
+    skip_zero_weight=False,
     notes="`nuslerp_row_wise` means columns, as in mergekit, whose names these are; with more than two dimensions, those of the last. "
     + _STRAIGHT,
     apply=_nuslerp,
-    sweeps=_nuslerp_sweeps,
-    blocks=Blocks.ROWS,
-    scratch=2,
-    temporary=11,
-    neutral={},
+    reductions=_nuslerp_sweeps,
+    blocks=BlockShape.ROWS,
+    scratch_blocks=2,
+    temporary_blocks=11,
+    identity_at={},
 )
 
 MULTISLERP = Method(
@@ -281,15 +283,15 @@ models:
     weight: 0.2
 output: s3://models/Mistral-7B-between
 """,
-    over_base=True,
-    weightless=False,
+    accepts_base=True,
+    skip_zero_weight=False,
     notes="The step in the tangent space that it is described with has length zero. Where directions cancel: Σ wᵢ xᵢ.",
     apply=_combine,
-    sweeps=_combination(_multislerp_factors),
+    reductions=_combination(_multislerp_factors),
     check=_no_sum,
-    scratch=2,
-    neutral={},
-    permutes=True,
+    scratch_blocks=2,
+    identity_at={},
+    symmetric=True,
 )
 
 KARCHER = Method(
@@ -310,8 +312,8 @@ models:
 output: s3://models/Mistral-7B-mean
 """,
     apply=_combine,
-    sweeps=_combination(_karcher_factors),
-    scratch=2,
-    neutral={},
-    permutes=True,
+    reductions=_combination(_karcher_factors),
+    scratch_blocks=2,
+    identity_at={},
+    symmetric=True,
 )

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Roles, Scope, Sweep, Values
-from paramdelta_dist.methods.shared.quantiles import add_histograms, delta_keys, find_cuts, float32_keys, histogram_bytes
+from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Parameters, Reduction, Roles, Scope
+from paramdelta_dist.methods.shared.quantiles import add_histograms, delta_keys, find_ranks, float32_keys, histogram_bytes
 from paramdelta_dist.methods.shared.sparsify import NORMALIZE, add_agreeing, add_all
 
 if TYPE_CHECKING:
     import torch
 
-    from paramdelta_dist.kernels.blocks import Block, Subject
+    from paramdelta_dist.kernels.blocks import Block, TensorInfo
 
-DENSITY = Parameter("density", "share of elements that are kept, those of largest magnitude", default=1.0, least=0, most=1, each=True)
+DENSITY = Parameter(
+    "density", "share of elements that are kept, those of largest magnitude", default=1.0, minimum=0, maximum=1, per_model=True
+)
 TRIM = Parameter(
     "trim",
     "whether that share is of each tensor or of the whole model",
@@ -27,59 +29,59 @@ _ABOVE_ALL = 1 << 31
 """A key larger than that of any magnitude."""
 
 
-def _ranks(subject: Subject) -> list[list[int]]:
-    return [[int(values["density"] * subject.elements)] for values in subject.terms]
+def _ranks(info: TensorInfo) -> list[list[int]]:
+    return [[int(values["density"] * info.elements)] for values in info.terms]
 
 
-def _sweeps(parameters: Values, terms: Sequence[Values]) -> tuple[Sweep, ...]:
+def _reductions(parameters: Parameters, terms: Sequence[Parameters]) -> tuple[Reduction, ...]:
     if all(term["density"] == 1 for term in terms):
         return ()
-    return _OVER_MODEL if parameters["trim"] == "model" else find_cuts(delta_keys, _ranks)
+    return _OVER_MODEL if parameters["trim"] == "model" else find_ranks(delta_keys, _ranks)
 
 
 def _first_digits(block: Block) -> list[torch.Tensor]:
     import torch
 
-    from paramdelta_dist.kernels.selection import Search
+    from paramdelta_dist.kernels.selection import RankSearch
 
-    return [Search.of(torch.float32, 1).histogram(delta_keys(block, number)) for number in range(len(block.terms))]
+    return [RankSearch.of(torch.float32, 1).histogram(delta_keys(block, number)) for number in range(len(block.terms))]
 
 
-def _begin(total: Any, subject: Subject) -> list[Any]:
+def _begin(total: Any, info: TensorInfo) -> list[Any]:
     """Of each delta the search for its least kept magnitude, as a tuple; a number where there is nothing to look for."""
     import torch
 
-    from paramdelta_dist.kernels.selection import Search
+    from paramdelta_dist.kernels.selection import RankSearch
 
     def begun(rank: int, histogram: torch.Tensor) -> Any:
-        if rank in (0, subject.elements):
+        if rank in (0, info.elements):
             return 0 if rank else _ABOVE_ALL
-        return tuple(Search.of(torch.float32, rank).narrowed(histogram))
+        return tuple(RankSearch.of(torch.float32, rank).narrowed(histogram))
 
-    return [begun(rank, histogram) for (rank,), histogram in zip(_ranks(subject), total, strict=True)]
+    return [begun(rank, histogram) for (rank,), histogram in zip(_ranks(info), total, strict=True)]
 
 
 def _last_digits(block: Block) -> list[Any]:
-    from paramdelta_dist.kernels.selection import Search
+    from paramdelta_dist.kernels.selection import RankSearch
 
     (searches,) = block.statistics
     return [
-        Search(*search).histogram(delta_keys(block, number)) if isinstance(search, tuple) else None
+        RankSearch(*search).histogram(delta_keys(block, number)) if isinstance(search, tuple) else None
         for number, search in enumerate(searches)
     ]
 
 
-def _end(total: Any, subject: Subject) -> list[int]:
+def _end(total: Any, info: TensorInfo) -> list[int]:
     """Of each delta the key of its least kept magnitude."""
-    from paramdelta_dist.kernels.selection import Search
+    from paramdelta_dist.kernels.selection import RankSearch
 
-    (searches,) = subject.statistics
-    return [s if histogram is None else Search(*s).narrowed(histogram).prefix for s, histogram in zip(searches, total, strict=True)]
+    (searches,) = info.statistics
+    return [s if histogram is None else RankSearch(*s).narrowed(histogram).prefix for s, histogram in zip(searches, total, strict=True)]
 
 
 _OVER_MODEL = (
-    Sweep(_first_digits, add_histograms, _begin, scope=Scope.MODEL, exact=True, partial_bytes=histogram_bytes),
-    Sweep(_last_digits, add_histograms, _end, scope=Scope.MODEL, exact=True, partial_bytes=histogram_bytes),
+    Reduction(_first_digits, add_histograms, _begin, scope=Scope.MODEL, exact=True, partial_bytes=histogram_bytes),
+    Reduction(_last_digits, add_histograms, _end, scope=Scope.MODEL, exact=True, partial_bytes=histogram_bytes),
 )
 
 
@@ -124,13 +126,13 @@ output: s3://models/Mistral-7B-math-code
     notes=_KEPT + "The paper keeps 0.2 of the whole model (trim: model) and divides by count; mergekit keeps by tensor, one element "
     "at least and of equal magnitudes any, and divides by weight. Where the sum of a position is 0 its sign counts as +.",
     apply=add_agreeing(_trimmed),
-    sweeps=_sweeps,
-    scratch=6,
-    temporary=3,
-    wide=True,
-    neutral={"density": 1.0},
-    scales=True,
-    permutes=True,
+    reductions=_reductions,
+    scratch_blocks=6,
+    temporary_blocks=3,
+    compute_float64=True,
+    identity_at={"density": 1.0},
+    homogeneous=True,
+    symmetric=True,
 )
 
 MAGNITUDE = Method(
@@ -152,11 +154,11 @@ output: s3://models/Mistral-7B-math-light
 """,
     notes=_KEPT.rstrip(),
     apply=add_all(_trimmed),
-    sweeps=_sweeps,
-    scratch=2,
-    temporary=3,
-    wide=True,
-    neutral={"density": 1.0},
-    scales=True,
-    permutes=True,
+    reductions=_reductions,
+    scratch_blocks=2,
+    temporary_blocks=3,
+    compute_float64=True,
+    identity_at={"density": 1.0},
+    homogeneous=True,
+    symmetric=True,
 )

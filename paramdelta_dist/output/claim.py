@@ -42,7 +42,7 @@ from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.storage import Identity, Store, read_pieces
 from paramdelta_dist.threads import Threads
 
-LOOKS = 10
+CHECKS = 10
 """At a file that other runs of the same merge write again, before it counts as changed."""
 
 
@@ -93,7 +93,7 @@ def claim(store: Store, plan: MergePlan, replacement: Replacement | None = None)
     return Claim(None, receipts, hold, bytes_read)
 
 
-def look(store: Store, plan: MergePlan) -> Literal["free", "begun", "finished"]:
+def output_state(store: Store, plan: MergePlan) -> Literal["free", "begun", "finished"]:
     """What of this very plan is in the output. Writes nothing. Raises what `claim` would raise without a replacement."""
     present = _listed(store)
     if PLAN not in present:
@@ -313,7 +313,7 @@ def _changed(store: Store, files: Mapping[str, Any]) -> list[str]:
 
     def same(name: str) -> bool:
         there, entry = present.get(name), files[name]
-        for _ in range(LOOKS):
+        for _ in range(CHECKS):
             if there is None or there.size != entry["size"]:
                 return False
             if there.tag == entry["tag"]:

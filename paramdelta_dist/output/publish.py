@@ -205,7 +205,7 @@ def _relabelled(value: Any, labels: Mapping[str, str]) -> Any:
 
 def _roles(plan: MergePlan, url: str) -> str:
     position = plan.models.index(url)
-    based = any(settings.based for settings in plan.settings) or not plan.settings
+    based = any(call.based for call in plan.calls) or not plan.calls
     roles = (["base"] if based else ["structure"]) if position == 0 else []
     for number, term in enumerate(plan.terms):
         own = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in term.values.items())

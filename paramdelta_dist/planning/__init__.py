@@ -2,6 +2,6 @@
 
 from paramdelta_dist.planning.memory import WorkerMemory, plan_memory
 from paramdelta_dist.planning.plan import MergePlan, Shard, build_plan
-from paramdelta_dist.planning.resolve import Settings, Term
+from paramdelta_dist.planning.resolve import MethodCall, Term
 
-__all__ = ["MergePlan", "Settings", "Shard", "Term", "WorkerMemory", "build_plan", "plan_memory"]
+__all__ = ["MergePlan", "MethodCall", "Shard", "Term", "WorkerMemory", "build_plan", "plan_memory"]

@@ -1,6 +1,6 @@
 """Tiles that never cut a chunk, for sums whose order must not depend on the tiles.
 
-A chunk is CHUNK elements of one tensor, counted from its first; the last one is what is left.
+A chunk is MEASURE_CHUNK elements of one tensor, counted from its first; the last one is what is left.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
 from paramdelta_dist.planning.plan import Shard, TensorPlan
-from paramdelta_dist.planning.spans import find_runs
+from paramdelta_dist.planning.spans import find_spans
 from paramdelta_dist.planning.tiles import Segment, Tile
 
-CHUNK = 1 << 15
+MEASURE_CHUNK = 1 << 15
 """Elements that are summed at a time: few enough that a chunk of every vector stays in a core's own cache."""
 
 
@@ -40,27 +40,27 @@ def cut_chunks(shard: Shard, *, tile_size: int) -> Iterator[ChunkedTile]:
 
     `tile_size` bytes bound what a tile needs of each model. Raises ValueError when that cannot hold a chunk.
     """
-    if tile_size < CHUNK * 8:
-        raise ValueError(f"a tile of {tile_size} bytes cannot hold a chunk of {CHUNK} elements")
+    if tile_size < MEASURE_CHUNK * 8:
+        raise ValueError(f"a tile of {tile_size} bytes cannot hold a chunk of {MEASURE_CHUNK} elements")
     segments: list[Segment] = []
     pieces: list[tuple[Piece, ...]] = []
     filled: list[int] = []  # bytes so far of each model
-    for run in find_runs(shard):
-        if not run.merged:
+    for span in find_spans(shard):
+        if not span.merged:
             continue
-        widths = [ITEMSIZES[source.dtype] if source else 0 for source in run.sources]
-        ends = list(accumulate(tensor.elements for tensor in run.tensors))
+        widths = [ITEMSIZES[source.dtype] if source else 0 for source in span.sources]
+        ends = list(accumulate(tensor.elements for tensor in span.tensors))
         first = 0
-        while first < run.elements:
+        while first < span.elements:
             filled = filled or [0] * len(widths)
             room = min((tile_size - used) // width for used, width in zip(filled, widths, strict=True) if width)
-            last = _cut(ends, first, min(run.elements, first + room))
+            last = _cut(ends, first, min(span.elements, first + room))
             if last == first:
                 yield ChunkedTile(Tile(0, 0, tuple(segments)), tuple(pieces))
                 segments, pieces, filled = [], [], []
                 continue
-            segments.append(Segment(run, first, last))
-            pieces.append(tuple(_pieces(run.tensors, ends, first, last)))
+            segments.append(Segment(span, first, last))
+            pieces.append(tuple(_pieces(span.tensors, ends, first, last)))
             filled = [used + (last - first) * width for used, width in zip(filled, widths, strict=True)]
             first = last
     if segments:
@@ -68,11 +68,11 @@ def cut_chunks(shard: Shard, *, tile_size: int) -> Iterator[ChunkedTile]:
 
 
 def _cut(ends: list[int], first: int, last: int) -> int:
-    """The last place in [first, last] that is the end of a tensor or of a whole chunk in one; `ends` of the run's tensors."""
+    """The last place in [first, last] that is the end of a tensor or of a whole chunk in one; `ends` of the span's tensors."""
     if last == ends[-1]:
         return last
     start = ends[place - 1] if (place := bisect_right(ends, last)) else 0
-    return max(first, start + (last - start) // CHUNK * CHUNK)
+    return max(first, start + (last - start) // MEASURE_CHUNK * MEASURE_CHUNK)
 
 
 def _pieces(tensors: tuple[TensorPlan, ...], ends: list[int], first: int, last: int) -> Iterator[Piece]:

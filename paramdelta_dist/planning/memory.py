@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paramdelta_dist.errors import OverBudget
-from paramdelta_dist.kernels.blocks import BLOCK
+from paramdelta_dist.kernels.blocks import METHOD_BLOCK
 from paramdelta_dist.methods import Method
 from paramdelta_dist.planning.plan import MergePlan
-from paramdelta_dist.planning.spans import Run, find_runs
+from paramdelta_dist.planning.spans import Span, find_spans
 from paramdelta_dist.planning.tiles import LARGEST_REQUEST, SLACK, WASTE, is_streamed, widths_of
 from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import PARTS_IN_FLIGHT, WRITE_MEMORY, part_size
@@ -30,7 +30,7 @@ LOCAL_READERS = 2
 OUTPUTS = 2
 """Output buffers for each thread that makes tiles: one being filled, one being written."""
 
-BLOCK_BYTES = BLOCK * 8
+BLOCK_BYTES = METHOD_BLOCK * 8
 """One scratch block of the kernel at its widest."""
 
 KERNELS = 8 << 20
@@ -75,7 +75,7 @@ def plan_memory(
     """The largest tiles and the most requests in flight that fit `budget` bytes for a process that makes `workers` shards
     at a time with `threads` threads each.
 
-    Where the method sweeps over tensors, tiles are as large as it takes, within the budget, to have as many tensors as
+    Where the method reductions over tensors, tiles are as large as it takes, within the budget, to have as many tensors as
     possible in one piece, because those are read once. `reserved` bytes are taken before the first tile. `points` outputs
     are made at a time from what is read once; `least` bytes are needed before the first shard or after the last.
 
@@ -95,8 +95,8 @@ def plan_memory(
         copies = REMOTE_COPIES if remote_inputs else 1
         buffers = int(in_flight * models * copies * (tile + tile // WASTE + SLACK))
         output = OUTPUTS * threads * tile + (_parts(plan, tile) if remote_output else WRITE_MEMORY)
-        sets = 1 if method.wide else 2  # of blocks: in float64, and in float32 where there are tensors of 16 bits
-        scratch = threads * ((1 + method.scratch + method.temporary) * needs.block * sets + needs.kernels) + 2 * header
+        sets = 1 if method.compute_float64 else 2  # of blocks: in float64, and in float32 where there are tensors of 16 bits
+        scratch = threads * ((1 + method.scratch_blocks + method.temporary_blocks) * needs.block * sets + needs.kernels) + 2 * header
         return max(least, reserved + workers * (buffers + points * (output + scratch + needs.statistics(tile, threads))))
 
     for tile in tiles:  # the largest that fits at all
@@ -137,39 +137,39 @@ class _Needs:
     row: tuple[str, int] | None = None
     """The tensor with the longest row, and its elements, where that and nothing else makes blocks large."""
     wholes: frozenset[int] = frozenset()
-    """Tile sizes from which on one more tensor is swept in one piece."""
-    partials: tuple[tuple[Run, int, bool], ...] = ()
-    """Of each kind of tensor that is swept: one of them, the bytes of its partials, and whether they are added up as they come."""
+    """Tile sizes from which on one more tensor is streamed in one piece."""
+    partials: tuple[tuple[Span, int, bool], ...] = ()
+    """Of each kind of tensor that is streamed: one of them, the bytes of its partials, and whether they are added up as they come."""
 
     def statistics(self, tile: int, threads: int) -> int:
-        """Bytes of what sweeps have found and what is on its way to being added up."""
+        """Bytes of what reductions have found and what is on its way to being added up."""
         most = 0
-        for run, size, exact in self.partials:
-            tiles = OUTPUTS * threads + 1 if is_streamed(run, tile) else threads
-            held = 2 if exact or not is_streamed(run, tile) else 1 + tile // (min(filter(None, widths_of(run))) * run.block)
+        for span, size, exact in self.partials:
+            tiles = OUTPUTS * threads + 1 if is_streamed(span, tile) else threads
+            held = 2 if exact or not is_streamed(span, tile) else 1 + tile // (min(filter(None, widths_of(span))) * span.block)
             most = max(most, (1 + tiles * held) * size)
         return most
 
 
 def _needs(plan: MergePlan, method: Method) -> _Needs:
-    if method.joined and not any(way.sweeps for way in plan.settings):
+    if method.spans_tensors and not any(call.reductions for call in plan.calls):
         return _Needs()
-    block, smallest, wholes, row = BLOCK, 0, set(), None
-    partials: dict[tuple[int, int, bool], tuple[Run, int, bool]] = {}
-    for run in (run for shard in plan.shards for run in find_runs(shard) if run.merged):
-        width = max(widths_of(run))
-        if min(run.block, run.elements) > block:
-            block, row = min(run.block, run.elements), (run.tensors[0].name, run.tensors[0].shape[-1])
-        smallest = max(smallest, min(run.block, run.elements) * width)
-        if run.sweeps:
-            wholes.add(run.elements * width)
-        settings = plan.settings[run.settings]
-        for sweep in settings.sweeps:
-            shape = run.tensors[0].shape
-            size = sweep.partial_bytes(len(settings.terms), shape)
-            largest = partials.get(key := (run.settings, size, sweep.exact))
-            if largest is None or largest[0].elements < run.elements:
-                partials[key] = (run, size, sweep.exact)
+    block, smallest, wholes, row = METHOD_BLOCK, 0, set(), None
+    partials: dict[tuple[int, int, bool], tuple[Span, int, bool]] = {}
+    for span in (span for shard in plan.shards for span in find_spans(shard) if span.merged):
+        width = max(widths_of(span))
+        if min(span.block, span.elements) > block:
+            block, row = min(span.block, span.elements), (span.tensors[0].name, span.tensors[0].shape[-1])
+        smallest = max(smallest, min(span.block, span.elements) * width)
+        if span.reductions:
+            wholes.add(span.elements * width)
+        call = plan.calls[span.call]
+        for reduction in call.reductions:
+            shape = span.tensors[0].shape
+            size = reduction.partial_bytes(len(call.terms), shape)
+            largest = partials.get(key := (span.call, size, reduction.exact))
+            if largest is None or largest[0].elements < span.elements:
+                partials[key] = (span, size, reduction.exact)
     return _Needs(block * 8, KERNELS, smallest, row, frozenset(wholes), tuple(partials.values()))
 
 

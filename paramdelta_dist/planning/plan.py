@@ -25,7 +25,7 @@ from paramdelta_dist.errors import CheckpointError, UsageError
 from paramdelta_dist.methods import Scope, find_method
 from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
 from paramdelta_dist.planning.names import require_writable
-from paramdelta_dist.planning.resolve import Resolver, Settings, Term
+from paramdelta_dist.planning.resolve import MethodCall, Resolver, Term
 from paramdelta_dist.planning.row_map import RowMap
 from paramdelta_dist.planning.vocabulary_rows import Vocabularies, VocabularyPlanner, config_changes
 from paramdelta_dist.recipe.model import Recipe
@@ -59,8 +59,8 @@ class TensorPlan(NamedTuple):
     start: int
     """First byte in the output file."""
     nbytes: int
-    settings: int
-    """Position in `Shard.settings` of how it is computed; means nothing where it is copied."""
+    call: int
+    """Position in `Shard.calls` of how it is computed; means nothing where it is copied."""
     sources: tuple[Source | None, ...]
     """One for each model, the merge's base first; None for a model that is not read for this tensor."""
     rows: RowMap | None = None
@@ -86,20 +86,20 @@ def parts_of(tensors: Iterable[TensorPlan]) -> Iterator[TensorPlan]:
         width = tensor.elements // (tensor.rows.rows * tensor.outer)
         strides = [width * DTYPES[source.dtype].itemsize if source else 0 for source in tensor.sources]
         stride = width * DTYPES[tensor.dtype].itemsize
-        for turn, run in product(range(tensor.outer), tensor.rows.runs()):
+        for turn, span in product(range(tensor.outer), tensor.rows.spans()):
             sources: list[Source | None] = []
-            for taken in run.sources:
+            for taken in span.sources:
                 held = None if taken is None else tensor.sources[taken[0]]
                 if held is None or taken is None:
                     sources.append(None)
                 else:
                     row = taken[1] + (turn * tensor.heights[taken[0]] if turn else 0)
                     sources.append(held._replace(start=held.start + row * strides[taken[0]]))
-            first = turn * tensor.rows.rows + run.first
-            start, size = tensor.start + first * stride, run.rows * stride
-            elements = run.rows * width
+            first = turn * tensor.rows.rows + span.first
+            start, size = tensor.start + first * stride, span.rows * stride
+            elements = span.rows * width
             yield tensor._replace(
-                merged=run.merged,
+                merged=span.merged,
                 elements=elements,
                 start=start,
                 nbytes=size,
@@ -134,7 +134,7 @@ class Shard:
     size: int
     tensors: tuple[TensorPlan, ...]
     inputs: tuple[InputFile, ...]
-    settings: tuple[Settings, ...]
+    calls: tuple[MethodCall, ...]
     """Every way in which a tensor of the merge is computed."""
 
     @property
@@ -154,7 +154,7 @@ class MergePlan:
     recipe: Recipe
     models: tuple[str, ...]
     """URLs, the merge's base first. Those that no weight makes necessary are left out."""
-    settings: tuple[Settings, ...]
+    calls: tuple[MethodCall, ...]
     """Every way in which a tensor is computed, the first tensor's first."""
     shards: tuple[Shard, ...]
     fingerprint: str
@@ -198,7 +198,7 @@ class MergePlan:
     @cached_property
     def terms(self) -> tuple[Term, ...]:
         """Every delta or model that takes part for some tensor, once, in recipe order."""
-        first = {term.number: term for settings in reversed(self.settings) for term in settings.terms}
+        first = {term.position: term for call in reversed(self.calls) for term in call.terms}
         return tuple(first[number] for number in sorted(first))
 
     @cached_property
@@ -270,12 +270,12 @@ def build_plan(
     twins = ties_of(base, [checkpoints[url] for url in recipe.models[1:]])
     merged_names = [name for name, is_merged in kinds.items() if (is_merged or name in kept) and name not in lacked and name not in twins]
     others = frozenset().union(*{id(tensors): tensors for tensors in every}.values()).difference(merged_names)
-    settings, ways = resolver.choose(merged_names, others)
+    calls, call_of = resolver.choose(merged_names, others)
     if twins:
-        ways = {name: ways[twins.get(name, name)] for name in kinds if twins.get(name, name) in ways}
-    _require_one_way_of_looking(settings)
+        call_of = {name: call_of[twins.get(name, name)] for name in kinds if twins.get(name, name) in call_of}
+    _require_one_reduction_of_the_model(calls)
     planner = VocabularyPlanner(recipe, models, opened, vocabularies or {})
-    maps, dimensions = planner.row_maps(settings, ways), planner.dimensions
+    maps, dimensions = planner.row_maps(calls, call_of), planner.dimensions
     layouts = lay_out(
         _outputs(base.tensors, kinds, recipe.dtype, maps, dimensions), shard_size=recipe.shard_size, companions=base.companions
     )
@@ -290,17 +290,17 @@ def build_plan(
     if twins:
         alone = frozenset(name for name in base.tensors if twins.get(name, name) in alone)
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
-    merged = len(ways)
+    merged = len(call_of)
     changes = config_changes(recipe, opened, checkpoints.get(recipe.tokenizer_url), maps, dimensions, vocabularies or {})
     without = () if kept else left_over(base.tensors, base.config)
     changed_config(base.config, recipe.dtype, changes)  # what cannot be written is refused here
     locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))
-    unlocated = _fingerprint(recipe, models, settings, ways, inputs, side_files, maps, changes, twins, without)
+    unlocated = _fingerprint(recipe, models, calls, call_of, inputs, side_files, maps, changes, twins, without)
     return MergePlan(
         recipe=recipe,
         models=models,
-        settings=settings,
-        shards=tuple(_shard(layout, opened, kinds, settings, ways, maps, dimensions, alone, twins) for layout in layouts),
+        calls=calls,
+        shards=tuple(_shard(layout, opened, kinds, calls, call_of, maps, dimensions, alone, twins) for layout in layouts),
         fingerprint=located(unlocated, {redact(url): location for url, location in locations.items()}),
         unlocated=unlocated,
         locations=locations,
@@ -335,11 +335,11 @@ def located(fingerprint: str, locations: Mapping[str, Mapping[str, str]]) -> str
     return blake2b(text.encode(), digest_size=20).hexdigest()
 
 
-def _require_one_way_of_looking(settings: Sequence[Settings]) -> None:
-    """Raise UsageError where a method looks at the whole model, and at each tensor in another way."""
-    if len(settings) > 1 and any(sweep.scope is Scope.MODEL for way in settings for sweep in way.sweeps):
+def _require_one_reduction_of_the_model(calls: Sequence[MethodCall]) -> None:
+    """Raise UsageError where a method looks at the whole model, and at each tensor in another call."""
+    if len(calls) > 1 and any(reduction.scope is Scope.MODEL for call in calls for reduction in call.reductions):
         raise UsageError(
-            f"{settings[0].method} looks at the whole model before it merges a tensor, so its parameters cannot differ between tensors: "
+            f"{calls[0].method} looks at the whole model before it merges a tensor, so its parameters cannot differ between tensors: "
             "give each one value, or choose what it looks at tensor by tensor"
         )
 
@@ -396,16 +396,16 @@ def _shard(
     layout: ShardLayout,
     models: Sequence[Checkpoint],
     kinds: Mapping[str, bool],
-    settings: tuple[Settings, ...],
-    ways: Mapping[str, int],
+    calls: tuple[MethodCall, ...],
+    call_of: Mapping[str, int],
     maps: Mapping[str, RowMap],
     dimensions: Mapping[str, int],
     alone: Collection[str],
     twins: Mapping[str, str],
 ) -> Shard:
     names = [tensor.name for tensor in layout.tensors]
-    chosen = [ways.get(name) for name in names]
-    used, everyone = [way.models for way in settings], frozenset(range(len(models)))
+    chosen = [call_of.get(name) for name in names]
+    used, everyone = [call.models for call in calls], frozenset(range(len(models)))
 
     def readers(name: str) -> frozenset[int]:
         """The models that are read for a tensor that is not merged as a whole."""
@@ -413,7 +413,7 @@ def _shard(
             return everyone
         return frozenset({0}) if kinds[name] or name in alone else everyone
 
-    needed = [readers(name) if way is None or name in maps else used[way] for name, way in zip(names, chosen, strict=True)]
+    needed = [readers(name) if call is None or name in maps else used[call] for name, call in zip(names, chosen, strict=True)]
     inputs: list[InputFile] = []
     columns = []
     for position, model in enumerate(models):
@@ -423,24 +423,24 @@ def _shard(
         inputs += [InputFile(position, model.files[file]) for file in files]
         columns.append([None if tensor is None else Source(places[tensor.file], tensor.start, tensor.dtype) for tensor in held])
     plans, offset = [], len(layout.header)
-    for (name, dtype, shape, nbytes), way, sources in zip(layout.tensors, chosen, zip(*columns, strict=True), strict=True):
+    for (name, dtype, shape, nbytes), call, sources in zip(layout.tensors, chosen, zip(*columns, strict=True), strict=True):
         elements, rows = math.prod(shape), maps.get(name)
         twin = twins.get(name, "")
-        plan = TensorPlan(name, way is not None, dtype, shape, elements, offset, nbytes, way or 0, sources, rows, twin=twin)
+        plan = TensorPlan(name, call is not None, dtype, shape, elements, offset, nbytes, call or 0, sources, rows, twin=twin)
         if rows is not None:
             dimension = dimensions[name]
             heights = tuple([model.tensors[name].shape[dimension] for model in models])
             plan = plan._replace(outer=math.prod(shape[:dimension]), heights=heights)
         plans.append(plan)
         offset += nbytes
-    return Shard(layout.file, layout.header, layout.size, tuple(plans), tuple(inputs), settings)
+    return Shard(layout.file, layout.header, layout.size, tuple(plans), tuple(inputs), calls)
 
 
 def _fingerprint(
     recipe: Recipe,
     models: Sequence[str],
-    settings: Sequence[Settings],
-    ways: Mapping[str, int],
+    calls: Sequence[MethodCall],
+    call_of: Mapping[str, int],
     inputs: Mapping[str, Any],
     side_files: Sequence[SideFile],
     maps: Mapping[str, RowMap],
@@ -451,8 +451,8 @@ def _fingerprint(
     document: dict[str, Any] = {
         "format": FORMAT,
         "method": [recipe.method, find_method(recipe.method).version],
-        "settings": [[way.based, way.parameters, [list(term) for term in way.terms]] for way in settings],
-        "ways": list(ways.values()) if len(settings) > 1 else [],
+        "settings": [[call.based, call.parameters, [list(term) for term in call.terms]] for call in calls],
+        "ways": list(call_of.values()) if len(calls) > 1 else [],
         **({"selection": [list(recipe.include), list(recipe.exclude)]} if recipe.include or recipe.exclude else {}),
         **({"missing": recipe.missing} if recipe.missing != "error" else {}),
         **({"accept": sorted(set(recipe.accept))} if recipe.accept else {}),
@@ -468,9 +468,15 @@ def _fingerprint(
     if twins and find_method(recipe.method).weights is None:  # a plain sum is the same under any name
         document["twins"] = sorted(twins.items())
     if maps:
-        digests = {rows: blake2b(repr(rows.ways).encode() + rows.table, digest_size=20).hexdigest() for rows in set(maps.values())}
+        digests = {rows: blake2b(_ways(rows).encode() + rows.table, digest_size=20).hexdigest() for rows in set(maps.values())}
         document["rows"] = [[name, rows.rows, digests[rows]] for name, rows in sorted(maps.items())]
     if maps or changes:
         document["config"] = dict(changes)
     text = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
     return blake2b(text, digest_size=20).hexdigest()
+
+
+def _ways(rows: RowMap) -> str:
+    """How the rows of a map are made, in the words in which fingerprints have always had it."""
+    ways = [f"Way(merged={source.merged}, models={source.models})" for source in rows.sources]
+    return f"({', '.join(ways)}{',' if len(ways) == 1 else ''})"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.errors import UsageError
-from paramdelta_dist.methods import Parameter, Roles, Sweep, find_method
+from paramdelta_dist.methods import Parameter, Reduction, Roles, find_method
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.recipe.rules import Chooser, Selection, count_layers, parse_value
 
@@ -23,13 +23,13 @@ class Term(NamedTuple):
     """The post of a delta, or the model itself."""
     base: int | None
     """What the post grew from; None where the model is merged as it is."""
-    number: int
+    position: int
     """Position of the delta or model in the recipe."""
     values: dict[str, Any]
     """Its parameters, `weight` among them."""
 
 
-class Settings(NamedTuple):
+class MethodCall(NamedTuple):
     """All that a method is told about how to merge a tensor."""
 
     method: str
@@ -47,13 +47,13 @@ class Settings(NamedTuple):
         return frozenset(used)
 
     @property
-    def sweeps(self) -> tuple[Sweep, ...]:
+    def reductions(self) -> tuple[Reduction, ...]:
         """What has to be found out first, whole models before tensors."""
-        return find_method(self.method).sweeps(self.parameters, [term.values for term in self.terms])
+        return find_method(self.method).reductions(self.parameters, [term.values for term in self.terms])
 
 
 class Resolver:
-    """The settings of every tensor of a merge."""
+    """The method calls of every tensor of a merge."""
 
     def __init__(self, recipe: Recipe, names: Collection[str], models: Sequence[str] | None = None) -> None:
         """`names` are those of all tensors: they tell how many layers there are. `models` says which models there are and in
@@ -66,10 +66,10 @@ class Resolver:
         choosers = [*self._general.values(), *(chooser for entry in self._entries for chooser in entry.own.values())]
         self._ruled = [chooser for chooser in choosers if chooser.constant is None]
         """What decides differently from tensor to tensor."""
-        self._decided: dict[tuple[tuple[Any, bool], ...], Settings] = {}
-        """Settings by what those decided."""
-        self._known: dict[tuple[Any, ...], Settings] = {}
-        """Settings by the value of every parameter, so that equal ones are the same object."""
+        self._decided: dict[tuple[tuple[Any, bool], ...], MethodCall] = {}
+        """Calls by what those decided."""
+        self._known: dict[tuple[Any, ...], MethodCall] = {}
+        """Calls by the value of every parameter, so that equal ones are the same object."""
 
     @cached_property
     def _layers(self) -> int:
@@ -89,30 +89,30 @@ class Resolver:
                 urls += [entry.post] if entry.base is None else [entry.post, entry.base]
         return tuple(dict.fromkeys(urls))
 
-    def choose(self, names: Sequence[str], others: Collection[str] = ()) -> tuple[tuple[Settings, ...], dict[str, int]]:
-        """Every way in which these tensors are merged, the first tensor's first, and which of them it is for each tensor that
+    def choose(self, names: Sequence[str], others: Collection[str] = ()) -> tuple[tuple[MethodCall, ...], dict[str, int]]:
+        """Every call in which these tensors are merged, the first tensor's first, and which of them it is for each tensor that
         `include` and `exclude` leave to the method; the others are copied from the base. `others` are tensors of any model that
         are merged in no case: rules may match them.
 
         Raises UsageError naming every rule and glob that decides nothing about them, and where a parameter has no value.
         """
         left = [name for name in names if self._selection.has(name)] if self._recipe.include or self._recipe.exclude else names
-        chosen = [self.settings(name) for name in left] if self._ruled else [self.settings("")] * len(left)
-        settings = list({id(way): way for way in chosen}.values())
-        places = {id(way): place for place, way in enumerate(settings)}
+        chosen = [self.call(name) for name in left] if self._ruled else [self.call("")] * len(left)
+        calls = list({id(call): call for call in chosen}.values())
+        places = {id(call): place for place, call in enumerate(calls)}
         self._require_used(names, left, others)
-        return tuple(settings), {name: places[id(way)] for name, way in zip(left, chosen, strict=True)}
+        return tuple(calls), {name: places[id(call)] for name, call in zip(left, chosen, strict=True)}
 
-    def settings(self, name: str) -> Settings:
+    def call(self, name: str) -> MethodCall:
         """Those of the tensor `name`; the same object for equal ones. Raises UsageError where a parameter has no value."""
         decided = tuple([chooser.value(name) for chooser in self._ruled])
         if decided not in self._decided:
-            self._decided[decided] = self._settings(name)
+            self._decided[decided] = self._call(name)
         return self._decided[decided]
 
-    def _settings(self, name: str) -> Settings:
+    def _call(self, name: str) -> MethodCall:
         values = [{p.name: self._value(p, entry.own, name) for p in self._method.for_each} for entry in self._entries]
-        parameters = {p.name: self._value(p, {}, name, needed=not p.each) for p in self._method.parameters}
+        parameters = {p.name: self._value(p, {}, name, needed=not p.per_model) for p in self._method.parameters}
         key = (*(tuple(value.values()) for value in values), *parameters.values())
         if key not in self._known:
             terms = tuple(
@@ -123,7 +123,7 @@ class Resolver:
             if problem := self._method.check(parameters, [term.values for term in terms]):
                 where = f" for tensor {shown(name)}" if self._ruled else ""
                 raise UsageError(f"{self._method.name}{where}: {problem}")
-            self._known[key] = Settings(self._method.name, self._based, parameters, terms)
+            self._known[key] = MethodCall(self._method.name, self._based, parameters, terms)
         return self._known[key]
 
     def _require_used(self, names: Sequence[str], left: Sequence[str], others: Collection[str]) -> None:
@@ -178,7 +178,7 @@ class Resolver:
         return None
 
     def _idle(self, values: Mapping[str, Any]) -> bool:
-        return self._method.weightless and values.get("weight") == 0
+        return self._method.skip_zero_weight and values.get("weight") == 0
 
 
 class _Entry(NamedTuple):

@@ -1,4 +1,4 @@
-"""Row maps: which row of which model becomes which row of a vocabulary tensor, as runs of rows and not row by row.
+"""Row maps: which row of which model becomes which row of a vocabulary tensor, as spans of rows and not row by row.
 
 A vocabulary tensor (embeddings, output head) has a row for each token. Where the vocabularies of models differ, it is
 no longer one tensor that lies alike everywhere but many parts, each of them rows that follow one another in every
@@ -15,7 +15,7 @@ from typing import NamedTuple
 ABSENT = -1
 
 
-class Way(NamedTuple):
+class RowSource(NamedTuple):
     """How rows that the same models have are made."""
 
     merged: bool
@@ -24,7 +24,7 @@ class Way(NamedTuple):
     """For each model, the one whose rows take its part: itself, another where it lacks them, None where it has none."""
 
 
-class RowRun(NamedTuple):
+class RowSpan(NamedTuple):
     """Rows [first, first + rows) of the output."""
 
     first: int
@@ -36,42 +36,44 @@ class RowRun(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RowMap:
-    """Every row of one output tensor and where it comes from. Compact: a few numbers for each run of rows."""
+    """Every row of one output tensor and where it comes from. Compact: a few numbers for each span of rows."""
 
     rows: int
     """Of the output."""
-    ways: tuple[Way, ...]
+    sources: tuple[RowSource, ...]
     table: bytes
-    """For each run 64-bit integers: how many rows, which way, and the first row in each model or ABSENT."""
+    """For each span 64-bit integers: how many rows, which source, and the first row in each model or ABSENT."""
 
-    def runs(self) -> Iterator[RowRun]:
-        """The runs of rows, in the order of the output."""
-        models = len(self.ways[0].models) if self.ways else 0
+    def spans(self) -> Iterator[RowSpan]:
+        """The spans of rows, in the order of the output."""
+        models = len(self.sources[0].models) if self.sources else 0
         numbers, first = memoryview(self.table).cast("q"), 0
         for place in range(0, len(numbers), 2 + models):
-            count, way = numbers[place], self.ways[numbers[place + 1]]
+            count, source = numbers[place], self.sources[numbers[place + 1]]
             begins = numbers[place + 2 : place + 2 + models]
-            yield RowRun(first, count, way.merged, tuple(None if m is None else (m, begins[m]) for m in way.models))
+            yield RowSpan(first, count, source.merged, tuple(None if m is None else (m, begins[m]) for m in source.models))
             first += count
 
     @property
     def count(self) -> int:
-        """How many runs there are."""
-        return len(self.table) // (8 * (2 + len(self.ways[0].models))) if self.ways else 0
+        """How many spans there are."""
+        return len(self.table) // (8 * (2 + len(self.sources[0].models))) if self.sources else 0
 
     @property
     def plain(self) -> bool:
         """Whether every row is merged with the row of the same number in every model: a tensor like any other."""
-        return self.count == 1 and all(run.merged and all(s in (None, (m, 0)) for m, s in enumerate(run.sources)) for run in self.runs())
+        return self.count == 1 and all(
+            span.merged and all(s in (None, (m, 0)) for m, s in enumerate(span.sources)) for span in self.spans()
+        )
 
 
-def map_rows(columns: Sequence[Sequence[int]], way_of: Callable[[tuple[bool, ...]], Way]) -> RowMap:
+def map_rows(columns: Sequence[Sequence[int]], source_of: Callable[[tuple[bool, ...]], RowSource]) -> RowMap:
     """The map of an output whose row r is row `columns[m][r]` in model m, or in none where that is ABSENT.
 
-    `way_of` says how rows are made that exactly those models have; it may raise.
+    `source_of` says how rows are made that exactly those models have; it may raise.
     """
-    ways: dict[tuple[bool, ...], int] = {}
-    made: list[Way] = []
+    sources: dict[tuple[bool, ...], int] = {}
+    made: list[RowSource] = []
     table = array("q")
     begins: tuple[int, ...] = ()
     following: tuple[int, ...] = ()
@@ -79,10 +81,10 @@ def map_rows(columns: Sequence[Sequence[int]], way_of: Callable[[tuple[bool, ...
 
     def close() -> None:
         present = tuple(begin != ABSENT for begin in begins)
-        if present not in ways:
-            ways[present] = len(made)
-            made.append(way_of(present))
-        table.extend((count, ways[present], *begins))
+        if present not in sources:
+            sources[present] = len(made)
+            made.append(source_of(present))
+        table.extend((count, sources[present], *begins))
 
     for here in zip(*columns, strict=True):
         if count and here == following:

@@ -1,7 +1,7 @@
-"""Runs: tensors that lie one behind the other everywhere and are treated alike, and so are one tensor to all that moves bytes.
+"""Spans: tensors that lie one behind the other everywhere and are treated alike, and so are one tensor to all that moves bytes.
 
 Models have many small tensors, and what a request, a call of the arithmetic or a step of the planner costs is paid once a
-run. Which tensors share one decides nothing about the bytes: it is how they are grouped, not what is computed.
+span. Which tensors share one decides nothing about the bytes: it is how they are grouped, not what is computed.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
-from paramdelta_dist.kernels.blocks import BLOCK, block_elements
-from paramdelta_dist.methods import Blocks, Scope, find_method
+from paramdelta_dist.kernels.blocks import METHOD_BLOCK, block_elements
+from paramdelta_dist.methods import BlockShape, Scope, find_method
 from paramdelta_dist.planning.plan import Shard, Source, TensorPlan, parts_of
-from paramdelta_dist.planning.resolve import Settings
+from paramdelta_dist.planning.resolve import MethodCall
 
 CUT = 64
 """What may be cut anywhere is cut at multiples of this many elements, so that pieces stay aligned."""
 
 
-class Run(NamedTuple):
+class Span(NamedTuple):
     """Tensors, or parts of them, whose bytes follow one another in the output and in each model, none of them empty; a single
     one where the method that computes it looks at more than elements."""
 
@@ -32,55 +32,57 @@ class Run(NamedTuple):
     """First byte in the output file."""
     sources: tuple[Source | None, ...]
     """Where the first tensor lies in each model; None for a model that is not read."""
-    settings: int
-    """Position in `Shard.settings`."""
+    call: int
+    """Position in `Shard.calls`."""
     cut: int
     """It may be cut at multiples of this many elements."""
     block: int
     """Elements that are computed at a time, where each block counts; a multiple of `cut`."""
-    sweeps: int
+    reductions: int
     """Times all of it has to be looked at before the first element is made. 0 for one that is copied."""
 
     def tensor_at(self, element: int) -> tuple[TensorPlan, int]:
-        """The tensor that holds an element of the run, and the element's position in the whole of it."""
+        """The tensor that holds an element of the span, and the element's position in the whole of it."""
         for tensor in self.tensors:
             if element < tensor.elements:
                 return tensor, tensor.first + element
             element -= tensor.elements
-        raise IndexError(f"element {element} is beyond the run")
+        raise IndexError(f"element {element} is beyond the span")
 
 
-def find_runs(shard: Shard) -> Iterator[Run]:
-    """The runs of a shard in the order of their bytes; every tensor that has elements, or every part of it, is in exactly one."""
-    ways = [_way(settings) for settings in shard.settings]
+def find_spans(shard: Shard) -> Iterator[Span]:
+    """The spans of a shard in the order of their bytes; every tensor that has elements, or every part of it, is in exactly one."""
+    kinds = [_kind(call) for call in shard.calls]
     tensors: list[TensorPlan] = []
     for tensor in parts_of(shard.tensors):
         if not tensor.elements:
             continue
-        if tensors and not ((not tensor.merged or ways[tensor.settings].joined) and _follows(tensors[-1], tensor)):
-            yield _run(tensors, ways)
+        if tensors and not ((not tensor.merged or kinds[tensor.call].spans_tensors) and _follows(tensors[-1], tensor)):
+            yield _span(tensors, kinds)
             tensors = []
         tensors.append(tensor)
     if tensors:
-        yield _run(tensors, ways)
+        yield _span(tensors, kinds)
 
 
-class _Way(NamedTuple):
-    """What settings mean for runs."""
+class _SpanKind(NamedTuple):
+    """What call mean for spans."""
 
-    joined: bool
+    spans_tensors: bool
     rows: bool
-    sweeps: int
+    reductions: int
 
 
-def _way(settings: Settings) -> _Way:
-    method = find_method(settings.method)
-    return _Way(method.joined, method.blocks is Blocks.ROWS, sum(sweep.scope is Scope.TENSOR for sweep in settings.sweeps))
+def _kind(call: MethodCall) -> _SpanKind:
+    method = find_method(call.method)
+    return _SpanKind(
+        method.spans_tensors, method.blocks is BlockShape.ROWS, sum(reduction.scope is Scope.TENSOR for reduction in call.reductions)
+    )
 
 
 def _follows(last: TensorPlan, tensor: TensorPlan) -> bool:
     """Whether a tensor, which comes next in the output, comes next in every model too and is treated as `last` is."""
-    if last.twin or tensor.twin or last.dtype != tensor.dtype or last.merged != tensor.merged or last.settings != tensor.settings:
+    if last.twin or tensor.twin or last.dtype != tensor.dtype or last.merged != tensor.merged or last.call != tensor.call:
         return False
     for one, other in zip(last.sources, tensor.sources, strict=True):
         if one is None or other is None:
@@ -91,10 +93,10 @@ def _follows(last: TensorPlan, tensor: TensorPlan) -> bool:
     return True
 
 
-def _run(tensors: list[TensorPlan], ways: list[_Way]) -> Run:
-    first, cut, block, sweeps = tensors[0], CUT, BLOCK, 0
-    if first.merged and not (way := ways[first.settings]).joined:
-        cut = block = block_elements(first.shape, rows=way.rows)
-        sweeps = way.sweeps
+def _span(tensors: list[TensorPlan], kinds: list[_SpanKind]) -> Span:
+    first, cut, block, reductions = tensors[0], CUT, METHOD_BLOCK, 0
+    if first.merged and not (kind := kinds[first.call]).spans_tensors:
+        cut = block = block_elements(first.shape, rows=kind.rows)
+        reductions = kind.reductions
     elements = sum(tensor.elements for tensor in tensors)
-    return Run(tuple(tensors), first.merged, first.dtype, elements, first.start, first.sources, first.settings, cut, block, sweeps)
+    return Span(tuple(tensors), first.merged, first.dtype, elements, first.start, first.sources, first.call, cut, block, reductions)

@@ -34,8 +34,8 @@ class SweepPlan:
         """The merge of the first point, if it reads what any of them needs; with the fingerprint of the sweep."""
         name, first = next(iter(self.points.items()))
         shards = self.readings[name]
-        settings = shards[0].settings if shards else first.settings
-        return replace(first, models=self.models, shards=shards, settings=settings, fingerprint=self.fingerprint)
+        calls = shards[0].calls if shards else first.calls
+        return replace(first, models=self.models, shards=shards, calls=calls, fingerprint=self.fingerprint)
 
     @property
     def bytes_to_write(self) -> int:
@@ -63,11 +63,11 @@ def build_sweep(
 
 
 def _readings(wide: Mapping[str, MergePlan]) -> dict[str, tuple[Shard, ...]]:
-    """Shards that differ in their settings alone. A tensor's place among the settings is the same in all of them, and so is
+    """Shards that differ in their calls alone. A tensor's place among the calls is the same in all of them, and so is
     what is read of it: all that any point needs."""
     first = next(iter(wide.values()))
-    ways: dict[tuple[int, ...], int] = {}
-    """Places in the settings of each point, to the place that stands for them."""
+    places_of_calls: dict[tuple[int, ...], int] = {}
+    """Places among the calls of each point, to the place that stands for them."""
     readings: dict[str, list[Shard]] = {name: [] for name in wide}
     for number, shard in enumerate(first.shards):
         others = [plan.shards[number] for plan in wide.values()]
@@ -81,13 +81,13 @@ def _readings(wide: Mapping[str, MergePlan]) -> dict[str, tuple[Shard, ...]]:
             if any((other.merged, other.rows) != (tensor.merged, tensor.rows) for other in of_points):
                 raise UsageError(f"{tensor.name} has other rows in one point of the sweep than in another: give each a recipe of its own")
             widest = _widest([other.sources for other in of_points], places)
-            way = ways.setdefault(tuple(other.settings for other in of_points), len(ways))
-            tensors.append(tensor._replace(settings=way, sources=widest))
+            call = places_of_calls.setdefault(tuple(other.call for other in of_points), len(places_of_calls))
+            tensors.append(tensor._replace(call=call, sources=widest))
         for name in readings:
             readings[name].append(replace(shard, tensors=tuple(tensors), inputs=inputs))
     for position, (name, plan) in enumerate(wide.items()):
-        settings = tuple(plan.settings[way[position]] for way in ways)
-        readings[name] = [replace(shard, settings=settings) for shard in readings[name]]
+        calls = tuple(plan.calls[call[position]] for call in places_of_calls)
+        readings[name] = [replace(shard, calls=calls) for shard in readings[name]]
     _require_alike(readings)
     return {name: tuple(shards) for name, shards in readings.items()}
 
@@ -104,6 +104,6 @@ def _widest(of_points: Sequence[tuple[Source | None, ...]], places: Sequence[Seq
 
 def _require_alike(readings: Mapping[str, Sequence[Shard]]) -> None:
     """Sweeps over tensors come in the order of the tiles, so that there must be as many of them in every point."""
-    looks: list[list[int]] = [[len(way.sweeps) for way in shards[0].settings] for shards in readings.values()]
+    looks: list[list[int]] = [[len(call.reductions) for call in shards[0].calls] for shards in readings.values()]
     if any(each != looks[0] for each in looks):
         raise UsageError("some points of the sweep look at tensors more often than others do: give each a recipe of its own")

@@ -1,10 +1,10 @@
 """Cutting a shard into tiles, the unit of memory, and finding the byte ranges of the inputs that a tile needs.
 
-A tile is a run of output bytes. Small tensors share one, big ones are cut into many. No buffer of a tile, in or out,
+A tile is a span of output bytes. Small tensors share one, big ones are cut into many. No buffer of a tile, in or out,
 is larger than the tile size, whatever the dtypes.
 
-A tensor whose method looks at all of it first (a sweep) is in one tile if it fits; then its bytes are read once. If it does
-not fit it is streamed: read as tiles of its own once for each sweep, and then once more to be made.
+A tensor whose method looks at all of it first (a reduction) is in one tile if it fits; then its bytes are read once. If it does
+not fit it is streamed: read as tiles of its own once for each reduction, and then once more to be made.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
 from paramdelta_dist.methods import Scope
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.spans import CUT, Run, find_runs
+from paramdelta_dist.planning.spans import CUT, Span, find_spans
 
 MAX_GAP = 64 << 10
 """Unneeded bytes between two ranges that may be read along with them."""
@@ -33,16 +33,16 @@ MOST_SEGMENTS = 512
 
 
 class Segment(NamedTuple):
-    """Elements [first, last) of one run."""
+    """Elements [first, last) of one span."""
 
-    run: Run
+    span: Span
     first: int
     last: int
 
     def blocks(self) -> Iterator[Segment]:
-        """It, which starts where a block starts, as the blocks of its run."""
-        for first in range(self.first, self.last, self.run.block):
-            yield Segment(self.run, first, min(first + self.run.block, self.last))
+        """It, which starts where a block starts, as the blocks of its span."""
+        for first in range(self.first, self.last, self.span.block):
+            yield Segment(self.span, first, min(first + self.span.block, self.last))
 
 
 class Tile(NamedTuple):
@@ -57,10 +57,10 @@ class Step(NamedTuple):
     """A tile to be fetched: either to be made, or to be looked at first."""
 
     tile: Tile
-    sweep: int | None = None
-    """Which sweep over its one tensor it is a part of; None for a tile of the output."""
+    reduction: int | None = None
+    """Which reduction over its one tensor it is a part of; None for a tile of the output."""
     last: bool = False
-    """Whether that sweep ends with it."""
+    """Whether that reduction ends with it."""
 
 
 class Read(NamedTuple):
@@ -81,91 +81,91 @@ def cut_tiles(shard: Shard, *, tile_size: int) -> Iterator[Tile]:
         (segment, *_), size = stretch.tile.segments, stretch.tile.stop - stretch.tile.start
         for number in range(1, stretch.tiles):
             start, step = stretch.tile.start + number * size, number * (segment.last - segment.first)
-            yield Tile(start, start + size, (Segment(segment.run, segment.first + step, segment.last + step),))
+            yield Tile(start, start + size, (Segment(segment.span, segment.first + step, segment.last + step),))
 
 
 def steps_of(tiles: Iterable[Tile], *, tile_size: int) -> Iterator[Step]:
-    """The tiles, in order, and before the first one with a part of a tensor that is streamed, the sweeps over that tensor."""
-    swept: Run | None = None
+    """The tiles, in order, and before the first one with a part of a tensor that is streamed, the reductions over that tensor."""
+    streamed: Span | None = None
     for tile in tiles:
         for segment in tile.segments:
-            if is_streamed(segment.run, tile_size) and (swept is None or swept.start != segment.run.start):
-                swept = segment.run
-                for sweep in range(swept.sweeps):
-                    for part in sweep_tiles(swept, tile_size=tile_size):
-                        yield Step(part, sweep, part.segments[0].last == swept.elements)
+            if is_streamed(segment.span, tile_size) and (streamed is None or streamed.start != segment.span.start):
+                streamed = segment.span
+                for reduction in range(streamed.reductions):
+                    for part in reduction_tiles(streamed, tile_size=tile_size):
+                        yield Step(part, reduction, part.segments[0].last == streamed.elements)
         yield Step(tile)
 
 
-def sweep_tiles(run: Run, *, tile_size: int) -> Iterator[Tile]:
-    """The whole of a run as tiles of its own."""
-    width, room = widths_of(run)[0], _room(run, tile_size)
-    for first in range(0, run.elements, room):
-        last = min(first + room, run.elements)
-        yield Tile(run.start + first * width, run.start + last * width, (Segment(run, first, last),))
+def reduction_tiles(span: Span, *, tile_size: int) -> Iterator[Tile]:
+    """The whole of a span as tiles of its own."""
+    width, room = widths_of(span)[0], _room(span, tile_size)
+    for first in range(0, span.elements, room):
+        last = min(first + room, span.elements)
+        yield Tile(span.start + first * width, span.start + last * width, (Segment(span, first, last),))
 
 
-def is_streamed(run: Run, tile_size: int) -> bool:
-    """Whether a run has to be swept and is too large for a tile."""
-    return run.sweeps > 0 and any(run.elements * width > tile_size for width in widths_of(run))
+def is_streamed(span: Span, tile_size: int) -> bool:
+    """Whether a span has to be reduced and is too large for a tile."""
+    return span.reductions > 0 and any(span.elements * width > tile_size for width in widths_of(span))
 
 
-def _room(run: Run, tile_size: int) -> int:
-    """Elements of a run in a tile of its own. Raises ValueError when not even one cut fits."""
-    room = min(tile_size // width for width in widths_of(run) if width) // run.cut * run.cut
+def _room(span: Span, tile_size: int) -> int:
+    """Elements of a span in a tile of its own. Raises ValueError when not even one cut fits."""
+    room = min(tile_size // width for width in widths_of(span) if width) // span.cut * span.cut
     if not room:
-        raise ValueError(f"a tile of {tile_size} bytes cannot hold {run.cut} elements of {run.tensors[0].name}")
+        raise ValueError(f"a tile of {tile_size} bytes cannot hold {span.cut} elements of {span.tensors[0].name}")
     return room
 
 
 def count_requests(shard: Shard, *, tile_size: int) -> int:
-    """How many reads the tiles of a shard take, and the sweeps before them, without making all of them."""
-    over_model, over_tensors = _sweeps_of(shard)
+    """How many reads the tiles of a shard take, and the reductions before them, without making all of them."""
+    over_model, over_tensors = _reductions_of(shard)
 
     def reads(tile: Tile) -> int:
-        return sum(len(tile_reads(tile, model)) for model in range(len(tile.segments[0].run.sources))) if tile.segments else 0
+        return sum(len(tile_reads(tile, model)) for model in range(len(tile.segments[0].span.sources))) if tile.segments else 0
 
     total = 0
     for tile, count in _stretches(shard, tile_size):
         total += count * reads(tile)
         if over_model:
-            total += count * over_model * reads(tile._replace(segments=tuple(s for s in tile.segments if s.run.merged)))
-    for run in find_runs(shard) if over_tensors else ():
-        if is_streamed(run, tile_size):
-            total += run.sweeps * sum(reads(tile) for tile in sweep_tiles(run, tile_size=tile_size))
+            total += count * over_model * reads(tile._replace(segments=tuple(s for s in tile.segments if s.span.merged)))
+    for span in find_spans(shard) if over_tensors else ():
+        if is_streamed(span, tile_size):
+            total += span.reductions * sum(reads(tile) for tile in reduction_tiles(span, tile_size=tile_size))
     return total
 
 
-def bytes_to_sweep(shard: Shard, *, tile_size: int) -> int:
-    """Bytes that sweeps over streamed tensors and over the whole model read, besides what making the tensors reads."""
-    over_model, _ = _sweeps_of(shard)
-    return _bytes_to_stream(shard, tile_size) + (over_model * bytes_to_look_at(shard) if over_model else 0)
+def bytes_to_reduce(shard: Shard, *, tile_size: int) -> int:
+    """Bytes that reductions over streamed tensors and over the whole model read, besides what making the tensors reads."""
+    over_model, _ = _reductions_of(shard)
+    return _bytes_to_stream(shard, tile_size) + (over_model * bytes_of_reduction(shard) if over_model else 0)
 
 
 def bytes_to_make(shard: Shard, *, tile_size: int) -> int:
-    """Bytes that are moved to make a shard: its inputs, those of streamed tensors once more for each sweep, and its file."""
+    """Bytes that are moved to make a shard: its inputs, those of streamed tensors once more for each reduction, and its file."""
     return shard.bytes_to_read + _bytes_to_stream(shard, tile_size) + shard.size
 
 
-def bytes_to_look_at(shard: Shard) -> int:
-    """Bytes that one sweep over the model reads of a shard: all that is merged."""
-    return sum(_input_bytes(run) for run in find_runs(shard) if run.merged)
+def bytes_of_reduction(shard: Shard) -> int:
+    """Bytes that one reduction over the model reads of a shard: all that is merged."""
+    return sum(_input_bytes(span) for span in find_spans(shard) if span.merged)
 
 
 def _bytes_to_stream(shard: Shard, tile_size: int) -> int:
-    """Bytes that sweeps over streamed tensors read."""
-    _, over_tensors = _sweeps_of(shard)
-    runs = find_runs(shard) if over_tensors else ()
-    return sum(run.sweeps * _input_bytes(run) for run in runs if is_streamed(run, tile_size))
+    """Bytes that reductions over streamed tensors read."""
+    _, over_tensors = _reductions_of(shard)
+    spans = find_spans(shard) if over_tensors else ()
+    return sum(span.reductions * _input_bytes(span) for span in spans if is_streamed(span, tile_size))
 
 
-def _input_bytes(run: Run) -> int:
-    return run.elements * sum(widths_of(run)[1:])
+def _input_bytes(span: Span) -> int:
+    return span.elements * sum(widths_of(span)[1:])
 
 
-def _sweeps_of(shard: Shard) -> tuple[int, int]:
-    """The most sweeps that any of its tensors needs over the model, the same for all, and over itself."""
-    scopes = [[sweep.scope for sweep in settings.sweeps] for settings in shard.settings] or [[]]
+def _reductions_of(shard: Shard) -> tuple[int, int]:
+    """The most reductions that any of its tensors needs over the model, the same for all, and over itself."""
+    scopes = [[reduction.scope for reduction in call.reductions] for call in shard.calls] or [[]]
     return max(each.count(Scope.MODEL) for each in scopes), max(each.count(Scope.TENSOR) for each in scopes)
 
 
@@ -182,24 +182,24 @@ def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
     segments: list[Segment] = []
     filled: list[int] = []  # bytes so far in the output and of each model
     start = position = len(shard.header)
-    for run in find_runs(shard):
-        widths = widths_of(run)
+    for span in find_spans(shard):
+        widths = widths_of(span)
         first = 0
-        while first < run.elements:
+        while first < span.elements:
             filled = filled or [0] * len(widths)
             room = min((tile_size - used) // width for used, width in zip(filled, widths, strict=True) if width)
-            last = run.elements if run.elements - first <= room else first + room // run.cut * run.cut
+            last = span.elements if span.elements - first <= room else first + room // span.cut * span.cut
             full = last == first or len(segments) == MOST_SEGMENTS
-            if segments and (full or (run.sweeps and first == 0 and last < run.elements)):
+            if segments and (full or (span.reductions and first == 0 and last < span.elements)):
                 yield _Stretch(Tile(start, position, tuple(segments)), 1)
                 start, segments, filled = position, [], []
                 continue
             if last == first:
-                _room(run, tile_size)  # raises
+                _room(span, tile_size)  # raises
             position += (last - first) * widths[0]
-            segments.append(Segment(run, first, last))
-            if len(segments) == 1 and last < run.elements:
-                alike = (run.elements - first - 1) // (last - first)
+            segments.append(Segment(span, first, last))
+            if len(segments) == 1 and last < span.elements:
+                alike = (span.elements - first - 1) // (last - first)
                 yield _Stretch(Tile(start, position, tuple(segments)), alike)
                 first += alike * (last - first)
                 start = position = start + alike * (position - start)
@@ -211,14 +211,14 @@ def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
         yield _Stretch(Tile(start, position, tuple(segments)), 1)
 
 
-def widths_of(run: Run) -> list[int]:
+def widths_of(span: Span) -> list[int]:
     """Bytes of an element in the output and in each model; 0 for a model that is not read."""
-    return [ITEMSIZES[run.dtype], *[ITEMSIZES[source.dtype] if source else 0 for source in run.sources]]
+    return [ITEMSIZES[span.dtype], *[ITEMSIZES[source.dtype] if source else 0 for source in span.sources]]
 
 
 def source_range(segment: Segment, model: int) -> Read | None:
     """The bytes of a segment in one model; None when the model is not read for it."""
-    source = segment.run.sources[model]
+    source = segment.span.sources[model]
     if source is None:
         return None
     width = ITEMSIZES[source.dtype]
@@ -239,7 +239,7 @@ def _segment_reads(segment: Segment, model: int) -> list[Read]:
         return []
     if whole.stop - whole.start <= REQUEST:
         return [whole]
-    source, block = segment.run.sources[model], segment.run.block
+    source, block = segment.span.sources[model], segment.span.block
     assert source is not None
     step = block * ITEMSIZES[source.dtype]
     step *= max(1, REQUEST // step)

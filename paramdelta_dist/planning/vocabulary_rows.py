@@ -11,7 +11,7 @@ and lacks the token has the base's row (the first model's where there is no base
 the first model that has it, in the order above. The output has as many rows as the model whose tokenizer is written, so that padding
 stays; where the tokenizer comes from elsewhere, as many as its ids need.
 
-Each run of rows is a part of its own, so a method that has to look at the whole tensor first (a trim, a norm) cannot be used.
+Each span of rows is a part of its own, so a method that has to look at the whole tensor first (a trim, a norm) cannot be used.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from paramdelta_dist.checkpoint.special import special_ids
 from paramdelta_dist.checkpoint.tokenizer import Vocabulary
 from paramdelta_dist.checkpoint.vocabulary import field_changes, find_entries, input_embeddings, vocabulary_fields
 from paramdelta_dist.errors import HomologyError, UsageError
-from paramdelta_dist.methods import Blocks, find_method
-from paramdelta_dist.planning.resolve import Resolver, Settings
-from paramdelta_dist.planning.row_map import ABSENT, RowMap, Way, map_rows
+from paramdelta_dist.methods import BlockShape, find_method
+from paramdelta_dist.planning.resolve import MethodCall, Resolver
+from paramdelta_dist.planning.row_map import ABSENT, RowMap, RowSource, map_rows
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import redact
 
@@ -54,36 +54,36 @@ class VocabularyPlanner:
         self._columns: dict[tuple[str, tuple[int, ...]], list[list[int]]] = {}
         """For each mode and heights of a tensor in the models, the row of each model for each row of the output."""
 
-    def row_maps(self, settings: Sequence[Settings], ways: Mapping[str, int]) -> dict[str, RowMap]:
-        """The map of each vocabulary tensor that is not the same in all models, among those that are merged: `ways` has the
-        position of each among the `settings`.
+    def row_maps(self, calls: Sequence[MethodCall], call_of: Mapping[str, int]) -> dict[str, RowMap]:
+        """The map of each vocabulary tensor that is not the same in all models, among those that are merged: `call_of` has the
+        position of each among the `calls`.
 
         Raises HomologyError when tokens of the tokenizer that is written have a row in no model, UsageError when the method
         cannot be used, or the deltas contradict one another.
         """
         maps: dict[str, RowMap] = {}
-        made: list[tuple[tuple[int, ...], Settings, RowMap]] = []
+        made: list[tuple[tuple[int, ...], MethodCall, RowMap]] = []
         """Embeddings and heads that are alike share one."""
         if self._mode == "strict":
             return maps
-        for name in filter(self._known.__contains__, ways):
-            heights, way = self._heights(name), settings[ways[name]]
+        for name in filter(self._known.__contains__, call_of):
+            heights, call = self._heights(name), calls[call_of[name]]
             if heights is None:
                 continue
-            found = next((rows for other, same, rows in made if (other, same) == (heights, way)), None)
+            found = next((rows for other, same, rows in made if (other, same) == (heights, call)), None)
             if found is None:
-                found = self.row_map(self._mode, heights, way, name)
-                made.append((heights, way, found))
+                found = self.row_map(self._mode, heights, call, name)
+                made.append((heights, call, found))
             if not found.plain:
                 tensor = self._models[0].tensors[name]
-                _require_cuttable(way, name, len(tensor.shape), self._known[name])
+                _require_cuttable(call, name, len(tensor.shape), self._known[name])
                 if math.prod(tensor.shape[: self._known[name]]) * found.count > MOST_PARTS:
                     raise UsageError(
                         f"{shown(name)} has a column for each token, and would be put together from more than {MOST_PARTS:,} pieces; "
                         "leave it out with embeddings and output head (`exclude`) and set `tokenizer_from: base`"
                     )
                 maps[name] = found
-        self._require_equal_heights(ways, maps)
+        self._require_equal_heights(call_of, maps)
         return maps
 
     def _require_equal_heights(self, merged: Collection[str], maps: Mapping[str, RowMap]) -> None:
@@ -100,26 +100,26 @@ class VocabularyPlanner:
                     f"{maps[other].rows:,}; leave out both or neither"
                 )
 
-    def outcome(self, mode: str, name: str, way: Settings) -> str:
+    def outcome(self, mode: str, name: str, call: MethodCall) -> str:
         """What a mode would do with the rows of a tensor, in words."""
         heights = self._heights(name)
         if heights is None:
             return f"not possible: {name} is not in all models"
         try:
-            return _in_words(self.row_map(mode, heights, way, name), self._urls)
+            return _in_words(self.row_map(mode, heights, call, name), self._urls)
         except (HomologyError, UsageError) as error:
             return f"not possible: {error}"
 
-    def row_map(self, mode: str, heights: tuple[int, ...], way: Settings, name: str) -> RowMap:
+    def row_map(self, mode: str, heights: tuple[int, ...], call: MethodCall, name: str) -> RowMap:
         if (mode, heights) not in self._columns:
             self._columns[mode, heights] = _by_number(heights) if mode == "pad" else self._by_token(heights, name)
 
-        def way_of(present: tuple[bool, ...]) -> Way:
+        def source_of(present: tuple[bool, ...]) -> RowSource:
             if mode == "pad":
-                return _merged(way, range(len(present))) if all(present) else self._whole(way, present)
-            return self._standing_in(way, present) if present[0] else self._whole(way, present)
+                return _merged(call, range(len(present))) if all(present) else self._whole(call, present)
+            return self._standing_in(call, present) if present[0] else self._whole(call, present)
 
-        return map_rows(self._columns[mode, heights], way_of)
+        return map_rows(self._columns[mode, heights], source_of)
 
     def _heights(self, name: str) -> tuple[int, ...] | None:
         shapes = [model.tensors[name].shape for model in self._models if name in model.tensors]
@@ -157,23 +157,23 @@ class VocabularyPlanner:
             )
         return found.tokens
 
-    def _whole(self, way: Settings, present: Sequence[bool]) -> Way:
+    def _whole(self, call: MethodCall, present: Sequence[bool]) -> RowSource:
         """Rows that are taken from one model as they are."""
         writer = () if self._writer is None else (self._writer,)
-        order = [*writer, 0, *(term.post for term in way.terms), *(term.base for term in way.terms if term.base is not None)]
+        order = [*writer, 0, *(term.post for term in call.terms), *(term.base for term in call.terms if term.base is not None)]
         origin = next((model for model in (*order, *range(len(present))) if present[model]), None)
         if origin is None:  # unnamed rows between the ids of a tokenizer from elsewhere: nothing points at them
             raise HomologyError("the tokenizer has ids without a token, and no model has such rows; take it from a model of the recipe")
-        return Way(False, tuple(model if model == origin else None for model in range(len(present))))
+        return RowSource(False, tuple(model if model == origin else None for model in range(len(present))))
 
-    def _standing_in(self, way: Settings, present: Sequence[bool]) -> Way:
+    def _standing_in(self, call: MethodCall, present: Sequence[bool]) -> RowSource:
         """Rows that the base has: a delta whose post or base lacks them is made zero, by reading the same rows for both.
 
         Raises UsageError where a model takes part in two deltas and would have to be itself in one and another in the other.
         """
         stands = {0: 0}
         absent = []
-        for term in way.terms:
+        for term in call.terms:
             if term.base is None:
                 stands[term.post] = term.post if present[term.post] else 0
             elif present[term.post] and present[term.base]:
@@ -191,13 +191,13 @@ class VocabularyPlanner:
                     f"vocab: by-token: {redact(self._urls[post])} and {redact(self._urls[base])} do not both have the same tokens, and "
                     "both take part in other deltas as well; merge the deltas one after the other, each with a recipe of its own"
                 )
-        return _merged(way, [stands.get(model, 0) for model in range(len(present))])
+        return _merged(call, [stands.get(model, 0) for model in range(len(present))])
 
 
-def _merged(way: Settings, stands: Sequence[int]) -> Way:
+def _merged(call: MethodCall, stands: Sequence[int]) -> RowSource:
     """Rows that are computed, with the rows of `stands[model]` in a model's place; models that nothing needs are not read."""
-    used = way.models
-    return Way(True, tuple(reader if model in used else None for model, reader in enumerate(stands)))
+    used = call.models
+    return RowSource(True, tuple(reader if model in used else None for model, reader in enumerate(stands)))
 
 
 def _plain(vocabulary: Vocabulary | None) -> int:
@@ -208,9 +208,9 @@ def _contents(models: Sequence[Checkpoint]) -> list[tuple[Mapping[str, Any] | No
     return [(model.config, model.tensors) for model in models]
 
 
-def _require_cuttable(way: Settings, name: str, dimensions: int, dimension: int) -> None:
-    method = find_method(way.method)
-    if way.sweeps or (method.blocks is Blocks.ROWS and dimension == dimensions - 1):
+def _require_cuttable(call: MethodCall, name: str, dimensions: int, dimension: int) -> None:
+    method = find_method(call.method)
+    if call.reductions or (method.blocks is BlockShape.ROWS and dimension == dimensions - 1):
         raise UsageError(
             f"{method.name} looks at all of {shown(name)} before it computes a row, and `vocab: pad` and `by-token` put it together "
             "from rows of different models; use a method that works element by element, or leave the tensor out (exclude:)"
@@ -241,20 +241,20 @@ def vocabulary_outcomes(
     if name is None:
         return ()
     planner = VocabularyPlanner(recipe, resolver.models, [checkpoints[url] for url in resolver.models], vocabularies)
-    return tuple((mode, planner.outcome(mode, name, resolver.settings(name))) for mode in modes)
+    return tuple((mode, planner.outcome(mode, name, resolver.call(name))) for mode in modes)
 
 
 def _in_words(rows: RowMap, urls: Sequence[str]) -> str:
     merged = partly = 0
     whole: dict[int, int] = {}
-    for run in rows.runs():
-        if not run.merged:
-            origin = next(source[0] for source in run.sources if source is not None)
-            whole[origin] = whole.get(origin, 0) + run.rows
-        elif all(source is None or source[0] == model for model, source in enumerate(run.sources)):
-            merged += run.rows
+    for span in rows.spans():
+        if not span.merged:
+            origin = next(source[0] for source in span.sources if source is not None)
+            whole[origin] = whole.get(origin, 0) + span.rows
+        elif all(source is None or source[0] == model for model, source in enumerate(span.sources)):
+            merged += span.rows
         else:
-            partly += run.rows
+            partly += span.rows
     words = [f"{merged:,} of {rows.rows:,} rows merged"]
     words += [f"{partly:,} without the models that lack their token"] if partly else []
     words += [f"{count:,} whole from {redact(urls[origin])}" for origin, count in sorted(whole.items())]

@@ -516,7 +516,7 @@ def _misfits(document: dict[Any, Any]) -> Iterator[_Misfit]:
                 continue
             yield from _wrong_value((section, number, name), value, own, f"keys here for {method.name}", fixed)
     for parameter in method.parameters:
-        by_each = parameter.each and entries and all(parameter.name in entry for _, entry in entries)
+        by_each = parameter.per_model and entries and all(parameter.name in entry for _, entry in entries)
         if parameter.default is None and parameter.name not in general and not by_each:
             yield "needed", ("parameters", parameter.name), f"is missing: {parameter.meaning}, {parameter.range}"
 
@@ -539,14 +539,14 @@ def _wrong_roles(document: dict[Any, Any], method: Method) -> Iterator[_Misfit]:
     if count == 0:
         return
     if method.roles is Roles.PAIR:
-        if count + based != 2 and not (method.over_base and based and count == 2):
-            more = ", or `base:` and two entries, to merge what they add to it" if method.over_base else ""
+        if count + based != 2 and not (method.accepts_base and based and count == 2):
+            more = ", or `base:` and two entries, to merge what they add to it" if method.accepts_base else ""
             yield "role", (section,), f"{method.name} merges two models: give `base:` and one entry here, or two entries{more}"
         return
-    if not deltas and based and not method.over_base:
+    if not deltas and based and not method.accepts_base:
         yield "role", ("base",), f"{method.name} has no base; a model that takes part belongs into `models:`"
-    if count < method.least or (method.most is not None and count > method.most):
-        number = f"exactly {method.least}" if method.least == method.most else f"{method.least} or more"
+    if count < method.min_models or (method.max_models is not None and count > method.max_models):
+        number = f"exactly {method.min_models}" if method.min_models == method.max_models else f"{method.min_models} or more"
         yield "role", (section,), f"{method.name} takes {number}, {count} {'is' if count == 1 else 'are'} given"
 
 

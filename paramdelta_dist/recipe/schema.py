@@ -73,10 +73,10 @@ def _value(parameter: Parameter) -> dict[str, Any]:
     if parameter.kind is str:
         return {"enum": list(parameter.choices)}
     value: dict[str, Any] = {"type": "integer" if parameter.kind is int else "number"}
-    if parameter.least > -math.inf:
-        value["exclusiveMinimum" if parameter.open else "minimum"] = parameter.least
-    if parameter.most < math.inf:
-        value["maximum"] = parameter.most
+    if parameter.minimum > -math.inf:
+        value["exclusiveMinimum" if parameter.exclusive_minimum else "minimum"] = parameter.minimum
+    if parameter.maximum < math.inf:
+        value["maximum"] = parameter.maximum
     return value
 
 
@@ -115,12 +115,12 @@ def _way(method: Method, values: _Values) -> dict[str, Any]:
         "properties": {"parameters": parameters, section: given, other: False, "sweep": {"propertyNames": swept}},
         "required": ["base", "deltas"] if deltas else ["models"],
     }
-    if not deltas and not method.over_base and method.roles is not Roles.PAIR:
+    if not deltas and not method.accepts_base and method.roles is not Roles.PAIR:
         way["properties"]["base"] = False
     if method.roles is Roles.PAIR:
-        way |= {"if": {"required": ["base"]}, "then": _count(section, 1, 1 + method.over_base), "else": _count(section, 2, 2)}
+        way |= {"if": {"required": ["base"]}, "then": _count(section, 1, 1 + method.accepts_base), "else": _count(section, 2, 2)}
     else:
-        given |= _count(section, method.least, method.most)["properties"][section]
+        given |= _count(section, method.min_models, method.max_models)["properties"][section]
     if needed := [_needed(parameter, section) for parameter in method.parameters if parameter.default is None]:
         way["allOf"] = needed
     return way
@@ -134,7 +134,7 @@ def _needed(parameter: Parameter, section: str) -> dict[str, Any]:
     """That a parameter without a default is given: for all, for each, or by the sweep."""
     for_all = {"required": ["parameters"], "properties": {"parameters": {"required": [parameter.name]}}}
     ways: list[dict[str, Any]] = [for_all, {"required": ["sweep"]}]
-    if parameter.each:
+    if parameter.per_model:
         ways.append({"properties": {section: {"items": {"required": [parameter.name]}}}})
     return {"anyOf": ways}
 

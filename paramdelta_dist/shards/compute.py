@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.errors import CheckpointError, NonFinite
-from paramdelta_dist.kernels.blocks import Subject
-from paramdelta_dist.kernels.raw import Values
-from paramdelta_dist.methods import Sweep, find_method
+from paramdelta_dist.kernels.blocks import TensorInfo
+from paramdelta_dist.kernels.raw import RawElements
+from paramdelta_dist.methods import Reduction, find_method
 from paramdelta_dist.output.hold import Hold
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.resolve import Settings
-from paramdelta_dist.planning.spans import Run
+from paramdelta_dist.planning.resolve import MethodCall
+from paramdelta_dist.planning.spans import Span
 from paramdelta_dist.planning.tiles import Segment
-from paramdelta_dist.shards.probe import Watcher
+from paramdelta_dist.shards.probe import Probe
 from paramdelta_dist.shards.reader import FetchedTile
 from paramdelta_dist.storage import StorageConfig, redact
 
 if TYPE_CHECKING:
-    from paramdelta_dist.shards.torch_compute import TorchMaker
+    from paramdelta_dist.shards.torch_compute import TorchComputer
 
 
 @dataclass(frozen=True)
-class Job:
+class MergeContext:
     """What all shards of a merge have in common: everything a worker needs besides the shard."""
 
     models: tuple[str, ...]
@@ -42,19 +42,19 @@ class Job:
     """That make tiles of one shard."""
     device: str
     """cpu or cuda."""
-    watcher: Watcher | None = None
+    probe: Probe | None = None
     """Who looks at what is read."""
     statistics: tuple[Any, ...] = ()
-    """What sweeps over the whole model found, where the method has any."""
+    """What reductions over the whole model found, where the method has any."""
 
 
-class TileMaker:
+class TileComputer:
     """Makes the output bytes of tiles, in the caller's memory, and looks at tiles for statistics. Keeps its scratch between
     them; one a thread."""
 
-    def __init__(self, job: Job, shard: Shard) -> None:
-        self._job, self._settings = job, shard.settings
-        self._torch: TorchMaker | None = None
+    def __init__(self, job: MergeContext, shard: Shard) -> None:
+        self._job, self._calls = job, shard.calls
+        self._torch: TorchComputer | None = None
 
     def make(self, fetched: FetchedTile, out: memoryview, statistics: tuple[Any, ...] | None = None) -> int:
         """Fill `out` with the tile. Returns how many elements are NaN or infinite, where the recipe lets them through.
@@ -64,56 +64,56 @@ class TileMaker:
         """
         nonfinite = position = 0
         for segment in fetched.tile.segments:
-            size = (segment.last - segment.first) * DTYPES[segment.run.dtype].itemsize
+            size = (segment.last - segment.first) * DTYPES[segment.span.dtype].itemsize
             piece = out[position : position + size]
             position += size
-            if not segment.run.merged:
+            if not segment.span.merged:
                 self._copy(fetched, segment, piece)
                 continue
-            settings = self._settings[segment.run.settings]
-            if find_method(settings.method).weights is not None:
-                count, first = self._sum(segment, piece, settings, self._sources(fetched, segment))
+            call = self._calls[segment.span.call]
+            if find_method(call.method).weights is not None:
+                count, first = self._sum(segment, piece, call, self._sources(fetched, segment))
             else:
-                whole = segment.run.sweeps == 0 or (segment.first, segment.last) == (0, segment.run.elements)
+                whole = segment.span.reductions == 0 or (segment.first, segment.last) == (0, segment.span.elements)
                 count, first = self._with_torch().apply(
-                    segment, Values(piece, segment.run.dtype), settings, partial(self._sources, fetched), None if whole else statistics
+                    segment, RawElements(piece, segment.span.dtype), call, partial(self._sources, fetched), None if whole else statistics
                 )
             if count and not self._job.allow_nonfinite:
-                wrong = Segment(segment.run, segment.first + first, segment.first + first + 1)
+                wrong = Segment(segment.span, segment.first + first, segment.first + first + 1)
                 raise NonFinite(self._nonfinite_message(wrong, 0, self._sources(fetched, wrong)))
             nonfinite += count
         return nonfinite
 
-    def look(self, fetched: FetchedTile, segment: Segment, sweep: Sweep, statistics: tuple[Any, ...]) -> list[Any]:
+    def reduce(self, fetched: FetchedTile, segment: Segment, reduction: Reduction, statistics: tuple[Any, ...]) -> list[Any]:
         """The partials of a segment's blocks, in order; a single one where they may be added up as they come."""
-        return self._with_torch().look(segment, partial(self._sources, fetched), self._settings[segment.run.settings], sweep, statistics)
+        return self._with_torch().reduce(segment, partial(self._sources, fetched), self._calls[segment.span.call], reduction, statistics)
 
-    def _sources(self, fetched: FetchedTile, part: Segment) -> list[Values | None]:
+    def _sources(self, fetched: FetchedTile, part: Segment) -> list[RawElements | None]:
         """What each model has of a part of a tile that lies within one read, as every block does."""
         return [_values(fetched, part, model) for model in range(len(self._job.models))]
 
-    def _with_torch(self) -> TorchMaker:
+    def _with_torch(self) -> TorchComputer:
         if self._torch is None:
-            from paramdelta_dist.shards.torch_compute import TorchMaker
+            from paramdelta_dist.shards.torch_compute import TorchComputer
 
-            self._torch = TorchMaker(self._job.device, self._job.statistics)
+            self._torch = TorchComputer(self._job.device, self._job.statistics)
         return self._torch
 
-    def _sum(self, segment: Segment, piece: memoryview, settings: Settings, sources: Sequence[Values | None]) -> tuple[int, int]:
+    def _sum(self, segment: Segment, piece: memoryview, call: MethodCall, sources: Sequence[RawElements | None]) -> tuple[int, int]:
         """The fast path: a sum of weighted deltas. Returns how many elements are not finite, and the place of the first."""
-        method = find_method(settings.method)
+        method = find_method(call.method)
         assert method.weights is not None
-        weights = tuple(method.weights(settings.parameters, [term.values for term in settings.terms]))
-        base, terms = inputs_of(segment, settings, sources)
+        weights = tuple(method.weights(call.parameters, [term.values for term in call.terms]))
+        base, terms = inputs_of(segment, call, sources)
         assert base is not None
-        out, deltas = Values(piece, segment.run.dtype), [(post, old) for post, old in terms if old is not None]
+        out, deltas = RawElements(piece, segment.span.dtype), [(post, old) for post, old in terms if old is not None]
         if self._job.device != "cpu":
             return self._with_torch().sum(out, base, deltas, weights)
         from paramdelta_dist.kernels.sum_cpu import add_deltas  # here: numba and torch are a lot of memory, and few need both
 
         return add_deltas(out, base, deltas, weights)
 
-    def _nonfinite_message(self, segment: Segment, place: int, sources: Sequence[Values | None]) -> str:
+    def _nonfinite_message(self, segment: Segment, place: int, sources: Sequence[RawElements | None]) -> str:
         from paramdelta_dist.kernels.sum_cpu import is_finite
 
         urls = [
@@ -121,7 +121,7 @@ class TileMaker:
             for url, values in zip(self._job.models, sources, strict=True)
             if values is not None and not is_finite(values, place)
         ]
-        tensor, element = segment.run.tensor_at(segment.first + place)
+        tensor, element = segment.span.tensor_at(segment.first + place)
         cause = f"it is not finite in {', '.join(urls)}" if urls else f"it is too large for {tensor.dtype}; write a wider dtype"
         return (
             f"tensor {tensor.name!r}, element {element}: the result is NaN or infinite: {cause}. "
@@ -130,53 +130,53 @@ class TileMaker:
 
     def _copy(self, fetched: FetchedTile, segment: Segment, piece: memoryview) -> None:
         """Take the tensor from the first model that has it; rows of a vocabulary are in that model's dtype, not yet the output's."""
-        width = DTYPES[segment.run.dtype].itemsize
+        width = DTYPES[segment.span.dtype].itemsize
         for block in segment.blocks():
             target = piece[(block.first - segment.first) * width : (block.last - segment.first) * width]
             copied = False
             for model, url in enumerate(self._job.models):
-                data, source = fetched.source(block, model), segment.run.sources[model]
+                data, source = fetched.source(block, model), segment.span.sources[model]
                 if data is None or source is None:
                     continue
                 if not copied:
                     copied = True
-                    if source.dtype == segment.run.dtype:
+                    if source.dtype == segment.span.dtype:
                         target[:] = data
                     else:
                         from paramdelta_dist.kernels.sum_cpu import add_deltas
 
-                        add_deltas(Values(target, segment.run.dtype), Values(data, source.dtype), [], [])
+                        add_deltas(RawElements(target, segment.span.dtype), RawElements(data, source.dtype), [], [])
                 elif data != target:
                     differing = next(place for place, (one, other) in enumerate(zip(data, target, strict=True)) if one != other)
-                    tensor, _ = segment.run.tensor_at(block.first + differing // width)
+                    tensor, _ = segment.span.tensor_at(block.first + differing // width)
                     raise CheckpointError(
                         f"tensor {tensor.name!r} is {tensor.dtype}, which is copied and not merged, and {redact(url)} holds other "
                         "values than the base; it must agree in all models, or be left out (`exclude`), which takes the base's"
                     )
-            assert copied, f"{segment.run.tensors[0].name} is of no model"
+            assert copied, f"{segment.span.tensors[0].name} is of no model"
 
 
 def inputs_of(
-    segment: Segment, settings: Settings, sources: Sequence[Values | None]
-) -> tuple[Values | None, list[tuple[Values, Values | None]]]:
+    segment: Segment, call: MethodCall, sources: Sequence[RawElements | None]
+) -> tuple[RawElements | None, list[tuple[RawElements, RawElements | None]]]:
     """The base and the (post, base) pairs of a segment, of what the models have there."""
 
-    def required(model: int) -> Values:
+    def required(model: int) -> RawElements:
         found = sources[model]
-        assert found is not None, f"{segment.run.tensors[0].name} of model {model} was not planned"
+        assert found is not None, f"{segment.span.tensors[0].name} of model {model} was not planned"
         return found
 
-    base = required(0) if settings.based else None
-    return base, [(required(term.post), None if term.base is None else required(term.base)) for term in settings.terms]
+    base = required(0) if call.based else None
+    return base, [(required(term.post), None if term.base is None else required(term.base)) for term in call.terms]
 
 
-def subject_of(run: Run, settings: Settings, statistics: tuple[Any, ...]) -> Subject:
-    """What a method is told of the tensor of a run."""
-    tensor = run.tensors[0]
-    values, numbers = tuple(term.values for term in settings.terms), tuple(term.number for term in settings.terms)
-    return Subject(tensor.twin or tensor.name, tensor.shape, settings.parameters, values, numbers, statistics)
+def info_of(span: Span, call: MethodCall, statistics: tuple[Any, ...]) -> TensorInfo:
+    """What a method is told of the tensor of a span."""
+    tensor = span.tensors[0]
+    values, numbers = tuple(term.values for term in call.terms), tuple(term.position for term in call.terms)
+    return TensorInfo(tensor.twin or tensor.name, tensor.shape, call.parameters, values, numbers, statistics)
 
 
-def _values(fetched: FetchedTile, segment: Segment, model: int) -> Values | None:
-    data, source = fetched.source(segment, model), segment.run.sources[model]
-    return None if data is None or source is None else Values(data, source.dtype)
+def _values(fetched: FetchedTile, segment: Segment, model: int) -> RawElements | None:
+    data, source = fetched.source(segment, model), segment.span.sources[model]
+    return None if data is None or source is None else RawElements(data, source.dtype)

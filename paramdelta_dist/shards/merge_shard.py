@@ -17,7 +17,7 @@ from paramdelta_dist.output.hold import Hold, require_hold, settle, write_held
 from paramdelta_dist.output.receipts import Receipt, receipt_name
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import Step, bytes_to_make, cut_tiles, steps_of
-from paramdelta_dist.shards.compute import Job
+from paramdelta_dist.shards.compute import MergeContext
 from paramdelta_dist.shards.digests import StreamDigests
 from paramdelta_dist.shards.pipeline import TilePipeline, tile_pipeline, tile_reader
 from paramdelta_dist.shards.reader import Reader
@@ -29,11 +29,11 @@ class ShardUnit:
     """One shard, to be made or to be looked at."""
 
     shard: Shard
-    effort: int
+    bytes_moved: int
     """Bytes read and written."""
 
     @classmethod
-    def to_make(cls, shard: Shard, job: Job) -> ShardUnit:
+    def to_make(cls, shard: Shard, job: MergeContext) -> ShardUnit:
         return cls(shard, bytes_to_make(shard, tile_size=job.tile_size))
 
     @property
@@ -45,13 +45,15 @@ class ShardUnit:
         return self.shard.size
 
 
-def run_shard(job: Job, unit: ShardUnit, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
+def run_shard(job: MergeContext, unit: ShardUnit, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
     """Make one shard and publish it with its receipt, as `stream_shard` does, from bytes that are read for it alone."""
     with tile_reader(job, unit.shard) as reader:
         return stream_shard(job, unit.shard, reader, advance=advance, cancelled=cancelled)
 
 
-def stream_shard(job: Job, shard: Shard, reader: Reader, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
+def stream_shard(
+    job: MergeContext, shard: Shard, reader: Reader, *, advance: Callable[[int], None], cancelled: Callable[[], bool]
+) -> Receipt:
     """Make one shard and publish it with its receipt. The bytes depend on recipe and inputs alone.
 
     `advance` is called with the bytes written of the file as they are made, `cancelled` before each tile. Raises Interrupted
@@ -65,8 +67,8 @@ def stream_shard(job: Job, shard: Shard, reader: Reader, *, advance: Callable[[i
     filled = [tensor for tensor in shard.tensors if tensor.nbytes]
     digests = StreamDigests([(tensor.start, tensor.start + tensor.nbytes) for tensor in filled])
     writing = Stopwatch("write")
-    watch = None if job.watcher is None else job.watcher.begin(shard)
-    with tile_pipeline(job, shard, reader, watch) as pipeline:
+    probe = None if job.probe is None else job.probe.begin(shard)
+    with tile_pipeline(job, shard, reader, probe) as pipeline:
         try:
             chunks = _chunks(job, shard, pipeline, digests, writing, output, hold, advance, cancelled)
             identity = output.put(shard.file, chunks, size=shard.size)
@@ -93,14 +95,14 @@ def stream_shard(job: Job, shard: Shard, reader: Reader, *, advance: Callable[[i
         peak_memory=peak_memory(),
         worker=f"{socket.gethostname()}:{os.getpid()}",
     )
-    if watch is not None:
-        write_held(output, hold, *watch.note())
+    if probe is not None:
+        write_held(output, hold, *probe.note())
     write_held(output, hold, receipt_name(shard.file), receipt.to_json())
     return receipt
 
 
 def _chunks(
-    job: Job,
+    job: MergeContext,
     shard: Shard,
     pipeline: TilePipeline,
     digests: StreamDigests,

@@ -16,13 +16,13 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from paramdelta_dist.engine.metrics import METER, STAGE_SECONDS
-from paramdelta_dist.methods import Sweep
+from paramdelta_dist.methods import Reduction
 from paramdelta_dist.planning.memory import LOCAL_READERS, OUTPUTS, REQUESTS_IN_FLIGHT
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import Step, Tile
 from paramdelta_dist.shards.buffers import BufferPool
-from paramdelta_dist.shards.compute import Job, TileMaker, subject_of
-from paramdelta_dist.shards.probe import Watch
+from paramdelta_dist.shards.compute import MergeContext, TileComputer, info_of
+from paramdelta_dist.shards.probe import ShardProbe
 from paramdelta_dist.shards.reader import Fetching, Reader, TileReader, buffer_size
 from paramdelta_dist.storage import open_store
 
@@ -48,25 +48,25 @@ class TilePipeline:
     """Makes tiles of one shard, in threads of its own."""
 
     def __init__(
-        self, job: Job, shard: Shard, reader: Reader, outputs: BufferPool, makers: ThreadPoolExecutor, watch: Watch | None
+        self, job: MergeContext, shard: Shard, reader: Reader, outputs: BufferPool, makers: ThreadPoolExecutor, probe: ShardProbe | None
     ) -> None:
         self.reader = reader
         self.nonfinite = 0
         """Elements let through that are NaN or infinite."""
         self._job, self._shard, self._threads = job, shard, makers
-        self._makers: SimpleQueue[TileMaker] = SimpleQueue()
+        self._makers: SimpleQueue[TileComputer] = SimpleQueue()
         for _ in range(job.threads):
-            self._makers.put(TileMaker(job, shard))
-        self._outputs, self._watch = outputs, watch
-        self._sweeping: list[Any] = []
-        """The total so far of the sweep that goes on, once there is one."""
+            self._makers.put(TileComputer(job, shard))
+        self._outputs, self._probe = outputs, probe
+        self._reducing: list[Any] = []
+        """The total so far of the reduction that goes on, once there is one."""
         self._statistics: tuple[Any, ...] = job.statistics
         """Of the tensor that is streamed."""
 
     def make(self, steps: Iterable[Step]) -> Iterator[MadeTile]:
         """The tiles of steps with their bytes, in order. What a read or the arithmetic raises comes out at its tile.
 
-        Sweeps over a streamed tensor come before the first of its tiles; each ends before what follows it is begun.
+        Reductions over a streamed tensor come before the first of its tiles; each ends before what follows it is begun.
         """
         upcoming = iter(steps)
         fetching: deque[tuple[Step, Fetching]] = deque()
@@ -85,8 +85,8 @@ class TilePipeline:
                     continue
                 nonfinite, seen = made.result()
                 self.nonfinite += nonfinite
-                if self._watch is not None:
-                    self._watch.add(seen, step.tile.stop - step.tile.start)
+                if self._probe is not None:
+                    self._probe.add(seen, step.tile.stop - step.tile.start)
                 finished = MadeTile(step.tile, memoryview(output)[: step.tile.stop - step.tile.start])
                 yield finished
                 self._outputs.give_back_when_released(output, finished.data)
@@ -95,23 +95,23 @@ class TilePipeline:
                 unwanted.cancel()
 
     def total(self, steps: Iterable[Step]) -> Any:
-        """What the next sweep over the model finds in these steps; None where there are none."""
+        """What the next reduction over the model finds in these steps; None where there are none."""
         for _ in self.make(steps):
-            raise AssertionError("a sweep makes no tile")
-        return self._sweeping[0] if self._sweeping else None
+            raise AssertionError("a reduction makes no tile")
+        return self._reducing[0] if self._reducing else None
 
     def _may_begin(self, step: Step, making: deque[_Making]) -> bool:
-        """Whether all that `step` needs to know is known: no other sweep is going on, and none of a tensor that is still made."""
-        return not making or making[-1].step.sweep == step.sweep or (making[-1].step.sweep is None and step.sweep is None)
+        """Whether all that `step` needs to know is known: no other reduction is going on, and none of a tensor that is still made."""
+        return not making or making[-1].step.reduction == step.reduction or (making[-1].step.reduction is None and step.reduction is None)
 
     def _begin(self, step: Step, fetching: Fetching) -> _Making:
-        output = self._outputs.take() if step.sweep is None else None
-        if step.sweep == 0 and step.tile.segments[0].first == 0:
+        output = self._outputs.take() if step.reduction is None else None
+        if step.reduction == 0 and step.tile.segments[0].first == 0:
             self._statistics = self._job.statistics
         return _Making(step, output, self._threads.submit(self._work, step, fetching, output, self._statistics))
 
     def _work(self, step: Step, fetching: Fetching, output: mmap.mmap | None, statistics: tuple[Any, ...]) -> Any:
-        """How many elements of a tile that was made are not finite, and what the watch saw; the partials of one that was looked at."""
+        """How many elements of a tile that was made are not finite, and what the probe saw; the partials of one that was looked at."""
         began = time.perf_counter()
         fetched, maker = fetching.result(), self._makers.get()
         there = time.perf_counter()
@@ -120,9 +120,9 @@ class TilePipeline:
             if output is not None:
                 made = memoryview(output)[: step.tile.stop - step.tile.start]
                 nonfinite = maker.make(fetched, made, statistics)
-                return nonfinite, None if self._watch is None else self._watch.look(fetched, made)
-            sweep = self._sweep(step, statistics)
-            return [partial for segment in step.tile.segments for partial in maker.look(fetched, segment, sweep, statistics)]
+                return nonfinite, None if self._probe is None else self._probe.measure(fetched, made)
+            reduction = self._reduction(step, statistics)
+            return [partial for segment in step.tile.segments for partial in maker.reduce(fetched, segment, reduction, statistics)]
         finally:
             METER.add(STAGE_SECONDS, time.perf_counter() - there, "compute")
             self._makers.put(maker)
@@ -130,22 +130,22 @@ class TilePipeline:
             self.reader.release(fetching)
 
     def _add_up(self, step: Step, partials: list[Any]) -> None:
-        sweep = self._sweep(step, self._statistics)
+        reduction = self._reduction(step, self._statistics)
         for partial in partials:
-            self._sweeping = [sweep.combine(self._sweeping[0], partial) if self._sweeping else partial]
+            self._reducing = [reduction.combine(self._reducing[0], partial) if self._reducing else partial]
         if step.last:
-            run = step.tile.segments[0].run
-            subject = subject_of(run, self._shard.settings[run.settings], self._statistics)
-            self._statistics += (sweep.finish(self._sweeping[0], subject),)
-            self._sweeping = []
+            span = step.tile.segments[0].span
+            info = info_of(span, self._shard.calls[span.call], self._statistics)
+            self._statistics += (reduction.finalize(self._reducing[0], info),)
+            self._reducing = []
 
-    def _sweep(self, step: Step, statistics: tuple[Any, ...]) -> Sweep:
+    def _reduction(self, step: Step, statistics: tuple[Any, ...]) -> Reduction:
         """The one that a step is a part of, which comes after those that found `statistics`."""
-        return self._shard.settings[step.tile.segments[0].run.settings].sweeps[len(statistics)]
+        return self._shard.calls[step.tile.segments[0].span.call].reductions[len(statistics)]
 
 
 @contextmanager
-def tile_reader(job: Job, shard: Shard) -> Iterator[TileReader]:
+def tile_reader(job: MergeContext, shard: Shard) -> Iterator[TileReader]:
     """What fetches the inputs of a shard. Its threads and buffers are gone when it is left."""
     stores = [open_store(url, job.storage) for url in job.models]
     requests = REQUESTS_IN_FLIGHT if any(store.remote for store in stores) else LOCAL_READERS
@@ -159,12 +159,12 @@ def tile_reader(job: Job, shard: Shard) -> Iterator[TileReader]:
 
 
 @contextmanager
-def tile_pipeline(job: Job, shard: Shard, reader: Reader, watch: Watch | None = None) -> Iterator[TilePipeline]:
-    """A pipeline for the tiles of a shard, at which `watch` looks. Its threads are gone when it is left."""
+def tile_pipeline(job: MergeContext, shard: Shard, reader: Reader, probe: ShardProbe | None = None) -> Iterator[TilePipeline]:
+    """A pipeline for the tiles of a shard, at which `probe` looks. Its threads are gone when it is left."""
     outputs = BufferPool(job.tile_size, pinned=job.device == "cuda")
     makers = ThreadPoolExecutor(job.threads, thread_name_prefix="make")
     try:
-        yield TilePipeline(job, shard, reader, outputs, makers, watch)
+        yield TilePipeline(job, shard, reader, outputs, makers, probe)
     finally:
         reader.stop()  # first: makers may wait for reads
         makers.shutdown(cancel_futures=True)

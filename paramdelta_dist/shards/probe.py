@@ -9,16 +9,16 @@ from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.shards.reader import FetchedTile
 
 
-class Watch(Protocol):
+class ShardProbe(Protocol):
     """Looks at the tiles of one shard."""
 
-    def look(self, fetched: FetchedTile, made: memoryview) -> Any:
+    def measure(self, fetched: FetchedTile, made: memoryview) -> Any:
         """What is to be seen in a tile whose inputs are there, and in the bytes that were made of them; asked by several
         threads, before its memory is used again."""
         ...
 
     def add(self, seen: Any, size: int) -> None:
-        """Take what `look` saw in a tile of `size` bytes; asked in the order of the tiles."""
+        """Take what `measure` saw in a tile of `size` bytes; asked in the order of the tiles."""
         ...
 
     def note(self) -> tuple[str, bytes]:
@@ -26,7 +26,7 @@ class Watch(Protocol):
         ...
 
 
-class Watcher(Protocol):
+class Probe(Protocol):
     """Travels to workers with the job, and looks at every shard there."""
 
-    def begin(self, shard: Shard) -> Watch: ...
+    def begin(self, shard: Shard) -> ShardProbe: ...

@@ -12,7 +12,7 @@ from paramdelta_dist.output.receipts import Receipt
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.planning.tiles import bytes_to_make
-from paramdelta_dist.shards.compute import Job
+from paramdelta_dist.shards.compute import MergeContext
 from paramdelta_dist.shards.merge_shard import stream_shard
 from paramdelta_dist.shards.pipeline import tile_reader
 from paramdelta_dist.shards.shared_reader import SharedReader, SharedTiles
@@ -22,7 +22,7 @@ from paramdelta_dist.shards.shared_reader import SharedReader, SharedTiles
 class SweepJob:
     """What all files of a sweep have in common."""
 
-    points: Mapping[str, Job]
+    points: Mapping[str, MergeContext]
     """The merge of each point by its name. They read the same models, in tiles of one size."""
 
 
@@ -31,8 +31,8 @@ class SweepUnit:
     """One file of the output, of every point that lacks it."""
 
     shards: Mapping[str, Shard]
-    """By the name of the point. They differ in nothing but their settings."""
-    effort: int
+    """By the name of the point. They differ in nothing but their calls."""
+    bytes_moved: int
     """Bytes read, once for all points, and written."""
 
     @property
@@ -51,8 +51,8 @@ def sweep_units(sweep: SweepPlan, receipts: Mapping[str, Mapping[str, Receipt]],
     for number, shard in enumerate(sweep.reading.shards):
         missing = {name: sweep.readings[name][number] for name, held in receipts.items() if shard.file not in held}
         if missing:
-            effort = bytes_to_make(shard, tile_size=tile_size) + (len(missing) - 1) * shard.size
-            units.append(SweepUnit(missing, effort))
+            bytes_moved = bytes_to_make(shard, tile_size=tile_size) + (len(missing) - 1) * shard.size
+            units.append(SweepUnit(missing, bytes_moved))
     return units
 
 

@@ -10,91 +10,95 @@ import torch
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.kernels.blockwise import BlockRunner, Inputs
-from paramdelta_dist.kernels.raw import Values
+from paramdelta_dist.kernels.raw import RawElements
 from paramdelta_dist.kernels.sum_gpu import DeviceMerger
 from paramdelta_dist.kernels.sum_torch import one_thread, view
-from paramdelta_dist.methods import Sweep, find_method
-from paramdelta_dist.planning.resolve import Settings
+from paramdelta_dist.methods import Reduction, find_method
+from paramdelta_dist.planning.resolve import MethodCall
 from paramdelta_dist.planning.tiles import Segment
-from paramdelta_dist.shards.compute import inputs_of, subject_of
+from paramdelta_dist.shards.compute import info_of, inputs_of
 
-Sources = Callable[[Segment], Sequence[Values | None]]
+Sources = Callable[[Segment], Sequence[RawElements | None]]
 """What each model has of a block."""
 
 
-class TorchMaker:
+class TorchComputer:
     """Makes and looks at segments of tiles. Keeps its scratch between them; for one thread at a time."""
 
     def __init__(self, device: str, statistics: tuple[Any, ...]) -> None:
-        """`statistics` are those of sweeps over the whole model."""
+        """`statistics` are those of reductions over the whole model."""
         self._device, self._statistics = torch.device(device), statistics
         self._runners: dict[str, BlockRunner] = {}
         self._mergers: dict[tuple[float, ...], DeviceMerger] = {}
 
-    def look(self, segment: Segment, sources: Sources, settings: Settings, sweep: Sweep, statistics: tuple[Any, ...]) -> list[Any]:
+    def reduce(self, segment: Segment, sources: Sources, call: MethodCall, reduction: Reduction, statistics: tuple[Any, ...]) -> list[Any]:
         """The partials of a segment's blocks, in order; a single one where they may be added up as they come."""
         found: list[Any] = []
-        for partial in self._partials(segment, sources, settings, sweep, statistics):
-            if found and sweep.exact:
-                found[-1] = sweep.combine(found[-1], partial)
+        for partial in self._partials(segment, sources, call, reduction, statistics):
+            if found and reduction.exact:
+                found[-1] = reduction.combine(found[-1], partial)
             else:
                 found.append(partial)
         return found
 
     def apply(
-        self, segment: Segment, out: Values, settings: Settings, sources: Sources, statistics: tuple[Any, ...] | None
+        self, segment: Segment, out: RawElements, call: MethodCall, sources: Sources, statistics: tuple[Any, ...] | None
     ) -> tuple[int, int]:
-        """Fill `out` block by block; without `statistics` the sweeps over the tensor, all of which is here, come first.
+        """Fill `out` block by block; without `statistics` the reductions over the tensor, all of which is here, come first.
 
         Returns how many elements are not finite, and the place of the first in the segment.
         """
         one_thread()
-        apply = find_method(settings.method).apply
-        assert apply is not None, f"{settings.method} computes nothing"
+        apply = find_method(call.method).apply
+        assert apply is not None, f"{call.method} computes nothing"
         if statistics is None:
             statistics = self._statistics
-            for sweep in settings.sweeps[len(statistics) :]:
-                total = reduce(sweep.combine, self._partials(segment, sources, settings, sweep, statistics))
-                statistics += (sweep.finish(total, subject_of(segment.run, settings, statistics)),)
-        subject, target, begin = subject_of(segment.run, settings, statistics), tensor_of(out), segment.run.tensors[0].first
+            for reduction in call.reductions[len(statistics) :]:
+                total = reduce(reduction.combine, self._partials(segment, sources, call, reduction, statistics))
+                statistics += (reduction.finalize(total, info_of(segment.span, call, statistics)),)
+        info, target, begin = info_of(segment.span, call, statistics), tensor_of(out), segment.span.tensors[0].first
         count = first = 0
-        for block, base, terms in _blocks(segment, settings, sources):
+        for block, base, terms in _blocks(segment, call, sources):
             part = target[block.first - segment.first : block.last - segment.first]
-            more, place = self._runner(settings).apply(apply, subject, begin + block.first, part, base, terms)
+            more, place = self._runner(call).apply(apply, info, begin + block.first, part, base, terms)
             first = block.first - segment.first + place if more and not count else first
             count += more
         return count, first
 
-    def sum(self, out: Values, base: Values, deltas: Sequence[tuple[Values, Values]], weights: tuple[float, ...]) -> tuple[int, int]:
+    def sum(
+        self, out: RawElements, base: RawElements, deltas: Sequence[tuple[RawElements, RawElements]], weights: tuple[float, ...]
+    ) -> tuple[int, int]:
         """`add_deltas` on a GPU."""
         if weights not in self._mergers:
             self._mergers[weights] = DeviceMerger(weights, self._device)
         pairs = [(tensor_of(post), tensor_of(old)) for post, old in deltas]
         return self._mergers[weights].merge(tensor_of(out), tensor_of(base), pairs)
 
-    def _partials(self, segment: Segment, sources: Sources, settings: Settings, sweep: Sweep, statistics: tuple[Any, ...]) -> Iterator[Any]:
+    def _partials(
+        self, segment: Segment, sources: Sources, call: MethodCall, reduction: Reduction, statistics: tuple[Any, ...]
+    ) -> Iterator[Any]:
         """Of one block after the other."""
         one_thread()  # tiles of one shard are made in any thread, and torch counts threads for each of them
-        subject, dtype = subject_of(segment.run, settings, statistics), _torch_dtype(segment.run.dtype)
-        for block, base, terms in _blocks(segment, settings, sources):
-            yield self._runner(settings).collect(sweep.collect, subject, block.first, dtype, base, terms)
+        info, dtype = info_of(segment.span, call, statistics), _torch_dtype(segment.span.dtype)
+        for block, base, terms in _blocks(segment, call, sources):
+            yield self._runner(call).collect(reduction.map, info, block.first, dtype, base, terms)
 
-    def _runner(self, settings: Settings) -> BlockRunner:
-        if settings.method not in self._runners:
-            method = find_method(settings.method)
-            self._runners[settings.method] = BlockRunner(method.scratch, self._device, wide=method.wide)
-        return self._runners[settings.method]
+    def _runner(self, call: MethodCall) -> BlockRunner:
+        if call.method not in self._runners:
+            method = find_method(call.method)
+            self._runners[call.method] = BlockRunner(method.scratch_blocks, self._device, wide=method.compute_float64)
+        return self._runners[call.method]
 
 
-def tensor_of(values: Values) -> torch.Tensor:
+def tensor_of(values: RawElements) -> torch.Tensor:
     """A 1-D tensor over the memory of `values`; a copy if that is not aligned."""
     return view(values.data, _torch_dtype(values.dtype))
 
 
-def _blocks(segment: Segment, settings: Settings, sources: Sources) -> Iterator[tuple[Segment, torch.Tensor | None, Inputs]]:
+def _blocks(segment: Segment, call: MethodCall, sources: Sources) -> Iterator[tuple[Segment, torch.Tensor | None, Inputs]]:
     """The blocks of a segment, each with its base and its (post, base) pairs, as stored."""
     for block in segment.blocks():  # each for itself: a segment may lie across several reads
-        base, terms = inputs_of(block, settings, sources(block))
+        base, terms = inputs_of(block, call, sources(block))
         pairs = [(tensor_of(post), None if old is None else tensor_of(old)) for post, old in terms]
         yield block, None if base is None else tensor_of(base), pairs
 

@@ -23,7 +23,7 @@ from paramdelta_dist.output.replace import REPORT
 from paramdelta_dist.output.sealed_json import read_document
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import cut_tiles, steps_of
-from paramdelta_dist.shards.compute import Job
+from paramdelta_dist.shards.compute import MergeContext
 from paramdelta_dist.shards.digests import StreamDigests
 from paramdelta_dist.shards.pipeline import MadeTile, tile_pipeline, tile_reader
 from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store, read_pieces
@@ -44,7 +44,7 @@ class VerifyJob:
 
     output: str
     storage: StorageConfig
-    merge: Job | None
+    merge: MergeContext | None
     """How to compute tiles again; None when none are."""
 
 
@@ -67,7 +67,7 @@ class FileCheck:
         return self.identity.size if self.digest is not None else 0
 
     @property
-    def effort(self) -> int:
+    def bytes_moved(self) -> int:
         return self.size
 
 
@@ -229,7 +229,7 @@ def _digest_problems(store: Store, check: FileCheck, advance: Callable[[int], No
         yield f"{check.file}: {place}: the digest is not the committed one"
 
 
-def _recomputed(job: Job, store: Store, check: FileCheck, shard: Shard, cancelled: Callable[[], bool]) -> tuple[list[str], int]:
+def _recomputed(job: MergeContext, store: Store, check: FileCheck, shard: Shard, cancelled: Callable[[], bool]) -> tuple[list[str], int]:
     """Compute tiles from the inputs again and compare; returns problems and bytes read."""
     chosen = set(check.tiles)
     wanted = (tile for number, tile in enumerate(cut_tiles(shard, tile_size=job.tile_size)) if number in chosen)
@@ -248,8 +248,8 @@ def _recomputed(job: Job, store: Store, check: FileCheck, shard: Shard, cancelle
 def _differing(made: MadeTile, held: memoryview) -> Iterator[str]:
     """The tensors of a tile whose bytes differ, and the elements looked at."""
     for segment in made.tile.segments:
-        width, end = DTYPES[segment.run.dtype].itemsize, segment.run.start + segment.last * DTYPES[segment.run.dtype].itemsize
-        for tensor in segment.run.tensors:
+        width, end = DTYPES[segment.span.dtype].itemsize, segment.span.start + segment.last * DTYPES[segment.span.dtype].itemsize
+        for tensor in segment.span.tensors:
             start, stop = max(tensor.start, made.tile.start), min(tensor.start + tensor.nbytes, end)
             part = slice(start - made.tile.start, stop - made.tile.start)
             if start < stop and held[part] != made.data[part]:

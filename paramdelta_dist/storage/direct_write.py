@@ -17,7 +17,7 @@ from pickle import PickleBuffer  # a hold on memory that keeps its owner from le
 from paramdelta_dist.storage.durable import flush
 from paramdelta_dist.storage.store import Buffer
 
-BLOCK = 4 << 20
+WRITE_BLOCK = 4 << 20
 """Bytes of one write from a buffer of ours; a multiple of every disk's own block size."""
 ALIGNMENT = 4096
 """What direct writes want of places in memory and on disk, and of lengths."""
@@ -26,11 +26,11 @@ WAITING = WRITES_IN_FLIGHT + 1
 """Blocks given to the disk before one of them must be done: one more than it works at, so that it never waits."""
 LARGE = 64 << 20
 """Bytes of a file from which it is written past the page cache."""
-WRITE_MEMORY = (WAITING + 1) * BLOCK
+WRITE_MEMORY = (WAITING + 1) * WRITE_BLOCK
 """Bytes that writing one file takes, or keeps of its producer."""
 
 
-class BlockWriter:
+class DirectWriter:
     """Writes an empty file in order from chunks of any size and alignment.
 
     Chunks that direct writes can take as they are, in memory and in the file, are written from where they lie; others by
@@ -60,12 +60,12 @@ class BlockWriter:
         rest = memoryview(chunk)
         while len(rest):
             if self._buffer is None:
-                self._buffer = self._free.pop() if self._free else mmap.mmap(-1, BLOCK)
-            taken = min(len(rest), BLOCK - self._filled)
+                self._buffer = self._free.pop() if self._free else mmap.mmap(-1, WRITE_BLOCK)
+            taken = min(len(rest), WRITE_BLOCK - self._filled)
             copy_into(self._buffer, self._filled, rest[:taken])
             self._filled += taken
             rest = rest[taken:]
-            if self._filled == BLOCK:
+            if self._filled == WRITE_BLOCK:
                 self._flush()
 
     def finish(self) -> None:

@@ -19,7 +19,7 @@ from paramdelta_dist.errors import (
     StorageError,
 )
 from paramdelta_dist.storage.confined import open_inside, plain, resolve
-from paramdelta_dist.storage.direct_write import LARGE, BlockWriter
+from paramdelta_dist.storage.direct_write import LARGE, DirectWriter
 from paramdelta_dist.storage.durable import UNSUPPORTED, flush
 from paramdelta_dist.storage.part_names import is_part, part_name
 from paramdelta_dist.storage.store import NO_FILE, Buffer, Identity, check_range
@@ -252,7 +252,7 @@ class LocalStore:
             with _translated(self.url, name):
                 _reserve(file, size)
         written = 0
-        with closing(BlockWriter(file, size=size)) as writer:
+        with closing(DirectWriter(file, size=size)) as writer:
             for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
                 with _translated(self.url, name):
                     writer.write(chunk)

@@ -14,7 +14,7 @@ from paramdelta_dist.storage import aws, retry
 from paramdelta_dist.storage.fsspec_store import classified, library_errors, service_reply
 from paramdelta_dist.storage.settings import StoreSettings
 
-LOOK_SECONDS = 0.2
+CHECK_INTERVAL_SECONDS = 0.2
 """How often a stop is looked for."""
 
 
@@ -44,7 +44,7 @@ async def _sleep(waiting: stopping.Waiting, seconds: float) -> None:
     """Raises Interrupted a moment after a stop."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        await asyncio.sleep(min(left, LOOK_SECONDS))
+        await asyncio.sleep(min(left, CHECK_INTERVAL_SECONDS))
         waiting.sleep(0)
 
 

@@ -15,12 +15,12 @@ from paramdelta_dist import api
 from paramdelta_dist.analysis.page.timeline import run_section, throughput
 from paramdelta_dist.analysis.probes import EVERY, Lane, sample
 from paramdelta_dist.errors import NonFinite
-from paramdelta_dist.planning.chunks import CHUNK
+from paramdelta_dist.planning.chunks import MEASURE_CHUNK
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests import oracle
 from tests.models import recipe, save_model
 
-BIG = 3 * EVERY * CHUNK + 1234
+BIG = 3 * EVERY * MEASURE_CHUNK + 1234
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_sampled_figure_is_near_the_whole_one_and_a_small_tensors_is_exact(mod
     assert [one["tensor"] for one, _ in pairs] == [other["tensor"] for _, other in pairs]
     for whole, sampled in pairs:
         assert sampled["elements"] == whole["elements"]
-        if whole["elements"] <= CHUNK:
+        if whole["elements"] <= MEASURE_CHUNK:
             assert sampled == whole
             continue
         for key in ("norm", "base_norm", "relative_norm", "mean_abs", "zero_share"):
@@ -88,7 +88,7 @@ def test_the_page_tells_who_made_what_and_that_figures_are_estimates(merged):
     assert html.count('rect class="lane') == len(list(merged.glob("model-*.safetensors")))
 
 
-@pytest.mark.parametrize("elements", [1, CHUNK, CHUNK + 1, 5 * CHUNK, EVERY * CHUNK, BIG])
+@pytest.mark.parametrize("elements", [1, MEASURE_CHUNK, MEASURE_CHUNK + 1, 5 * MEASURE_CHUNK, EVERY * MEASURE_CHUNK, BIG])
 def test_a_sample_is_the_same_however_the_tensor_is_cut(elements):
     def covered(cuts):
         edges = sorted({0, elements, *(cut for cut in cuts if cut < elements)})
@@ -102,8 +102,8 @@ def test_a_sample_is_the_same_however_the_tensor_is_cut(elements):
     whole = covered([])
     assert whole.any()
     assert (covered(range(0, elements, 64 * 999)) == whole).all()
-    assert (covered([CHUNK // 2, 3 * CHUNK + 64, 17 * CHUNK]) == whole).all()
-    if elements > EVERY * CHUNK:
+    assert (covered([MEASURE_CHUNK // 2, 3 * MEASURE_CHUNK + 64, 17 * MEASURE_CHUNK]) == whole).all()
+    if elements > EVERY * MEASURE_CHUNK:
         assert 0.5 < whole.mean() * EVERY < 2
 
 

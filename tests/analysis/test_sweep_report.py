@@ -11,13 +11,13 @@ import torch
 
 from paramdelta_dist import api
 from paramdelta_dist.analysis.probes import EVERY
-from paramdelta_dist.planning.chunks import CHUNK
+from paramdelta_dist.planning.chunks import MEASURE_CHUNK
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests import oracle
 from tests.analysis.test_page import browse, needs_browser
 from tests.models import recipe, save_model
 
-BIG = 3 * EVERY * CHUNK + 1234
+BIG = 3 * EVERY * MEASURE_CHUNK + 1234
 WEIGHTS = [0, 0.5, 1.0, 1.5]
 
 
@@ -68,7 +68,7 @@ def test_each_point_is_measured_against_the_base_and_every_post(models, made):
     assert len(found) == len(WEIGHTS) * len(base)
     for weight in WEIGHTS:
         for name, tensor in floating(made / f"weight={weight}").items():
-            row, exact = found[f"weight={weight}", name], tensor.numel() <= CHUNK
+            row, exact = found[f"weight={weight}", name], tensor.numel() <= MEASURE_CHUNK
             added, away = tensor - base[name], tensor - post[name]
             near = {"rel": 1e-12 if exact else 0.02, "abs": 1e-15}
             assert row["weight"] == weight
@@ -202,7 +202,7 @@ def test_the_page_asks_for_nothing_is_narrow_enough_for_a_phone_and_sorts(made, 
 
 
 def test_names_of_a_stranger_are_text_and_nothing_else(models, tmp_path):
-    evil = {name: tensor for name, tensor in oracle.load(models[0]).items() if tensor.numel() < CHUNK}
+    evil = {name: tensor for name, tensor in oracle.load(models[0]).items() if tensor.numel() < MEASURE_CHUNK}
     evil["<script>alert(1)</script>"] = torch.ones(4).bfloat16()
     folders = [save_model(tmp_path / name, evil) for name in ("new", "post", "old")]
     shutil.copytree(folders[0], tmp_path / "<img src=x>")

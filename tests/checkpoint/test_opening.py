@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from paramdelta_dist.checkpoint import open_checkpoint, open_checkpoints
-from paramdelta_dist.driver.gc_pause import collector_paused
+from paramdelta_dist.driver.gc_pause import gc_paused
 from paramdelta_dist.errors import CheckpointError
 from paramdelta_dist.storage import StorageConfig
 from tests.raw_checkpoints import entry, folder, one_tensor, weight_file
@@ -42,7 +42,7 @@ def test_the_same_header_is_refused_for_the_model_whose_file_is_cut_off(tmp_path
 
 def test_after_a_pause_the_collector_does_not_search_at_once_what_was_made_and_still_finds_cycles():
     searched = []
-    with collector_paused():
+    with gc_paused():
         kept = [[number] for number in range(100_000)]
         cycle = []
         cycle.append(cycle)

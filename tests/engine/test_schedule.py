@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from paramdelta_dist.engine.metrics import RETRIES, SHARDS
-from paramdelta_dist.engine.schedule import LEAVE_SECONDS, LOOK_SECONDS, NODE_LOSSES, STOP_SECONDS, Order, Schedule, Worker
+from paramdelta_dist.engine.schedule import CHECK_INTERVAL_SECONDS, LEAVE_SECONDS, NODE_LOSSES, STOP_SECONDS, Order, Schedule, Worker
 from paramdelta_dist.errors import EngineError, Interrupted, NonFinite, TransientStorageError
 
 STEP = 1 / 20
@@ -18,7 +18,7 @@ STEP = 1 / 20
 class Unit:
     file: str
     size: int = 1000
-    effort: int = 1000
+    bytes_moved: int = 1000
 
 
 class Simulation:
@@ -62,7 +62,7 @@ class Simulation:
         return results
 
     def look(self):
-        self.at(self.now + LOOK_SECONDS, self.look)
+        self.at(self.now + CHECK_INTERVAL_SECONDS, self.look)
 
     def carry_out(self):
         for order, attempt in self.schedule.orders(self.now):
@@ -117,7 +117,9 @@ class Simulation:
             attempt, began, duration = self.begun[worker]
             steps = int((self.now - began) / duration / STEP)
             unit, part = attempt.task.unit, steps * STEP
-            self.schedule.progressed(worker, attempt.ticket, int(part * unit.size), int(part * unit.effort), self.now - began, self.now)
+            self.schedule.progressed(
+                worker, attempt.ticket, int(part * unit.size), int(part * unit.bytes_moved), self.now - began, self.now
+            )
         self.at(self.now + self.poll, self.ask, worker)
 
     def lose(self, worker):
@@ -165,8 +167,8 @@ def test_slow_attempts_are_given_up_before_they_cost_their_whole_time(workers, s
 @pytest.mark.parametrize("workers", [2, 16])
 @pytest.mark.parametrize("part", ["effort", "size"])
 def test_a_unit_that_must_read_its_bytes_five_times_is_not_taken_for_late_and_no_other_beside_it(part, workers):
-    """Whether storage takes the time, which is then in proportion to the effort, or the arithmetic, and it is to the size."""
-    given = [Unit(f"shard-{number:04}", effort=5000 if number % 19 == 7 else 1000) for number in range(200)]
+    """Whether storage takes the time, which is then in proportion to the bytes_moved, or the arithmetic, and it is to the size."""
+    given = [Unit(f"shard-{number:04}", bytes_moved=5000 if number % 19 == 7 else 1000) for number in range(200)]
     simulation = Simulation(given, workers, lambda unit, worker, attempt: steady(getattr(unit, part) / 100)(unit, worker, attempt))
     assert len(simulation.run()) == 200
     assert simulation.schedule.restarts == simulation.schedule.copies == 0
@@ -174,15 +176,17 @@ def test_a_unit_that_must_read_its_bytes_five_times_is_not_taken_for_late_and_no
 
 
 def test_a_unit_of_much_effort_that_takes_too_long_even_for_that_is_late():
-    given = [Unit("long", effort=5000), *units(40)]
-    simulation = Simulation(given, 2, lambda unit, worker, attempt: unit.effort / 100 * (4 if (unit.file, attempt) == ("long", 0) else 1))
+    given = [Unit("long", bytes_moved=5000), *units(40)]
+    simulation = Simulation(
+        given, 2, lambda unit, worker, attempt: unit.bytes_moved / 100 * (4 if (unit.file, attempt) == ("long", 0) else 1)
+    )
     simulation.run()
     assert simulation.tries.pop("long") == 2
     assert set(simulation.tries.values()) == {1}
 
 
 def test_units_of_the_most_effort_come_first_and_others_in_the_order_given():
-    given = [Unit("a"), Unit("b", effort=500), Unit("c", size=10, effort=5000), Unit("d")]
+    given = [Unit("a"), Unit("b", bytes_moved=500), Unit("c", size=10, bytes_moved=5000), Unit("d")]
     results = Simulation(given, 1, lambda unit, worker, attempt: 1).run()
     assert [result.split()[0] for result in results] == ["c", "a", "d", "b"]
 

@@ -48,7 +48,7 @@ def merge(out_dtype, base, deltas, weights):
 
 def set_block(monkeypatch, block):
     for module in (compiled, merging):
-        monkeypatch.setattr(module, "BLOCK", block)
+        monkeypatch.setattr(module, "METHOD_BLOCK", block)
 
 
 def oracle(out_dtype, base, deltas, weights):
@@ -69,7 +69,7 @@ def ulps_apart(one, two, scale):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 63, 1000, merging.BLOCK + 1])
+@pytest.mark.parametrize("n", [1, 63, 1000, merging.METHOD_BLOCK + 1])
 def test_a_delta_on_the_same_base_gives_exactly_the_post(dtype, n):
     base, post = numbers(1, n, dtype), numbers(2, n, dtype)
     out, _ = merge(dtype, base, [(post, base.clone())], [1.0])
@@ -156,13 +156,13 @@ def test_the_number_of_torch_threads_does_not_change_a_bit(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 def test_the_first_element_that_is_not_finite_is_found(dtype):
-    n = merging.BLOCK + 500
+    n = merging.METHOD_BLOCK + 500
     base, old = torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=dtype)
     post = torch.zeros(n, dtype=dtype)
-    post[merging.BLOCK + 7] = float("nan")
-    post[merging.BLOCK + 9] = float("inf")
-    assert merge(dtype, base, [(post, old)], [1.0])[1] == (2, merging.BLOCK + 7)
-    assert merge(dtype, post, [(base, old)], [1.0])[1] == (2, merging.BLOCK + 7)
+    post[merging.METHOD_BLOCK + 7] = float("nan")
+    post[merging.METHOD_BLOCK + 9] = float("inf")
+    assert merge(dtype, base, [(post, old)], [1.0])[1] == (2, merging.METHOD_BLOCK + 7)
+    assert merge(dtype, post, [(base, old)], [1.0])[1] == (2, merging.METHOD_BLOCK + 7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3])
@@ -218,7 +218,7 @@ def test_unaligned_memory_is_read_right():
 
 
 def test_the_memory_plan_knows_the_kernels_block():
-    assert memory.BLOCK_BYTES == merging.BLOCK * 8
+    assert memory.BLOCK_BYTES == merging.METHOD_BLOCK * 8
 
 
 def test_inputs_are_left_as_they_are():

@@ -15,10 +15,10 @@ import numba.core.caching as caching
 {before}
 import numpy as np
 from paramdelta_dist.kernels.sum_cpu import add_deltas
-from paramdelta_dist.kernels.raw import Values
+from paramdelta_dist.kernels.raw import RawElements
 one, two, out = (np.full(8, n, np.float32) for n in (1, 2, 0))
-add_deltas(Values(memoryview(out).cast("B"), "F32"), Values(memoryview(one).cast("B"), "F32"),
-           [(Values(memoryview(two).cast("B"), "F32"), Values(memoryview(one).cast("B"), "F32"))], [1.0])
+add_deltas(RawElements(memoryview(out).cast("B"), "F32"), RawElements(memoryview(one).cast("B"), "F32"),
+           [(RawElements(memoryview(two).cast("B"), "F32"), RawElements(memoryview(one).cast("B"), "F32"))], [1.0])
 assert out.tolist() == [2.0] * 8, out
 """
 FULL = """

@@ -83,9 +83,10 @@ SUMS = {
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("name", SUMS)
 def test_compiled_arithmetic_rounds_each_operation_to_nearest_and_keeps_subnormals(monkeypatch, tmp_path, name, arch):
-    from paramdelta_dist.kernels.sum_triton import Sum
 
-    ptx = compiled(monkeypatch, tmp_path, Sum(*SUMS[name]), arch, fusion=False)
+    from paramdelta_dist.kernels.sum_triton import FusedLaunch
+
+    ptx = compiled(monkeypatch, tmp_path, FusedLaunch(*SUMS[name]), arch, fusion=False)
     assert not contractions(ptx)
     assert ".ftz" not in ptx
     assert not re.search(r"\.approx|\.sat\b", ptx)
@@ -99,17 +100,19 @@ def test_compiled_arithmetic_rounds_each_operation_to_nearest_and_keeps_subnorma
 
 @needs_triton
 def test_the_check_for_fusion_can_fail(monkeypatch, tmp_path):
-    from paramdelta_dist.kernels.sum_triton import Sum
 
-    assert contractions(compiled(monkeypatch, tmp_path, Sum(*SUMS["bf16 weighted"]), 90, fusion=True))
+    from paramdelta_dist.kernels.sum_triton import FusedLaunch
+
+    assert contractions(compiled(monkeypatch, tmp_path, FusedLaunch(*SUMS["bf16 weighted"]), 90, fusion=True))
 
 
 @needs_triton
 @pytest.mark.parametrize("name", ["bf16", "f16 on the same base", "f32"])
 def test_compiled_memory_accesses_are_wide_and_every_input_is_read_once(monkeypatch, tmp_path, name):
-    from paramdelta_dist.kernels.sum_triton import Sum
 
-    what = Sum(*SUMS[name])
+    from paramdelta_dist.kernels.sum_triton import FusedLaunch
+
+    what = FusedLaunch(*SUMS[name])
     ptx = compiled(monkeypatch, tmp_path, what, 90, fusion=False)
     threads = 32 * 4
     wide = re.findall(r"\bld\.global\S*\.v4\.b32", ptx)
@@ -133,7 +136,7 @@ def test_a_fused_kernel_that_does_not_work_is_not_used(monkeypatch, caplog, faul
             exact.merge(*views_of(arena, pitch, n, what))
 
     exact = Merger((1.0,), torch.device("cpu"))
-    monkeypatch.setattr("paramdelta_dist.kernels.sum_triton", SimpleNamespace(Sum=FakeSum, add_deltas=kernel), raising=False)
+    monkeypatch.setattr("paramdelta_dist.kernels.sum_triton", SimpleNamespace(FusedLaunch=FakeSum, add_deltas=kernel), raising=False)
     one = make_case(3)
     merger = DeviceMerger([1.0], torch.device("cpu"))
     assert "does not work here: " + ("OSError: no compiler" if fault == "it raises" else "its results are not the CPU's") in caplog.text

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_dist.kernels import reductions
-from paramdelta_dist.kernels.chunks import CHUNK
-from paramdelta_dist.kernels.reductions import Reducer, Sum, add_halves
+from paramdelta_dist.kernels.chunks import SUM_CHUNK
+from paramdelta_dist.kernels.reductions import ExactSum, Reducer, add_halves
 
 CPU = torch.device("cpu")
 FLOATS = (torch.float32, torch.float64)
-SIZES = (0, 1, 63, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 77, reductions._BLOCK + 3)
+SIZES = (0, 1, 63, SUM_CHUNK - 1, SUM_CHUNK, SUM_CHUNK + 1, 5 * SUM_CHUNK + 77, reductions._BLOCK + 3)
 QUANTITIES = {
     "total": (lambda reducer, x, y: reducer.total(x), lambda x, y: x),
     "absolute": (lambda reducer, x, y: reducer.absolute(x), lambda x, y: abs(x)),
@@ -44,16 +44,16 @@ def test_a_sum_is_the_exact_one_within_what_adding_a_chunk_can_lose(quantity, dt
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from(sorted(QUANTITIES)), st.sampled_from(FLOATS), st.integers(0, 12 * CHUNK), st.data())
+@given(st.sampled_from(sorted(QUANTITIES)), st.sampled_from(FLOATS), st.integers(0, 12 * SUM_CHUNK), st.data())
 def test_however_a_tensor_is_cut_and_in_whichever_order_parts_are_added_a_sum_is_the_same(quantity, dtype, n, data):
     measure, _ = QUANTITIES[quantity]
     x, y = values(1, n, dtype), values(2, n, dtype)
     whole = measure(Reducer(CPU), x, y)
-    cuts = sorted(data.draw(st.sets(st.integers(0, n // CHUNK), max_size=6)))
-    bounds = [0, *(cut * CHUNK for cut in cuts), n]
+    cuts = sorted(data.draw(st.sets(st.integers(0, n // SUM_CHUNK), max_size=6)))
+    bounds = [0, *(cut * SUM_CHUNK for cut in cuts), n]
     parts = [measure(Reducer(CPU), x[a:b], y[a:b]) for a, b in itertools.pairwise(bounds)]
     random.Random(n).shuffle(parts)
-    assert functools.reduce(Sum.plus, parts) == whole
+    assert functools.reduce(ExactSum.plus, parts) == whole
 
 
 def test_the_number_of_threads_does_not_change_a_bit():
@@ -74,7 +74,7 @@ def test_the_order_within_a_chunk_is_the_documented_tree_of_halves():
         upper = numbers[half:] + [0.0] * (2 * half - len(numbers))
         return tree([low + high for low, high in zip(numbers[:half], upper, strict=True)])
 
-    for width in (1, 2, 3, 7, 64, 1000, CHUNK):
+    for width in (1, 2, 3, 7, 64, 1000, SUM_CHUNK):
         rows = values(width, 3 * width, torch.float64).view(3, width)
         assert [tree(row) for row in rows.tolist()] == add_halves(rows.clone()).tolist()
 
@@ -85,21 +85,21 @@ def test_sums_of_any_numbers_are_exact_and_rounded_once(numbers):
         expected = math.fsum(numbers)
     except OverflowError:
         return
-    assert Sum.of(numbers).value == expected
+    assert ExactSum.of(numbers).value == expected
     half = len(numbers) // 2
-    assert Sum.of(numbers[:half]).plus(Sum.of(numbers[half:])) == Sum.of(numbers)
+    assert ExactSum.of(numbers[:half]).plus(ExactSum.of(numbers[half:])) == ExactSum.of(numbers)
 
 
 def test_a_sum_beyond_float64_is_infinite_and_comes_back_when_what_was_too_much_is_taken_away():
-    large = Sum.of([1.7e308, 1.7e308])
+    large = ExactSum.of([1.7e308, 1.7e308])
     assert large.value == math.inf
-    assert large.plus(Sum.of([-1.7e308])).value == 1.7e308
+    assert large.plus(ExactSum.of([-1.7e308])).value == 1.7e308
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_is_not_lost(bad):
-    x = torch.ones(3 * CHUNK)
-    x[CHUNK + 5] = bad
+    x = torch.ones(3 * SUM_CHUNK)
+    x[SUM_CHUNK + 5] = bad
     value = Reducer(CPU).total(x).value
     assert value == bad or (math.isnan(bad) and math.isnan(value))
     assert Reducer(CPU).absolute(x).value == abs(bad) or math.isnan(bad)

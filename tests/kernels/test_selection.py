@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta_dist.kernels.selection import Search, everything, magnitude, magnitude_keys, nothing
+from paramdelta_dist.kernels.selection import RankSearch, everything, magnitude, magnitude_keys, nothing
 
 FLOATS = (torch.float32, torch.float64)
 SPECIAL = (0.0, -0.0, math.inf, -math.inf, 5e-324, 1e-45, -1e-45, 3.4e38, 1.0, -1.0)
@@ -40,18 +40,18 @@ def blocks(n, size):
 
 
 def search(x, rank, size):
-    """The cut behind the `rank`-th element of x, looked for in blocks; and how many sweeps that took."""
-    keys, found, sweeps = magnitude_keys(x), Search.of(x.dtype, rank), 0
+    """The cut behind the `rank`-th element of x, looked for in blocks; and how many reductions that took."""
+    keys, found, reductions = magnitude_keys(x), RankSearch.of(x.dtype, rank), 0
     while not found.found:
         found = found.narrowed(sum(found.histogram(keys[a:b]) for a, b in blocks(len(x), size)))
-        sweeps += 1
+        reductions += 1
     assert torch.equal(
         torch.tensor(magnitude(found.prefix, x.dtype), dtype=x.dtype).nan_to_num(-1), x.abs()[order(x)[rank - 1]].nan_to_num(-1)
     )
     cut = found.cut
     if cut is None:
-        cut = found.cut_among([(a, found.ties_in(keys[a:b])) for a, b in blocks(len(x), size)])
-    return cut, sweeps
+        cut = found.cut_among([(a, found.count_equal(keys[a:b])) for a, b in blocks(len(x), size)])
+    return cut, reductions
 
 
 def selected(x, cut, size):
@@ -74,11 +74,11 @@ def selected(x, cut, size):
 def test_what_is_selected_is_what_sorting_selects(seed, kind, dtype, n, share, size):
     x = values(seed, n, dtype, kind)
     rank = max(1, math.ceil(share * n))
-    cut, sweeps = search(x, rank, size)
+    cut, reductions = search(x, rank, size)
     expected = torch.zeros(n, dtype=torch.bool)
     expected[order(x)[:rank]] = True
     assert torch.equal(selected(x, cut, size), expected)
-    assert sweeps == (2 if dtype == torch.float32 else 4)
+    assert reductions == (2 if dtype == torch.float32 else 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,7 +117,7 @@ def test_nothing_and_everything_are_cuts_too(dtype):
 
 def test_a_rank_beyond_the_elements_is_refused():
     keys = magnitude_keys(torch.ones(5))
-    found = Search.of(torch.float32, 6)
+    found = RankSearch.of(torch.float32, 6)
     with pytest.raises(ValueError, match="element 6 was looked for among 5"):
         found.narrowed(found.histogram(keys))
 

@@ -43,9 +43,9 @@ def sample(parameter):
         return not parameter.default
     if parameter.kind is str:
         return next((choice for choice in parameter.choices if choice != parameter.default), parameter.choices[0])
-    least, most = max(parameter.least, 0.0), min(parameter.most, 1.0)
+    least, most = max(parameter.minimum, 0.0), min(parameter.maximum, 1.0)
     if parameter.kind is int:
-        return int(min(max(3, parameter.least), parameter.most))
+        return int(min(max(3, parameter.minimum), parameter.maximum))
     return 0.6 * least + 0.4 * most if most > least else parameter.default
 
 
@@ -67,11 +67,11 @@ def recipe_for(method, folders, output, parameters=None, *, count=None, each=(),
     document = {"method": method.name, "output": str(output), **({"parameters": parameters} if parameters else {}), **more}
     own = itertools.chain(each, itertools.repeat({}))
     if method.roles is Roles.DELTAS:
-        count = count or min(method.most or 3, 3)
+        count = count or min(method.max_models or 3, 3)
         document |= {"base": names[0], "deltas": [{"post": name, **next(own)} for name in names[1 : 1 + count]]}
     elif method.roles is Roles.PAIR:
         document |= {"base": names[0], "models": [{"model": names[1], **next(own)}]}
     else:
-        count = count or min(method.most or 3, 3)
+        count = count or min(method.max_models or 3, 3)
         document["models"] = [{"model": name, **next(own)} for name in names[:count]]
     return Recipe.model_validate(document)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from paramdelta_dist.kernels.blocks import Subject
+from paramdelta_dist.kernels.blocks import TensorInfo
 from paramdelta_dist.kernels.blockwise import BlockRunner
 from paramdelta_dist.methods import find_method
 
@@ -23,7 +23,7 @@ def run(name, base, terms, parameters=None, values=None, *, block=1 << 18, tenso
     like = tensors[0][0]
     shape, n = tuple(like.shape), like.numel()
     receiving = None if base is None else torch.as_tensor(base).reshape(-1)
-    runner = BlockRunner(method.scratch, CPU, wide=method.wide)
+    runner = BlockRunner(method.scratch_blocks, CPU, wide=method.compute_float64)
     columns = shape[-1] if shape and method.blocks.name == "ROWS" else 1
     step = max(1, block // columns) * columns
 
@@ -35,18 +35,18 @@ def run(name, base, terms, parameters=None, values=None, *, block=1 << 18, tenso
 
     statistics = ()
 
-    def subject():
-        return Subject(tensor, shape, known, tuple(own), tuple(numbers or range(len(terms))), statistics)
+    def info():
+        return TensorInfo(tensor, shape, known, tuple(own), tuple(numbers or range(len(terms))), statistics)
 
-    for sweep in method.sweeps(known, own):
+    for reduction in method.reductions(known, own):
         total = None
         for run, receiver, pairs in blocks():
-            partial = runner.collect(sweep.collect, subject(), run.start, like.dtype, receiver, pairs)
-            total = partial if total is None else sweep.combine(total, partial)
-        statistics += (sweep.finish(total, subject()),)
+            partial = runner.collect(reduction.map, info(), run.start, like.dtype, receiver, pairs)
+            total = partial if total is None else reduction.combine(total, partial)
+        statistics += (reduction.finalize(total, info()),)
     out = torch.empty(n, dtype=like.dtype)
     for run, receiver, pairs in blocks():
-        runner.apply(method.apply, subject(), run.start, out[run], receiver, pairs)
+        runner.apply(method.apply, info(), run.start, out[run], receiver, pairs)
     return out.reshape(shape)
 
 

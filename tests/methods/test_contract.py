@@ -14,9 +14,9 @@ from paramdelta_dist import api
 from paramdelta_dist.driver import workers as crew
 from paramdelta_dist.errors import RecipeError
 from paramdelta_dist.kernels import blocks
-from paramdelta_dist.kernels.blocks import Subject
+from paramdelta_dist.kernels.blocks import TensorInfo
 from paramdelta_dist.kernels.blockwise import BlockRunner
-from paramdelta_dist.methods import METHODS, Blocks, Roles, Scope
+from paramdelta_dist.methods import METHODS, BlockShape, Roles, Scope
 from paramdelta_dist.recipe.model import parse_recipe
 from tests.methods.method_cases import SMALL_BLOCK, make_models, recipe_for, sample, variants
 from tests.oracle import load, same_bytes
@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", SMALL_BLOCK)
+    monkeypatch.setattr(blocks, "METHOD_BLOCK", SMALL_BLOCK)
 
 
 @pytest.fixture
@@ -112,22 +112,25 @@ def test_a_gpu_changes_no_byte(method, parameters, folders, tmp_path):
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_at_its_neutral_parameters_a_method_changes_nothing(method, dtype, tmp_path, small_blocks):
-    if method.neutral is None:
+    if method.identity_at is None:
         pytest.skip("claims nothing")
     base, post = make_models(tmp_path, 2, dtype=dtype)
     if method.roles is Roles.DELTAS:
-        expected, recipe = post, recipe_for(method, [base, *[post] * method.least], tmp_path / "out", method.neutral, count=method.least)
+        expected, recipe = (
+            post,
+            recipe_for(method, [base, *[post] * method.min_models], tmp_path / "out", method.identity_at, count=method.min_models),
+        )
     else:
         twin = tmp_path / "twin"
         twin.symlink_to(post)
-        expected, recipe = post, recipe_for(method, [post, twin], tmp_path / "out", method.neutral, count=2)
+        expected, recipe = post, recipe_for(method, [post, twin], tmp_path / "out", method.identity_at, count=2)
     api.merge(recipe)
     assert differing(tmp_path / "out", expected) == []
 
 
 @EVERY
 def test_scaled_deltas_give_a_scaled_result(method, tmp_path, small_blocks):
-    if not method.scales:
+    if not method.homogeneous:
         pytest.skip("claims nothing")
     folders = make_models(tmp_path, 4, dtype=torch.float64)
     base = load(folders[0])
@@ -151,7 +154,7 @@ def _rewrite(folder, base, model, factor):
 
 @EVERY
 def test_the_order_of_deltas_or_models_does_not_matter(method, tmp_path, small_blocks):
-    if not method.permutes or method.most == 1:
+    if not method.symmetric or method.max_models == 1:
         pytest.skip("claims nothing")
     folders = make_models(tmp_path, 4, dtype=torch.float64)
     weighted = [{"weight": weight} if any(p.name == "weight" for p in method.parameters) else {} for weight in (1.0, 0.5, 2.0)]
@@ -222,9 +225,9 @@ def test_a_card_is_complete_and_fits_itself(method):
     for parameters in variants(method):
         values = {p.name: parameters.get(p.name, p.default) for p in method.parameters}
         own = {p.name: values[p.name] for p in method.for_each}
-        scopes = [sweep.scope for sweep in method.sweeps(values, [own] * 3)]
+        scopes = [reduction.scope for reduction in method.reductions(values, [own] * 3)]
         assert scopes == sorted(scopes, key=lambda scope: scope is not Scope.MODEL), "those over the model come first"
-        assert not scopes or method.blocks is not Blocks.JOINED, "a block that spans tensors has no statistics of its own"
+        assert not scopes or method.blocks is not BlockShape.ANY, "a block that spans tensors has no statistics of its own"
         assert set(scopes) <= {Scope.TENSOR, Scope.MODEL}
         if scopes:
             assert method.scope in ((Scope.MODEL,) if Scope.MODEL in scopes else (Scope.MODEL, Scope.TENSOR))
@@ -286,26 +289,26 @@ def test_no_more_scratch_is_used_than_the_card_says(method, parameters):
     based = method.roles is Roles.DELTAS
     base, *models = (torch.randn(n, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in range(1 + count))
     terms = [(model, base if based else None) for model in models]
-    runner = BlockRunner(method.scratch, torch.device("cpu"), wide=method.wide)
-    subject = Subject("w", (n // 512, 512), values, (own,) * count, tuple(range(count)))
-    width = 8 if method.wide else 4
-    for sweep in method.sweeps(values, [own] * count):
+    runner = BlockRunner(method.scratch_blocks, torch.device("cpu"), wide=method.compute_float64)
+    info = TensorInfo("w", (n // 512, 512), values, (own,) * count, tuple(range(count)))
+    width = 8 if method.compute_float64 else 4
+    for reduction in method.reductions(values, [own] * count):
 
-        def look(sweep=sweep, subject=subject):
-            return runner.collect(sweep.collect, subject, 0, torch.bfloat16, base if based else None, terms)
+        def look(reduction=reduction, info=info):
+            return runner.collect(reduction.map, info, 0, torch.bfloat16, base if based else None, terms)
 
         look()  # what a thread makes once is no scratch
         with Allocations() as made:
             partial = look()
-        partials = sweep.partial_bytes(count, subject.shape)
-        assert made.peak <= method.temporary * n * width + 2 * partials, f"{made.peak / n / width:.2f} blocks"
-        subject = replace(subject, statistics=(*subject.statistics, sweep.finish(partial, subject)))
+        partials = reduction.partial_bytes(count, info.shape)
+        assert made.peak <= method.temporary_blocks * n * width + 2 * partials, f"{made.peak / n / width:.2f} blocks"
+        info = replace(info, statistics=(*info.statistics, reduction.finalize(partial, info)))
     out = torch.empty(n, dtype=torch.bfloat16)
 
     def apply():
-        runner.apply(method.apply, subject, 0, out, base if based else None, terms)
+        runner.apply(method.apply, info, 0, out, base if based else None, terms)
 
     apply()
     with Allocations() as made:
         apply()
-    assert made.peak <= method.temporary * n * width + 4096, f"{made.peak / n / width:.2f} blocks"
+    assert made.peak <= method.temporary_blocks * n * width + 4096, f"{made.peak / n / width:.2f} blocks"

@@ -25,7 +25,7 @@ def _one_thread():
 def golden_mask(monkeypatch):
     def keep(block, term):
         first = block.first
-        return torch.from_numpy(KEEP[term.number].ravel()[first : first + block.n].copy())
+        return torch.from_numpy(KEEP[term.position].ravel()[first : first + block.n].copy())
 
     monkeypatch.setattr(dare, "_keep", keep)
 

@@ -208,7 +208,7 @@ def test_receipts_and_commit_hold_the_digests_of_what_is_there(models, tmp_path)
 
 def test_a_merge_whose_output_was_taken_over_publishes_nothing_more(models, tmp_path, monkeypatch):
     """--overwrite gives the folder to another recipe while a shard of the first is being made: neither output is mixed."""
-    real, overtaken = making.TileMaker.make, []
+    real, overtaken = making.TileComputer.make, []
 
     def overtake(self, *arguments):
         if not overtaken:
@@ -217,7 +217,7 @@ def test_a_merge_whose_output_was_taken_over_publishes_nothing_more(models, tmp_
         return real(self, *arguments)
 
     make(models, tmp_path / "quiet", weight=0.25)
-    monkeypatch.setattr(making.TileMaker, "make", overtake)
+    monkeypatch.setattr(making.TileComputer, "make", overtake)
     with pytest.raises(OutputTaken, match="taken over by another merge"):
         make(models, tmp_path / "out", workers=1)
     assert overtaken[1].state == "merged"

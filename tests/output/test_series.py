@@ -219,12 +219,12 @@ def test_a_night_says_what_an_output_had_lost_and_keeps_what_it_had_not(disk, at
 
 
 def test_a_submitted_night_finds_that_the_output_lost_files_and_starts_its_job(disk, at):
-    from paramdelta_dist.api.jobs import _look_ahead
-    from paramdelta_dist.driver.workers import Means
+    from paramdelta_dist.api.jobs import _preflight
+    from paramdelta_dist.driver.workers import Resources
     from paramdelta_dist.jobs.log_reader import Silent
 
     def ahead():
-        return _look_ahead(disk.recipe(), Means("ray", 1, None, "auto", None), False, None, False, Silent()).state
+        return _preflight(disk.recipe(), Resources("ray", 1, None, "auto", None), False, None, False, Silent()).state
 
     assert ahead() == "free"
     api.merge(disk.recipe())

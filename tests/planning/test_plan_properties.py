@@ -12,7 +12,7 @@ from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import ALIGNMENT, LENGTH_FIELD, parse_header
 from paramdelta_dist.planning import build_plan
-from paramdelta_dist.planning.spans import find_runs
+from paramdelta_dist.planning.spans import find_spans
 from paramdelta_dist.planning.tiles import MAX_GAP, WASTE, Read, coalesce, count_requests, cut_tiles, source_range, tile_reads
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import Identity
@@ -60,7 +60,7 @@ def plan_of(models, *, shard_size=1 << 20, dtype=None):
 def pieces(segment):
     """(tensor, first, last) of the tensors that a segment of a run is made of."""
     start = 0
-    for tensor in segment.run.tensors:
+    for tensor in segment.span.tensors:
         first, last = max(segment.first - start, 0), min(segment.last - start, tensor.elements)
         if first < last:
             yield tensor.name, first, last
@@ -77,9 +77,9 @@ def test_every_output_byte_is_made_exactly_once_and_in_order(models, shard_size,
         for tile in cut_tiles(shard, tile_size=tile_size):
             assert tile.start == position
             for segment in tile.segments:
-                width = DTYPES[segment.run.dtype].itemsize
-                assert segment.run.start + segment.first * width == position
-                assert segment.first < segment.last <= segment.run.elements
+                width = DTYPES[segment.span.dtype].itemsize
+                assert segment.span.start + segment.first * width == position
+                assert segment.first < segment.last <= segment.span.elements
                 position += (segment.last - segment.first) * width
             assert tile.stop == position
         assert position == shard.size
@@ -255,9 +255,9 @@ def test_requests_are_counted_as_the_tiles_make_them(models, shard_size, tile_si
 @given(model_sets())
 def test_runs_hold_every_tensor_once_and_follow_on_everywhere(models):
     for shard in plan_of(models).shards:
-        runs = list(find_runs(shard))
-        assert [tensor for run in runs for tensor in run.tensors] == [tensor for tensor in shard.tensors if tensor.elements]
-        for run in runs:
+        spans = list(find_spans(shard))
+        assert [tensor for run in spans for tensor in run.tensors] == [tensor for tensor in shard.tensors if tensor.elements]
+        for run in spans:
             assert run.elements == sum(tensor.elements for tensor in run.tensors)
             for one, two in pairwise(run.tensors):
                 assert (one.merged, one.dtype, one.start + one.nbytes) == (two.merged, two.dtype, two.start)
@@ -272,7 +272,7 @@ def test_runs_hold_every_tensor_once_and_follow_on_everywhere(models):
 
 def test_neighbours_in_all_models_are_one_run_whatever_their_number():
     plan = plan_of(three({f"t{n}": ("BF16", (64,)) for n in range(5000)}))
-    assert len(list(find_runs(plan.shards[0]))) == 1
+    assert len(list(find_spans(plan.shards[0]))) == 1
 
 
 @settings(max_examples=60, deadline=None)

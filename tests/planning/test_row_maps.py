@@ -4,15 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_dist.planning.plan import Shard, Source, TensorPlan, parts_of
-from paramdelta_dist.planning.resolve import Settings
-from paramdelta_dist.planning.row_map import ABSENT, Way, map_rows
+from paramdelta_dist.planning.resolve import MethodCall
+from paramdelta_dist.planning.row_map import ABSENT, RowSource, map_rows
 from paramdelta_dist.planning.tiles import MOST_SEGMENTS, cut_tiles, tile_reads
 
-COPIED, MERGED = Way(False, (None, 1)), Way(True, (0, 1))
+COPIED, MERGED = RowSource(False, (None, 1)), RowSource(True, (0, 1))
 
 
-def way_of(present):
-    return MERGED if all(present) else Way(False, (0, None) if present[0] else (None, 1))
+def source_of(present):
+    return MERGED if all(present) else RowSource(False, (0, None) if present[0] else (None, 1))
 
 
 columns = st.integers(1, 60).flatmap(
@@ -25,9 +25,9 @@ columns = st.integers(1, 60).flatmap(
 
 @given(columns)
 def test_every_row_comes_from_where_the_columns_say(given_columns):
-    made = map_rows(given_columns, way_of)
+    made = map_rows(given_columns, source_of)
     row = 0
-    for run in made.runs():
+    for run in made.spans():
         assert run.first == row
         for _ in range(run.rows):
             first, second = given_columns[0][row], given_columns[1][row]
@@ -40,11 +40,11 @@ def test_every_row_comes_from_where_the_columns_say(given_columns):
 
 
 def test_equal_columns_are_one_run_and_plain():
-    same = map_rows([list(range(5000))] * 2, way_of)
+    same = map_rows([list(range(5000))] * 2, source_of)
     assert same.count == 1
     assert same.plain
-    assert not map_rows([list(range(5000)), list(range(1, 5001))], way_of).plain
-    assert not map_rows([list(range(5000)), [ABSENT] * 5000], way_of).plain
+    assert not map_rows([list(range(5000)), list(range(1, 5001))], source_of).plain
+    assert not map_rows([list(range(5000)), [ABSENT] * 5000], source_of).plain
 
 
 def shard_of(rows, width):
@@ -52,13 +52,13 @@ def shard_of(rows, width):
     size = rows.rows * width * 2
     sources = (Source(0, 8, "BF16"), Source(1, 16, "F32"))
     tensor = TensorPlan("embed", True, "BF16", (rows.rows, width), rows.rows * width, len(header), size, 0, sources, rows)
-    return Shard("f", header, len(header) + size, (tensor,), (), (Settings("paramdelta", True, {}, ()),))
+    return Shard("f", header, len(header) + size, (tensor,), (), (MethodCall("paramdelta", True, {}, ()),))
 
 
 @settings(max_examples=60)
 @given(columns, st.integers(1, 40), st.integers(512, 4000))
 def test_parts_and_tiles_cover_the_tensor_and_read_the_rows(given_columns, width, tile_size):
-    shard = shard_of(map_rows(given_columns, way_of), width)
+    shard = shard_of(map_rows(given_columns, source_of), width)
     (tensor,) = shard.tensors
     end = tensor.start
     for part in parts_of(shard.tensors):
@@ -77,7 +77,7 @@ def test_parts_and_tiles_cover_the_tensor_and_read_the_rows(given_columns, width
 def test_a_tile_of_rows_in_another_order_has_a_bounded_number_of_requests():
     """16,384 rows the other way round: runs, segments and requests are counted, not timed."""
     count = 1 << 14
-    rows = map_rows([list(range(count)), list(range(count - 1, -1, -1))], way_of)
+    rows = map_rows([list(range(count)), list(range(count - 1, -1, -1))], source_of)
     assert rows.count == count
     assert len(rows.table) == count * 4 * 8
     tiles = list(cut_tiles(shard_of(rows, 64), tile_size=16 << 20))

@@ -9,7 +9,7 @@ from paramdelta_dist import api
 from paramdelta_dist.cli import rendering
 from paramdelta_dist.errors import RecipeError, UsageError
 from paramdelta_dist.planning import memory
-from paramdelta_dist.planning.spans import find_runs
+from paramdelta_dist.planning.spans import find_spans
 from paramdelta_dist.recipe.model import parse_recipe
 from tests import oracle
 from tests.models import ARCHITECTURES, make_models, recipe
@@ -78,13 +78,13 @@ def test_one_value_for_all_is_the_same_merge_however_it_is_written(tmp_path, mod
     plain = api.plan(recipe(*models, tmp_path / "out", weight=0.5))[0]
     ruled = api.plan(recipe(*models, tmp_path / "out", weight=[{"component": "mlp", "value": 0.5}, {"value": 0.5}]))[0]
     assert plain.fingerprint == ruled.fingerprint
-    assert [len(list(find_runs(shard))) for shard in plain.shards] == [len(list(find_runs(shard))) for shard in ruled.shards]
+    assert [len(list(find_spans(shard))) for shard in plain.shards] == [len(list(find_spans(shard))) for shard in ruled.shards]
 
 
 def test_neighbours_with_different_values_share_no_run(tmp_path, models):
     made, _ = api.plan(recipe(*models, tmp_path / "out", weight=RULES))
     for shard in made.shards:
-        for run in find_runs(shard):
+        for run in find_spans(shard):
             assert len({weight_of(tensor.name) for tensor in run.tensors}) == 1
     another, _ = api.plan(recipe(*models, tmp_path / "out", weight=[{"component": "mlp", "value": 0.5}, {"value": 0.25}]))
     assert made.fingerprint != another.fingerprint

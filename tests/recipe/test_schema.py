@@ -157,7 +157,7 @@ def test_what_the_parser_takes_the_schema_takes(text):
 
 def values_of(parameter):
     """Values inside, at and outside the ends of a range, of other types, gradients, rules."""
-    ends = [end for end in (parameter.least, parameter.most) if abs(end) < 1e18]
+    ends = [end for end in (parameter.minimum, parameter.maximum) if abs(end) < 1e18]
     step = 1 if parameter.kind is int else 1e-3
     numbers = [0, 1, 2, 0.5, -0.25, *(end + by for end in ends for by in (-step, 0, step))]
     plain = [*numbers, True, "word", *parameter.choices, None, {"a": 1}]

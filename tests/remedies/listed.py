@@ -45,7 +45,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ("checkpoint/room.py", "*", ELSEWHERE + "tests/memory/test_memory_of_side_files.py"),
     ("planning/plan.py", "_account", "check tells the same first, in checkpoint/exact.py, which is walked"),
     ("planning/plan.py", "_require_copyable", "half a gigabyte: tests/attacks/test_hostile_checkpoints.py"),
-    ("planning/plan.py", "_require_one_way_of_looking", "tests/methods/test_contract.py; the way is one value for the parameter"),
+    ("planning/plan.py", "_require_one_reduction_of_the_model", "tests/methods/test_contract.py; the way is one value for the parameter"),
     ("planning/names.py", "*", "names that no disk holds: tests/driver/test_locations.py; the way is a shorter one"),
     ("planning/resolve.py", "{}{}: {}", "what a method says of its own parameters: tests/methods/test_contract.py"),
     ("planning/resolve.py", "end its rules with one without conditions", "tests/recipe/test_rules.py"),

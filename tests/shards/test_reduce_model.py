@@ -1,4 +1,4 @@
-"""Sweeps over a whole model: a pass of its own that is found again after an interruption, and part of what was merged."""
+"""Reductions over a whole model: a pass of its own that is found again after an interruption, and part of what was merged."""
 
 import json
 from dataclasses import replace
@@ -47,7 +47,7 @@ def test_the_least_kept_magnitude_is_that_of_the_whole_model(folders, tmp_path):
 
 def test_a_run_that_goes_on_looks_at_no_shard_twice(folders, tmp_path, monkeypatch):
     api.merge(recipe(folders, tmp_path / "whole"))
-    looked, real = [], statistics.look_at_shard
+    looked, real = [], statistics.reduce_shard
 
     def look(job, look, **more):
         if len(looked) == 3:
@@ -55,12 +55,12 @@ def test_a_run_that_goes_on_looks_at_no_shard_twice(folders, tmp_path, monkeypat
         looked.append((job.number, look.file))
         return real(job, look, **more)
 
-    monkeypatch.setattr(statistics, "look_at_shard", look)
+    monkeypatch.setattr(statistics, "reduce_shard", look)
     with pytest.raises(KeyboardInterrupt):
         api.merge(recipe(folders, tmp_path / "out"), workers=1)
     before = list(looked)
     monkeypatch.setattr(
-        statistics, "look_at_shard", lambda job, look, **more: (looked.append((job.number, look.file)), real(job, look, **more))[1]
+        statistics, "reduce_shard", lambda job, look, **more: (looked.append((job.number, look.file)), real(job, look, **more))[1]
     )
     made = api.merge(recipe(folders, tmp_path / "out"), workers=1)
     assert len(before) == 3
@@ -73,7 +73,7 @@ def test_what_was_found_is_kept_beside_the_output_and_used_to_verify(folders, tm
     api.merge(recipe(folders, tmp_path / "out"))
     kept = sorted(path.name for path in (tmp_path / "out" / STATISTICS).iterdir() if path.is_file())
     assert kept == ["0.json", "1.json"]
-    monkeypatch.setattr(statistics, "look_at_shard", None)
+    monkeypatch.setattr(statistics, "reduce_shard", None)
     assert api.verify(str(tmp_path / "out"), recompute=1.0)["problems"] == []
 
 
@@ -101,29 +101,29 @@ def test_another_density_is_another_merge(folders, tmp_path):
 @pytest.mark.parametrize(("trim", "times"), [("tensor", 4), ("model", 1)])
 def test_the_effort_of_each_unit_is_what_it_reads_and_writes(trim, times, tmp_path, monkeypatch):
     folders = make_models(tmp_path, 3, shapes={"a.weight": (300, 200), "b.weight": (70, 200), "c.weight": (80, 200)})
-    sizing, look, make = api.plan_workers, statistics.look_at_shard, shard.run_shard
+    sizing, look, make = api.plan_workers, statistics.reduce_shard, shard.run_shard
     looked, made = [], []
 
     def looking(job, unit, **more):
         found = look(job, unit, **more)
-        looked.append((unit.effort, found.bytes_read))
+        looked.append((unit.bytes_moved, found.bytes_read))
         return found
 
     def making(job, unit, **more):
         receipt = make(job, unit, **more)
-        made.append((unit.effort, receipt.bytes_read + receipt.bytes_written))
+        made.append((unit.bytes_moved, receipt.bytes_read + receipt.bytes_written))
         return receipt
 
-    monkeypatch.setattr(blocks, "BLOCK", SMALL_BLOCK)
+    monkeypatch.setattr(blocks, "METHOD_BLOCK", SMALL_BLOCK)
     monkeypatch.setattr(crew, "plan_workers", lambda *args, **more: replace(sizing(*args, **more), tile_size=32_000))
-    monkeypatch.setattr(statistics, "look_at_shard", looking)
+    monkeypatch.setattr(statistics, "reduce_shard", looking)
     monkeypatch.setattr(shard, "run_shard", making)
     api.merge(recipe_for(TIES, folders, tmp_path / "out", {"trim": trim, "density": 0.25}, shard_size="100KB"), workers=1)
     inputs = 3 * 2 * 200 * 300
-    assert [effort for effort, _ in made] == [moved for _, moved in made]
-    assert max(effort for effort, _ in made) == times * inputs + inputs // 3 + header(tmp_path / "out")
+    assert [bytes_moved for bytes_moved, _ in made] == [moved for _, moved in made]
+    assert max(bytes_moved for bytes_moved, _ in made) == times * inputs + inputs // 3 + header(tmp_path / "out")
     assert len([read for _, read in looked if read]) == (4 if trim == "model" else 0)
-    assert [effort for effort, _ in looked] == [read for _, read in looked]
+    assert [bytes_moved for bytes_moved, _ in looked] == [read for _, read in looked]
 
 
 def header(folder):
@@ -156,7 +156,7 @@ def test_tensors_are_read_back_bit_for_bit(tensor):
 
 
 def test_what_could_not_be_read_back_is_refused():
-    from paramdelta_dist.kernels.selection import Search
+    from paramdelta_dist.kernels.selection import RankSearch
 
-    with pytest.raises(TypeError, match="Search"):
-        encode([Search.of(torch.float32, 1)])
+    with pytest.raises(TypeError, match="RankSearch"):
+        encode([RankSearch.of(torch.float32, 1)])

@@ -11,7 +11,7 @@ import pytest
 
 from paramdelta_dist.errors import StorageError
 from paramdelta_dist.storage import direct_write as blocks
-from paramdelta_dist.storage.direct_write import BLOCK, WAITING
+from paramdelta_dist.storage.direct_write import WAITING, WRITE_BLOCK
 from paramdelta_dist.storage.local import LocalStore
 
 
@@ -40,11 +40,13 @@ def borrowed(data, sizes):
         position, number = position + size, number + 1
 
 
-@pytest.mark.parametrize("size", [0, 1, 4095, BLOCK - 1, BLOCK, BLOCK + 1, (WAITING + 3) * BLOCK + 4321])
+@pytest.mark.parametrize("size", [0, 1, 4095, WRITE_BLOCK - 1, WRITE_BLOCK, WRITE_BLOCK + 1, (WAITING + 3) * WRITE_BLOCK + 4321])
 def test_the_file_is_its_chunks_whatever_their_sizes(tmp_path, size):
     data = random.Random(size).randbytes(size)
     store = LocalStore(str(tmp_path))
-    for number, sizes in enumerate(([136, 1 << 20], [8192, 1 << 20], [7 << 20], [BLOCK], [4097, 3, 999_999], [4096, BLOCK, 5000])):
+    for number, sizes in enumerate(
+        ([136, 1 << 20], [8192, 1 << 20], [7 << 20], [WRITE_BLOCK], [4097, 3, 999_999], [4096, WRITE_BLOCK, 5000])
+    ):
         identity = store.put(f"file{number}", borrowed(data, sizes), size=size)
         assert identity.size == size
         assert (tmp_path / f"file{number}").read_bytes() == data
@@ -66,7 +68,7 @@ def test_blocks_are_written_past_the_page_cache(tmp_path, monkeypatch):
         return real(file, data, offset)
 
     monkeypatch.setattr(os, "pwrite", watched)
-    LocalStore(str(tmp_path)).put("file", [bytes(2 * BLOCK + 5)], size=2 * BLOCK + 5)
+    LocalStore(str(tmp_path)).put("file", [bytes(2 * WRITE_BLOCK + 5)], size=2 * WRITE_BLOCK + 5)
     assert direct == [True, True, False]
 
 
@@ -74,8 +76,8 @@ def test_chunks_that_lie_right_are_written_from_where_they_lie(tmp_path, monkeyp
     copied = []
     real = blocks.copy_into
     monkeypatch.setattr(blocks, "copy_into", lambda buffer, start, data: (copied.append(len(data)), real(buffer, start, data)))
-    data = random.Random(1).randbytes(4096 + 3 * BLOCK + 100)
-    LocalStore(str(tmp_path)).put("file", borrowed(data, [4096, BLOCK, BLOCK, BLOCK, 100]), size=len(data))
+    data = random.Random(1).randbytes(4096 + 3 * WRITE_BLOCK + 100)
+    LocalStore(str(tmp_path)).put("file", borrowed(data, [4096, WRITE_BLOCK, WRITE_BLOCK, WRITE_BLOCK, 100]), size=len(data))
     assert (tmp_path / "file").read_bytes() == data
     assert copied == [100]
 
@@ -89,7 +91,7 @@ def test_a_disk_that_refuses_direct_writes_gets_others(tmp_path, monkeypatch):
         return real(file, data, offset)
 
     monkeypatch.setattr(os, "pwrite", picky)
-    data = random.Random(0).randbytes(3 * BLOCK + 17)
+    data = random.Random(0).randbytes(3 * WRITE_BLOCK + 17)
     LocalStore(str(tmp_path)).put("file", [data], size=len(data))
     assert (tmp_path / "file").read_bytes() == data
 
@@ -98,11 +100,11 @@ def test_a_write_that_fails_in_the_background_publishes_nothing(tmp_path, monkey
     real = os.pwrite
 
     def failing(file, data, offset):
-        if offset == BLOCK:
+        if offset == WRITE_BLOCK:
             raise OSError(errno.EIO, "Input/output error")
         return real(file, data, offset)
 
     monkeypatch.setattr(os, "pwrite", failing)
     with pytest.raises(StorageError, match="Input/output error"):
-        LocalStore(str(tmp_path)).put("file", [bytes(8 * BLOCK)], size=8 * BLOCK)
+        LocalStore(str(tmp_path)).put("file", [bytes(8 * WRITE_BLOCK)], size=8 * WRITE_BLOCK)
     assert list(tmp_path.iterdir()) == []

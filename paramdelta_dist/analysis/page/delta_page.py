@@ -16,7 +16,7 @@ from paramdelta_dist.analysis.page.svg import number, percent, text
 from paramdelta_dist.analysis.page.timeline import run_section
 from paramdelta_dist.analysis.probes import Lane
 from paramdelta_dist.analysis.statistics import Statistics
-from paramdelta_dist.planning.chunks import CHUNK
+from paramdelta_dist.planning.chunks import MEASURE_CHUNK
 from paramdelta_dist.sizes import format_seconds, format_size
 
 LARGEST = 200
@@ -159,7 +159,7 @@ def _definitions(run: Mapping[str, Any], sampled: int) -> str:
         f"({'on Ray' if run['engine'] == 'ray' else 'in one process'})."
     )
     estimate = (
-        f"<p><strong>All figures are estimates</strong> from one block of {CHUNK:,} parameters in {sampled} of every tensor, "
+        f"<p><strong>All figures are estimates</strong> from one block of {MEASURE_CHUNK:,} parameters in {sampled} of every tensor, "
         "evenly spread, with at least one block of each; maxima are of those blocks. <code>paramdelta-dist analyze</code> "
         "measures every parameter.</p>"
     )

@@ -18,7 +18,7 @@ from paramdelta_dist.analysis.sweep_comparison import Comparison
 from paramdelta_dist.checkpoint.components import Component
 from paramdelta_dist.kernels.measure import Floats
 from paramdelta_dist.kernels.sketch import LENGTH
-from paramdelta_dist.planning.chunks import CHUNK
+from paramdelta_dist.planning.chunks import MEASURE_CHUNK
 from paramdelta_dist.sizes import format_seconds, format_size
 
 LARGEST = 100
@@ -334,9 +334,10 @@ def _definitions(run: Mapping[str, Any], unmeasured: int) -> str:
     return (
         "<h2>What the figures are</h2><p>Outputs are compared as they were written, rounded to their dtype, with the base and with every "
         "model that took part, element by element. Sums are made in float64; norms are Euclidean. Figures of a layer, a component or the "
-        f"model are of its tensors laid end to end.{rest}</p><p><strong>All figures are estimates</strong> from one block of {CHUNK:,} "
+        f"model are of its tensors laid end to end.{rest}</p>"
+        f"<p><strong>All figures are estimates</strong> from one block of {MEASURE_CHUNK:,} "
         f"parameters in {EVERY} of every tensor, evenly spread, with at least one block of each: what is said of a tensor of at most "
-        f"{CHUNK:,} parameters is exact. Maxima are of the blocks that were measured. Distances between two points are told from "
+        f"{MEASURE_CHUNK:,} parameters is exact. Maxima are of the blocks that were measured. Distances between two points are told from "
         f"{LENGTH:,} numbers that each point keeps of what it added, which is right to about {percent(1 / math.sqrt(2 * LENGTH), 1)}; "
         "they are 0 only where nothing that was measured differs.</p>"
         f"<p>The inputs were read once for all points that were made in this run: {format_size(run['bytes_read'])} read and "

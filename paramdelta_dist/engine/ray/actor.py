@@ -20,7 +20,7 @@ from paramdelta_dist.errors import Interrupted, ParamDeltaError
 log = logging.getLogger(__name__)
 
 
-class Progress(NamedTuple):
+class AttemptProgress(NamedTuple):
     """What a worker tells when it is asked."""
 
     ticket: int
@@ -63,13 +63,13 @@ class ShardWorker:
         return str(ray.get_runtime_context().get_node_id()), self._node, __version__
 
     @ray.method(concurrency_group="control")
-    def progress(self) -> Progress:
+    def progress(self) -> AttemptProgress:
         self._metrics.publish()
         with self._begins:
             seconds = time.monotonic() - self._began
             totals = METER.totals()
             read, written = (round(totals[of, ""] - self._before[of, ""]) for of in (READ_BYTES, WRITTEN_BYTES))
-            return Progress(self._ticket, self._bytes, read + written, seconds, read, self._log.warnings())
+            return AttemptProgress(self._ticket, self._bytes, read + written, seconds, read, self._log.warnings())
 
     @ray.method(concurrency_group="control")
     def withdraw(self, ticket: int) -> bool:

@@ -31,10 +31,10 @@ from paramdelta_dist import stopping
 from paramdelta_dist._version import __version__
 from paramdelta_dist.engine.executor import Function, J, R, U
 from paramdelta_dist.engine.metrics import RETRIES
-from paramdelta_dist.engine.ray.actor import Progress, ShardActor
+from paramdelta_dist.engine.ray.actor import AttemptProgress, ShardActor
 from paramdelta_dist.engine.ray.cluster import SHUTDOWN_SECONDS, Share, diagnose, join, leaving_nodes
 from paramdelta_dist.engine.ray.metrics import Publisher
-from paramdelta_dist.engine.schedule import LOOK_SECONDS, STOP_SECONDS, Attempt, Order, Schedule, Worker
+from paramdelta_dist.engine.schedule import CHECK_INTERVAL_SECONDS, STOP_SECONDS, Attempt, Order, Schedule, Worker
 from paramdelta_dist.errors import EngineError, ParamDeltaError, UsageError
 from paramdelta_dist.sizes import format_seconds
 from paramdelta_dist.storage.retry import ATTEMPTS
@@ -73,7 +73,7 @@ class _Slot(Worker):
     """When it was asked last, on the monotonic clock."""
 
 
-class _Crew:
+class _ActorPool:
     """The actors of one run. What they answer comes as events, each of which is handled by whoever asked."""
 
     def __init__(self, schedule: Schedule, start: Callable[[], Any], limit: int, python: str | None) -> None:
@@ -187,7 +187,7 @@ class _Crew:
         log.info("a worker runs on %s; %d in all", slot.address, len(self.working))
         self._schedule.joined(slot)
 
-    def _progressed(self, slot: _Slot, told: Progress) -> None:
+    def _progressed(self, slot: _Slot, told: AttemptProgress) -> None:
         slot.asking = False
         for warning in told.warnings:
             log.warning("%s", warning)
@@ -276,7 +276,7 @@ class RayExecutor:
         self.retries = self.copies = self.restarts = 0
         self.bytes_read_again = 0
         self.causes: dict[str, int] = {}
-        self._live: tuple[_Crew, Schedule] | None = None
+        self._live: tuple[_ActorPool, Schedule] | None = None
         """The run under way."""
 
     def counts(self) -> dict[str, int]:
@@ -294,7 +294,7 @@ class RayExecutor:
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         schedule = Schedule(units, advance)
         work = ray.cloudpickle.dumps((function, job))
-        crew = _Crew(schedule, partial(self._start, work), self._limit, self._python)
+        crew = _ActorPool(schedule, partial(self._start, work), self._limit, self._python)
         metrics = Publisher(schedule.meter)
         self._live = crew, schedule
         last_seen_alive = looked = time.monotonic()
@@ -305,7 +305,7 @@ class RayExecutor:
                 for order, attempt in schedule.orders(time.monotonic()):
                     crew.carry_out(order, attempt)
                 crew.ask_progress()
-                crew.handle_events(LOOK_SECONDS)
+                crew.handle_events(CHECK_INTERVAL_SECONDS)
                 while schedule.results:
                     yield schedule.results.popleft()
                 now = time.monotonic()

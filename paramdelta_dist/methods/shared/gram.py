@@ -1,4 +1,4 @@
-"""Sweeps that find sums of products over a tensor, in float64."""
+"""Reductions that find sums of products over a tensor, in float64."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.methods.card import Sweep
+from paramdelta_dist.methods.card import Reduction
 
 if TYPE_CHECKING:
-    from paramdelta_dist.kernels.blocks import Block, Subject
+    from paramdelta_dist.kernels.blocks import Block, TensorInfo
 
 Gram = Sequence[Sequence[float]]
 """All scalar products of some vectors; symmetric."""
 
 
-def gram_sweep(meaning: Callable[[Gram, Subject], Any]) -> Sweep:
+def gram_sweep(meaning: Callable[[Gram, TensorInfo], Any]) -> Reduction:
     """Finds what the scalar products of the terms, of deltas or of models that are merged as they are, mean for a tensor. Needs
     two blocks of scratch."""
 
@@ -30,23 +30,23 @@ def gram_sweep(meaning: Callable[[Gram, Subject], Any]) -> Sweep:
             sums += [tuple(reduce.dot(one, block.delta(right, two))) for right in block.terms[i + 1 :]]
         return sums
 
-    def finish(total: Any, subject: Subject) -> Any:
-        from paramdelta_dist.kernels.reductions import Sum
+    def finish(total: Any, info: TensorInfo) -> Any:
+        from paramdelta_dist.kernels.reductions import ExactSum
 
-        n = len(subject.terms)
+        n = len(info.terms)
         found = [[0.0] * n for _ in range(n)]
         for (i, j), each in zip(combinations_with_replacement(range(n), 2), total, strict=True):
-            found[i][j] = found[j][i] = Sum(*each).value
-        return meaning(found, subject)
+            found[i][j] = found[j][i] = ExactSum(*each).value
+        return meaning(found, info)
 
-    return Sweep(collect, add_sums, finish, exact=True, partial_bytes=lambda terms, _: 400 * terms * terms)
+    return Reduction(collect, add_sums, finish, exact=True, partial_bytes=lambda terms, _: 400 * terms * terms)
 
 
 def add_sums(total: Any, more: Any) -> Any:
-    """Two lists of `Sum`, as tuples, added."""
-    from paramdelta_dist.kernels.reductions import Sum
+    """Two lists of `ExactSum`, as tuples, added."""
+    from paramdelta_dist.kernels.reductions import ExactSum
 
-    return [tuple(Sum(*one).plus(Sum(*two))) for one, two in zip(total, more, strict=True)]
+    return [tuple(ExactSum(*one).plus(ExactSum(*two))) for one, two in zip(total, more, strict=True)]
 
 
 def add_combination(block: Block, factors: Sequence[float]) -> None:

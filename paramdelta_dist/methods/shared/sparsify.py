@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.methods.card import Parameter, Sweep
+from paramdelta_dist.methods.card import Parameter, Reduction
 from paramdelta_dist.methods.shared.gram import add_sums
 
 if TYPE_CHECKING:
     import torch
 
-    from paramdelta_dist.kernels.blocks import Block, Subject
+    from paramdelta_dist.kernels.blocks import Block, TensorInfo
 
-SEED = Parameter("seed", "which random numbers are drawn", default=0, kind=int, least=0, most=2**63 - 1)
+SEED = Parameter("seed", "which random numbers are drawn", default=0, kind=int, minimum=0, maximum=2**63 - 1)
 NORMALIZE = Parameter(
     "normalize",
     "divide by how many deltas agree in sign (count), by their weights (weight), or not at all (none)",
@@ -51,12 +51,12 @@ def add_agreeing(thin: Thin) -> Callable[[Block], None]:
     return apply
 
 
-def _as_before(whole: float, kept: float, subject: Subject) -> float:
+def _as_before(whole: float, kept: float, info: TensorInfo) -> float:
     return whole / kept
 
 
-def stretch(thin: Thin, factor: Callable[[float, float, Subject], float] = _as_before) -> Sweep:
-    """Finds what to multiply each thinned delta of a tensor by: `factor(whole, kept, subject)`, given the sum of its magnitudes
+def stretch(thin: Thin, factor: Callable[[float, float, TensorInfo], float] = _as_before) -> Reduction:
+    """Finds what to multiply each thinned delta of a tensor by: `factor(whole, kept, info)`, given the sum of its magnitudes
     before and after. Unless told, so that the second becomes the first. Needs a block of scratch."""
 
     def collect(block: Block) -> Any:
@@ -68,11 +68,11 @@ def stretch(thin: Thin, factor: Callable[[float, float, Subject], float] = _as_b
             sums.append(tuple(reduce.absolute(thin(block, number, delta))))
         return sums
 
-    def finish(total: Any, subject: Subject) -> list[float]:
-        from paramdelta_dist.kernels.reductions import Sum
+    def finish(total: Any, info: TensorInfo) -> list[float]:
+        from paramdelta_dist.kernels.reductions import ExactSum
 
-        values = [Sum(*each).value for each in total]
+        values = [ExactSum(*each).value for each in total]
         pairs = zip(values[::2], values[1::2], strict=True)
-        return [factor(whole, kept, subject) if min(whole, kept) >= TOO_SMALL else 1.0 for whole, kept in pairs]
+        return [factor(whole, kept, info) if min(whole, kept) >= TOO_SMALL else 1.0 for whole, kept in pairs]
 
-    return Sweep(collect, add_sums, finish, exact=True)
+    return Reduction(collect, add_sums, finish, exact=True)
