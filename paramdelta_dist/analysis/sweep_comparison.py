@@ -14,8 +14,8 @@ from paramdelta_dist.analysis.probes import Collected, OutputProbe
 from paramdelta_dist.analysis.statistics import WHOLE, Group, members_of, short_names
 from paramdelta_dist.checkpoint.components import Component, Place, locate
 from paramdelta_dist.kernels.measure import Counts, Floats, Vectors
+from paramdelta_dist.planning.merge_set import MergeSet
 from paramdelta_dist.planning.plan import TensorPlan
-from paramdelta_dist.planning.sweep import SweepPlan
 from paramdelta_dist.storage import redact
 
 
@@ -167,19 +167,19 @@ class Comparison:
         return members_of(self.places, self.finite)
 
 
-def compared_models(sweep: SweepPlan) -> list[int]:
+def compared_models(sweep: MergeSet) -> list[int]:
     """Positions in the sweep's models of those that outputs are compared with: the base, and every model that a point adds."""
     posts = [plan.models[term.post] for plan in sweep.points.values() for term in plan.terms]
     return [sweep.models.index(url) for url in dict.fromkeys([sweep.models[0], *posts])]
 
 
-def compared_inputs(sweep: SweepPlan) -> list[Input]:
+def compared_inputs(sweep: MergeSet) -> list[Input]:
     urls = [sweep.models[model] for model in compared_models(sweep)]
     names = short_names(urls)
     return [Input(names[url], redact(url)) for url in urls]
 
 
-def output_probes(sweep: SweepPlan) -> dict[str, OutputProbe]:
+def output_probes(sweep: MergeSet) -> dict[str, OutputProbe]:
     """Who measures what each point writes, by its name."""
     models, made = compared_models(sweep), len(sweep.models)
     vectors = Vectors(made + 1, tuple((made, model) for model in models), 1, (models[0],), full=False)

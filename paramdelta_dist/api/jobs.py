@@ -24,7 +24,7 @@ from paramdelta_dist.output.claim import output_state
 from paramdelta_dist.output.mend import lost_files
 from paramdelta_dist.output.sweep_index import is_written_down
 from paramdelta_dist.planning import MergePlan
-from paramdelta_dist.planning.sweep import SweepPlan
+from paramdelta_dist.planning.merge_set import MergeSet
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import normalize, open_store, redact, scheme_of
 from paramdelta_dist.threads import Threads
@@ -221,7 +221,7 @@ def _agreed(plans: Sequence[MergePlan], confirm: Confirm | None) -> bool:
     return any(replacement.foreign for replacement in replacements(plans, confirm))
 
 
-def _look_at_points(sweep: SweepPlan, overwrite: bool) -> Literal["free", "begun", "finished"]:
+def _look_at_points(sweep: MergeSet, overwrite: bool) -> Literal["free", "begun", "finished"]:
     """What is in the outputs of a sweep: it is finished when all of them are, and the folder says so."""
     with Threads(len(sweep.points)) as pool:
         states = set(pool.map(lambda point: _look(point, overwrite), sweep.points.values()))

@@ -7,15 +7,17 @@ from dataclasses import replace
 
 from paramdelta_dist.driver.consent import Confirm, replacements
 from paramdelta_dist.driver.executors import Device, Engine
-from paramdelta_dist.driver.make_plan import into, plan, series_of
-from paramdelta_dist.driver.merge import merge_into_folder
-from paramdelta_dist.driver.merge_sweep import merge_sweep
+from paramdelta_dist.driver.make_plan import into, plan, plan_sweep, series_of
+from paramdelta_dist.driver.merge import make_outputs
 from paramdelta_dist.driver.observer import NullObserver, Observer
+from paramdelta_dist.driver.reports import require_own_page
 from paramdelta_dist.driver.result import MergeResult
-from paramdelta_dist.driver.sizing import NO_PAGE, page_memory
-from paramdelta_dist.driver.workers import Resources
+from paramdelta_dist.driver.sizing import NO_PAGE, page_memory, sweep_page_memory
+from paramdelta_dist.driver.workers import Allocation, Resources
 from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.output.mend import mend
+from paramdelta_dist.output.sweep_index import require_own_sweep
+from paramdelta_dist.planning.merge_set import MergeSet
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import open_store, redact
 
@@ -46,20 +48,29 @@ def merge(
     began, observer = time.monotonic(), observer or NullObserver()
     resources = Resources(engine, workers, memory, device, patience)
     require_submitters_version()
+
+    def made(merges: MergeSet, allocation: Allocation) -> MergeResult:
+        replaced = replacements(list(merges.points.values()), confirm) if overwrite else None
+        return make_outputs(merges, allocation, replaced, began=began, report_page=report_page, observer=observer)
+
     if recipe.sweep:
-        return merge_sweep(recipe, resources, began=began, overwrite=overwrite, confirm=confirm, report_page=report_page, observer=observer)
+        sweep, _ = plan_sweep(recipe, memory=resources.planning_memory)
+        page = sweep_page_memory(sweep, engine) if report_page else NO_PAGE
+        allocation = resources.allocation(sweep.reading, points=len(sweep.points), page=page)
+        require_own_sweep(open_store(recipe.output, recipe.storage_config))
+        if report_page:
+            require_own_page(recipe)
+        return made(sweep, allocation)
     merge_plan, _ = plan(recipe, memory=resources.planning_memory)
     allocation = resources.allocation(merge_plan, page=page_memory(merge_plan) if report_page else NO_PAGE)
     series = series_of(recipe)
     if series is None:
-        replacement = replacements([merge_plan], confirm)[0] if overwrite else None
-        return merge_into_folder(merge_plan, allocation, replacement, began=began, report_page=report_page, observer=observer)
+        return made(MergeSet.of(merge_plan), allocation)
     before = series.recorded(merge_plan.fingerprint)
     day = series.begin(merge_plan.fingerprint, anew=overwrite)
     merge_plan = into(merge_plan, series.output(day, merge_plan.fingerprint))
-    replacement = replacements([merge_plan], confirm)[0] if overwrite else None
     lost = [] if overwrite else mend(open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config), merge_plan)
     gone = None if overwrite or before in (None, day) else series.output(before, merge_plan.fingerprint)
-    result = merge_into_folder(merge_plan, allocation, replacement, began=began, report_page=report_page, observer=observer)
+    result = made(MergeSet.of(merge_plan), allocation)
     series.point(day, merge_plan.fingerprint)
     return replace(result, pointer=series.pointer_url, lost=tuple(lost), gone=gone and redact(gone))

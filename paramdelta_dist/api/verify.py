@@ -78,7 +78,7 @@ def verify(
         with open_executor(engine, workers, threads=threads, memory=memory) as executor:
             job = None
             if again is not None:
-                job = again.allocation.job(again.plan)
+                job = again.allocation.context(again.plan)
                 job = replace(job, statistics=reduce_first(store, again.plan, job, executor, observer, keep=False).statistics)
             total = sum(check.size for check in checks)
             observer.started("verifying", total, details={"files": len(checks)}, counts=executor.counts)

@@ -10,7 +10,7 @@ from paramdelta_dist.driver.open_inputs import open_inputs
 from paramdelta_dist.output.claim import as_begun
 from paramdelta_dist.output.series import Series
 from paramdelta_dist.planning import MergePlan, build_plan
-from paramdelta_dist.planning.sweep import SweepPlan, build_sweep
+from paramdelta_dist.planning.merge_set import MergeSet, build_sweep
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.recipe.output_template import is_template
 from paramdelta_dist.storage import open_store
@@ -38,7 +38,7 @@ def plan(recipe: Recipe, *, memory: int | None = None) -> tuple[MergePlan, Homol
         return _into_its_output(replace(build_plan(recipe, *inputs), planning_memory=room.peak, notes=report.notes)), report
 
 
-def plan_sweep(recipe: Recipe, *, memory: int | None = None) -> tuple[SweepPlan, HomologyReport]:
+def plan_sweep(recipe: Recipe, *, memory: int | None = None) -> tuple[MergeSet, HomologyReport]:
     """The plan of a recipe with `sweep:`; raises what `plan` does, and UsageError where the points cannot share one reading."""
     with gc_paused():
         recipe, inputs, report, room = open_inputs(recipe, memory)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.driver.gc_pause import gc_paused
 from paramdelta_dist.planning import MergePlan
-from paramdelta_dist.planning.sweep import SweepPlan
+from paramdelta_dist.planning.merge_set import MergeSet
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import Store, open_store, redact
 
@@ -42,11 +42,13 @@ def publish_page(store: Store, merge_plan: MergePlan, report: Mapping[str, Any])
     return f"{into.url}/{PAGE}"
 
 
-def make_sweep_probes(sweep: SweepPlan) -> Mapping[str, OutputProbe]:
-    """Who measures what each point of a sweep writes, by its name."""
+def make_probes(merges: MergeSet) -> Mapping[str, DeltaProbe | OutputProbe]:
+    """Who measures, by the name of the merge: the deltas of a single one as it runs, of a sweep what each point writes."""
+    if not merges.is_sweep:
+        return {"": make_probe(merges.points[""])}
     from paramdelta_dist.analysis.sweep_comparison import output_probes
 
-    return output_probes(sweep)
+    return output_probes(merges)
 
 
 def require_own_page(recipe: Recipe) -> None:
@@ -57,17 +59,17 @@ def require_own_page(recipe: Recipe) -> None:
     require_own(open_store(f"{recipe.output}/{SWEEP_REPORT}", recipe.storage_config))
 
 
-def publish_sweep_page(sweep: SweepPlan, stores: Mapping[str, Store], report: Mapping[str, Any]) -> str | None:
+def publish_sweep_page(sweep: MergeSet, stores: Mapping[str, Store], report: Mapping[str, Any]) -> str | None:
     """The report of a sweep, from what its points showed as they were made, in this run or before: a folder beside theirs.
     Returns the page's name there; None where no point was measured whole."""
     with gc_paused():
         from paramdelta_dist.analysis.probes import Lane, collect
         from paramdelta_dist.analysis.publish import PAGE, publish_points
-        from paramdelta_dist.analysis.sweep_comparison import Comparison, Point, compared_inputs
+        from paramdelta_dist.analysis.sweep_comparison import Comparison, Point, compared_inputs, output_probes
 
     lanes: list[Lane] = []
     left_out: list[str] = []
-    probes = make_sweep_probes(sweep)
+    probes = output_probes(sweep)
     comparison = Comparison(compared_inputs(sweep))
     for name, store in stores.items():
         found = collect(store, sweep.readings[name], probes[name])

@@ -12,7 +12,7 @@ from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory, plan_memory
 from paramdelta_dist.planning.chunks import MEASURE_CHUNK
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY, TENSOR_RECORD
-from paramdelta_dist.planning.sweep import SweepPlan
+from paramdelta_dist.planning.merge_set import MergeSet
 from paramdelta_dist.storage import PARTS_IN_FLIGHT, PIECE, PIECES_MEMORY, WRITE_MEMORY, open_store, part_size
 
 THREADS_A_SHARD = 2
@@ -113,7 +113,7 @@ def page_memory(merge_plan: MergePlan) -> PageMemory:
     return PageMemory(TABLES + tensors * len(merge_plan.terms) * MEASURED_RECORD, _measuring(merge_plan))
 
 
-def sweep_page_memory(sweep: SweepPlan, engine: Engine) -> PageMemory:
+def sweep_page_memory(sweep: MergeSet, engine: Engine) -> PageMemory:
     """For the page that compares the points of a sweep. Workers on Ray know one shard of each point at a time."""
     counts, points = [len(shard.tensors) for shard in sweep.reading.shards], len(sweep.points)
     whole = TABLES + sum(counts) * (MEASURED_RECORD + points * POINT_RECORD)

@@ -59,7 +59,7 @@ class Allocation:
     device: str
     """Where tiles are computed: `cpu` or `cuda`."""
 
-    def job(self, merge_plan: MergePlan, hold: Hold | None = None) -> MergeContext:
+    def context(self, merge_plan: MergePlan, hold: Hold | None = None) -> MergeContext:
         """What all shards of a merge have in common; `hold` where they are written."""
         from paramdelta_dist.shards.compute import MergeContext
 

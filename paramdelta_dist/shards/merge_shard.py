@@ -1,11 +1,13 @@
-"""run_shard: one output file as one stream: tiles made ahead → digests → one put → a receipt."""
+"""run_shard: one file of each output of a run, made from one reading: tiles made ahead → digests → a put each → receipts."""
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -15,26 +17,30 @@ from paramdelta_dist.engine.metrics import METER, WRITTEN_BYTES, Stopwatch
 from paramdelta_dist.errors import Interrupted, NotFound, ParamDeltaError, StorageError
 from paramdelta_dist.output.hold import Hold, require_hold, settle, write_held
 from paramdelta_dist.output.receipts import Receipt, receipt_name
+from paramdelta_dist.planning.merge_set import MergeSet
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import Step, bytes_to_make, cut_tiles, steps_of
 from paramdelta_dist.shards.compute import MergeContext
 from paramdelta_dist.shards.digests import StreamDigests
 from paramdelta_dist.shards.pipeline import TilePipeline, tile_pipeline, tile_reader
-from paramdelta_dist.shards.reader import Reader
+from paramdelta_dist.shards.reader import Reader, TileReader
+from paramdelta_dist.shards.shared_reader import SharedReader, SharedTiles
 from paramdelta_dist.storage import Store, open_store
 
 
 @dataclass(frozen=True)
 class ShardUnit:
-    """One shard, to be made or to be looked at."""
+    """One file of the output, of every merge of the run that lacks it."""
 
-    shard: Shard
+    shards: Mapping[str, Shard]
+    """By the name of the merge. They differ in nothing but their calls."""
     bytes_moved: int
-    """Bytes read and written."""
+    """Bytes read, once for all of them, and written."""
 
-    @classmethod
-    def to_make(cls, shard: Shard, job: MergeContext) -> ShardUnit:
-        return cls(shard, bytes_to_make(shard, tile_size=job.tile_size))
+    @property
+    def shard(self) -> Shard:
+        """The shard of the first."""
+        return next(iter(self.shards.values()))
 
     @property
     def file(self) -> str:
@@ -42,13 +48,69 @@ class ShardUnit:
 
     @property
     def size(self) -> int:
-        return self.shard.size
+        """Bytes written, of all merges together."""
+        return sum(shard.size for shard in self.shards.values())
 
 
-def run_shard(job: MergeContext, unit: ShardUnit, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Receipt:
-    """Make one shard and publish it with its receipt, as `stream_shard` does, from bytes that are read for it alone."""
-    with tile_reader(job, unit.shard) as reader:
-        return stream_shard(job, unit.shard, reader, advance=advance, cancelled=cancelled)
+def units_to_make(merges: MergeSet, receipts: Mapping[str, Mapping[str, Receipt]], *, tile_size: int) -> list[ShardUnit]:
+    """What is to be made for the merges named in `receipts`, which has the files of each that are in place already."""
+    units = []
+    for number, shard in enumerate(merges.reading.shards):
+        missing = {name: merges.readings[name][number] for name, held in receipts.items() if shard.file not in held}
+        if missing:
+            units.append(ShardUnit(missing, bytes_to_make(shard, tile_size=tile_size) + (len(missing) - 1) * shard.size))
+    return units
+
+
+def run_shard(
+    contexts: Mapping[str, MergeContext], unit: ShardUnit, *, advance: Callable[[int], None], cancelled: Callable[[], bool]
+) -> dict[str, Receipt]:
+    """Make one file of each merge in `unit` and publish it with its receipt; the bytes are those that the merge alone gives.
+    Returns the receipts by the name of the merge; their `bytes_read` add up to what was read.
+
+    `contexts` are those of the merges by name; they read the same models, in tiles of one size. `advance` is called with the bytes
+    written, `cancelled` before each tile. Raises what `stream_shard` raises for any of them; those that were finished before stay.
+    """
+    first = next(iter(unit.shards))
+    with tile_reader(contexts[first], unit.shard) as reader:
+        if len(unit.shards) > 1:
+            return _stream_side_by_side(contexts, unit, reader, advance, cancelled)
+        return {first: stream_shard(contexts[first], unit.shard, reader, advance=advance, cancelled=cancelled)}
+
+
+def _stream_side_by_side(
+    contexts: Mapping[str, MergeContext],
+    unit: ShardUnit,
+    reader: TileReader,
+    advance: Callable[[int], None],
+    cancelled: Callable[[], bool],
+) -> dict[str, Receipt]:
+    """A pipeline and a put for each, in a thread of its own."""
+    stop, lock = threading.Event(), threading.Lock()
+
+    def count(size: int) -> None:
+        with lock:
+            advance(size)
+
+    def is_stopped() -> bool:
+        return stop.is_set() or cancelled()
+
+    tiles = SharedTiles(reader, len(unit.shards), contexts[next(iter(unit.shards))].tiles_in_flight)
+    with ThreadPoolExecutor(len(unit.shards), thread_name_prefix="point") as pool:
+        futures = {
+            name: pool.submit(stream_shard, contexts[name], shard, SharedReader(tiles), advance=count, cancelled=is_stopped)
+            for name, shard in unit.shards.items()
+        }
+        done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
+        failed = next((error for future in done if (error := future.exception()) is not None), None)
+        if failed is not None:
+            stop.set()
+            tiles.abort()
+    if failed is not None:
+        if isinstance(failed, ParamDeltaError):
+            failed.bytes_read = reader.bytes_read
+        raise failed
+    return {name: future.result() for name, future in futures.items()}
 
 
 def stream_shard(

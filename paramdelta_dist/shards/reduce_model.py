@@ -111,7 +111,7 @@ def _reduce_shards(
         kept = _read_kept(store, name, job.fingerprint) if name in present else None
         if kept is not None:
             totals[shard.file] = kept[0]
-    missing = [ShardUnit(shard, bytes_of_reduction(shard)) for shard in plan.shards if shard.file not in totals]
+    missing = [ShardUnit({"": shard}, bytes_of_reduction(shard)) for shard in plan.shards if shard.file not in totals]
     started(number, sum(unit.size for unit in missing))
     bytes_read, requests = before.bytes_read, before.requests
     with closing(executor.run(reduce_shard, ReductionContext(job, number, keep), missing, advance=advance)) as results:

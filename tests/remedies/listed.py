@@ -49,7 +49,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ("planning/names.py", "*", "names that no disk holds: tests/driver/test_locations.py; the way is a shorter one"),
     ("planning/resolve.py", "{}{}: {}", "what a method says of its own parameters: tests/methods/test_contract.py"),
     ("planning/resolve.py", "end its rules with one without conditions", "tests/recipe/test_rules.py"),
-    ("planning/sweep.py", "*", "tests/driver/test_sweep.py; the way is a recipe for each point, which is any other recipe"),
+    ("planning/merge_set.py", "*", "tests/driver/test_sweep.py; the way is a recipe for each point, which is any other recipe"),
     ('planning/vocabulary_rows.py', " is left out and keeps the base's ", VOCABULARY),
     ('planning/vocabulary_rows.py', '; take the tokenizer from a model of the recipe (tokenizer_f', VOCABULARY),
     ('planning/vocabulary_rows.py', ' has no tokenizer whose tokens can be read, which `vocab: by', VOCABULARY),

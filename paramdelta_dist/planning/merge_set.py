@@ -1,4 +1,4 @@
-"""Planning a sweep: the merges of all its points, and shards from which they are made in one reading of the inputs."""
+"""A merge set: the merges of a run, made from one reading of the inputs. Those of a sweep, or a single one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from paramdelta_dist.storage import Identity
 
 
 @dataclass(frozen=True)
-class SweepPlan:
-    """The merges of a sweep."""
+class MergeSet:
+    """The merges of a run. They read what any of them needs, once."""
 
     recipe: Recipe
     points: dict[str, MergePlan]
-    """The plan of each point by its name: what a merge of it alone would do, and what is kept beside its output."""
+    """The plan of each merge by its name in the sweep: what it alone would do, and what is kept beside its output."""
     values: dict[str, dict[str, Any]]
     """What the sweep sets at each point."""
     models: tuple[str, ...]
@@ -29,21 +29,29 @@ class SweepPlan:
     readings: dict[str, tuple[Shard, ...]]
     """The shards of each point as they are made: every point reads what any of them needs, in the same tiles."""
 
+    @classmethod
+    def of(cls, plan: MergePlan) -> MergeSet:
+        """A single merge, without a name."""
+        return cls(plan.recipe, {"": plan}, {"": {}}, plan.models, {"": plan.shards})
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether the outputs are folders below that of the recipe, which is written down in their midst."""
+        return bool(self.recipe.sweep)
+
     @property
     def reading(self) -> MergePlan:
-        """The merge of the first point, if it reads what any of them needs; with the fingerprint of the sweep."""
+        """The merge of the first point, if it reads what any of them needs; with the fingerprint of the set."""
         name, first = next(iter(self.points.items()))
         shards = self.readings[name]
         calls = shards[0].calls if shards else first.calls
         return replace(first, models=self.models, shards=shards, calls=calls, fingerprint=self.fingerprint)
 
     @property
-    def bytes_to_write(self) -> int:
-        return sum(plan.bytes_to_write for plan in self.points.values())
-
-    @property
     def fingerprint(self) -> str:
         """Of all that decides the bytes of any point."""
+        if not self.is_sweep:
+            return self.points[""].fingerprint
         return blake2b(" ".join(plan.fingerprint for plan in self.points.values()).encode(), digest_size=20).hexdigest()
 
 
@@ -52,14 +60,14 @@ def build_sweep(
     checkpoints: Mapping[str, Checkpoint],
     tokenizer_files: Mapping[str, Identity],
     vocabularies: Vocabularies | None = None,
-) -> SweepPlan:
+) -> MergeSet:
     """The plan of a recipe with `sweep:`; the rest as for `build_plan`. Raises what that raises, and UsageError where two points
     cannot be made from the same reading."""
     inputs = (checkpoints, tokenizer_files, vocabularies)
     points = {name: build_plan(point, *inputs) for name, point in recipe.points.items()}
     models = tuple(dict.fromkeys(url for plan in points.values() for url in plan.models))
     wide = {name: plan if plan.models == models else build_plan(plan.recipe, *inputs, models=models) for name, plan in points.items()}
-    return SweepPlan(recipe, points, recipe.swept_values, models, _readings(wide))
+    return MergeSet(recipe, points, recipe.swept_values, models, _readings(wide))
 
 
 def _readings(wide: Mapping[str, MergePlan]) -> dict[str, tuple[Shard, ...]]:
