@@ -19,7 +19,8 @@ from paramdelta_dist.driver.sizing import page_memory
 from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.jobs.version import require_submitters_version
-from paramdelta_dist.recipe.model import Recipe, of_deltas, weights_of
+from paramdelta_dist.recipe.model import Recipe
+from paramdelta_dist.recipe.of_deltas import of_deltas, weights_of
 from paramdelta_dist.recipe.output_template import is_template
 from paramdelta_dist.recipe.rules import Selection
 from paramdelta_dist.storage import inside, normalize, open_store, redact

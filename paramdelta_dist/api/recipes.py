@@ -9,8 +9,9 @@ from paramdelta_dist.errors import InputError, NotFound, UsageError
 from paramdelta_dist.methods import all_methods
 from paramdelta_dist.recipe import mergekit as importing
 from paramdelta_dist.recipe.mergekit import Imported
-from paramdelta_dist.recipe.model import MAX_RECIPE, Recipe, parse_recipe
+from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.recipe.schema import recipe_schema
+from paramdelta_dist.recipe.yaml_text import MAX_RECIPE, parse_recipe
 from paramdelta_dist.storage import StorageConfig, normalize, open_store, read_named_file, redact, scheme_of
 
 

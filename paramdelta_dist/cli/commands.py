@@ -668,7 +668,7 @@ def _recipe(source: str | None, base: str | None, deltas: list[str] | None, outp
         raise UsageError("name a recipe file, or give --base, --delta and --output")
     if base is None or not deltas or (output is None and output_needed):
         raise UsageError(f"--base, --delta and --output are needed together (given: {', '.join(flags)})")
-    from paramdelta_dist.recipe.model import recipe_from_flags
+    from paramdelta_dist.recipe.flags import recipe_from_flags
 
     return recipe_from_flags(base=base, deltas=deltas, output=output or "memory://unused-by-check")
 

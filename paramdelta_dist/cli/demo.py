@@ -13,7 +13,7 @@ from rich.console import Console
 from paramdelta_dist import api
 from paramdelta_dist.cli import rendering
 from paramdelta_dist.errors import IntegrityError, UsageError
-from paramdelta_dist.recipe.model import parse_recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 from paramdelta_dist.sizes import format_size
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ import yaml
 
 from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import UsageError
-from paramdelta_dist.recipe.model import Recipe, parse_recipe
+from paramdelta_dist.recipe.model import Recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 
 RECIPE_FILE = "recipe.yaml"
 MERGE = ("merge", RECIPE_FILE)

@@ -18,7 +18,8 @@ import yaml
 
 from paramdelta_dist.errors import RecipeError
 from paramdelta_dist.methods import METHODS
-from paramdelta_dist.recipe.model import FLOATS, MAX_RECIPE, parse_recipe
+from paramdelta_dist.recipe.fields import FLOATS
+from paramdelta_dist.recipe.yaml_text import MAX_RECIPE, parse_recipe
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
 _KEYS = {

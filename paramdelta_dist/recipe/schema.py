@@ -16,7 +16,8 @@ from typing import Any
 
 from paramdelta_dist.checkpoint.components import Component
 from paramdelta_dist.methods import Method, Parameter, Roles
-from paramdelta_dist.recipe.model import Delta, Entry, Recipe, StorageSection, VocabularySection
+from paramdelta_dist.recipe.model import Recipe
+from paramdelta_dist.recipe.sections import Delta, Entry, StorageSection, VocabularySection
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 FILE = "recipe.schema.json"

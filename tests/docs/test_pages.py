@@ -9,7 +9,7 @@ import yaml
 
 from paramdelta_dist import errors
 from paramdelta_dist.cli import commands as cli
-from paramdelta_dist.recipe.model import parse_recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests.docs.pages import DOCS, PAGES, REPOSITORY, blocks, named_files, our_commands, recipe_files
 
 BLOCKS = [block for page in (*PAGES, REPOSITORY / "README.md") for block in blocks(page)]

@@ -59,7 +59,7 @@ def test_every_field_of_the_report_that_the_page_names_is_one(tmp_path):
     """`--json` of a small merge has them."""
     from paramdelta_dist import api
     from paramdelta_dist.cli import demo
-    from paramdelta_dist.recipe.model import parse_recipe
+    from paramdelta_dist.recipe.yaml_text import parse_recipe
 
     demo.make_models(tmp_path)
     result = api.merge(parse_recipe(demo.RECIPE.format(folder=tmp_path), where="demo"))

@@ -11,7 +11,8 @@ from paramdelta_dist import api
 from paramdelta_dist.errors import OutputOccupied
 from paramdelta_dist.jobs.submit import Submission
 from paramdelta_dist.output.sealed_json import parse_document, render_document
-from paramdelta_dist.recipe.model import Recipe, parse_recipe
+from paramdelta_dist.recipe.model import Recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests.models import save_model
 from tests.servers import s3_server as start_s3_server

@@ -8,7 +8,7 @@ import pytest
 
 from paramdelta_dist import api
 from paramdelta_dist.errors import NonFinite, RecipeError
-from paramdelta_dist.recipe.model import parse_recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests import oracle
 from tests.cli.test_errors import run
 from tests.faults import fault_proxy

@@ -165,9 +165,9 @@ def test_slow_attempts_are_given_up_before_they_cost_their_whole_time(workers, s
 
 
 @pytest.mark.parametrize("workers", [2, 16])
-@pytest.mark.parametrize("part", ["effort", "size"])
+@pytest.mark.parametrize("part", ["bytes_moved", "size"])
 def test_a_unit_that_must_read_its_bytes_five_times_is_not_taken_for_late_and_no_other_beside_it(part, workers):
-    """Whether storage takes the time, which is then in proportion to the bytes_moved, or the arithmetic, and it is to the size."""
+    """Whether storage takes the time, which is then in proportion to the bytes moved, or the arithmetic, and it is to the size."""
     given = [Unit(f"shard-{number:04}", bytes_moved=5000 if number % 19 == 7 else 1000) for number in range(200)]
     simulation = Simulation(given, workers, lambda unit, worker, attempt: steady(getattr(unit, part) / 100)(unit, worker, attempt))
     assert len(simulation.run()) == 200

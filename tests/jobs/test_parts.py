@@ -15,9 +15,10 @@ from paramdelta_dist.jobs.exit_code import ending_of
 from paramdelta_dist.jobs.job import Job, JobExists, Unreachable
 from paramdelta_dist.jobs.job_id import JobName, parse_job_id, stem_of
 from paramdelta_dist.jobs.log_reader import LogReader
-from paramdelta_dist.jobs.status import look
+from paramdelta_dist.jobs.status import job_state
 from paramdelta_dist.jobs.submit import Submission, Submitted, submit
-from paramdelta_dist.recipe.model import Recipe, parse_recipe
+from paramdelta_dist.recipe.model import Recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests.terminal import call
 
 BOTH = {"RAY_API_SERVER_ADDRESS": "http://api:1", "RAY_ADDRESS": "http://ray:2"}
@@ -282,7 +283,7 @@ def test_a_merge_that_was_finished_when_its_job_was_stopped_is_a_success():
         def log(self, job_id):
             return json.dumps(RESULT, indent=2) + "\n"
 
-    found = look(Cluster(), "pdd-0123456789ab-1")
+    found = job_state(Cluster(), "pdd-0123456789ab-1")
     assert (found["exit_code"], found["result"]) == (0, RESULT)
 
 

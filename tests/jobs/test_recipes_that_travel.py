@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from paramdelta_dist.jobs.working_dir import recipe_text
-from paramdelta_dist.recipe.model import parse_recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 
 
 @pytest.mark.parametrize(

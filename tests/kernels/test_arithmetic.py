@@ -47,8 +47,8 @@ def merge(out_dtype, base, deltas, weights):
 
 
 def set_block(monkeypatch, block):
-    for module in (compiled, merging):
-        monkeypatch.setattr(module, "METHOD_BLOCK", block)
+    monkeypatch.setattr(compiled, "L1_BLOCK", block)
+    monkeypatch.setattr(merging, "METHOD_BLOCK", block)
 
 
 def oracle(out_dtype, base, deltas, weights):

@@ -17,7 +17,7 @@ from paramdelta_dist.kernels import blocks
 from paramdelta_dist.kernels.blocks import TensorInfo
 from paramdelta_dist.kernels.blockwise import BlockRunner
 from paramdelta_dist.methods import METHODS, BlockShape, Roles, Scope
-from paramdelta_dist.recipe.model import parse_recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests.methods.method_cases import SMALL_BLOCK, make_models, recipe_for, sample, variants
 from tests.oracle import load, same_bytes
 

@@ -14,7 +14,8 @@ import yaml
 from paramdelta_dist import api
 from paramdelta_dist.errors import OutputOccupied, UsageError
 from paramdelta_dist.output.sealed_json import parse_document, render_document
-from paramdelta_dist.recipe.model import Recipe, parse_recipe
+from paramdelta_dist.recipe.model import Recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests import oracle
 from tests.models import recipe, save_model
 

@@ -9,7 +9,7 @@ import torch
 
 from paramdelta_dist import api
 from paramdelta_dist.errors import InputChanged, InputError, IntegrityError
-from paramdelta_dist.recipe.model import parse_recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests.models import recipe, save_model
 from tests.terminal import call

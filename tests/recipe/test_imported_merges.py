@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paramdelta_dist import api
 from paramdelta_dist.recipe.mergekit import import_mergekit
-from paramdelta_dist.recipe.model import parse_recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests import oracle
 from tests.methods.test_mergekit import CLOSE, RUN
 from tests.models import SMALL

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdelta_dist.errors import RecipeError, UsageError
-from paramdelta_dist.recipe.model import Recipe, recipe_from_flags
+from paramdelta_dist.recipe.flags import recipe_from_flags
+from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.recipe.output_template import check_template, expand, folder_of, is_template, series_name
 from tests.terminal import call
 

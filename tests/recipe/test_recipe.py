@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_dist.errors import RecipeError
-from paramdelta_dist.recipe.model import MAX_RECIPE, Delta, parse_recipe, recipe_from_flags
+from paramdelta_dist.recipe.flags import recipe_from_flags
+from paramdelta_dist.recipe.sections import Delta
+from paramdelta_dist.recipe.yaml_text import MAX_RECIPE, parse_recipe
 from paramdelta_dist.storage import StoreSettings
 
 DESIGN = """\

@@ -10,7 +10,7 @@ from paramdelta_dist.cli import rendering
 from paramdelta_dist.errors import RecipeError, UsageError
 from paramdelta_dist.planning import memory
 from paramdelta_dist.planning.spans import find_spans
-from paramdelta_dist.recipe.model import parse_recipe
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests import oracle
 from tests.models import ARCHITECTURES, make_models, recipe
 

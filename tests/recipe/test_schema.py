@@ -12,8 +12,10 @@ import yaml
 from paramdelta_dist import api
 from paramdelta_dist.errors import RecipeError
 from paramdelta_dist.methods import METHODS, Roles
-from paramdelta_dist.recipe.model import Recipe, _Loader, parse_recipe
+from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.recipe.schema import FILE, recipe_schema
+from paramdelta_dist.recipe.yaml_text import Loader as _Loader
+from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests.docs.pages import DOCS, PAGES, REPOSITORY, blocks
 from tests.terminal import call
 

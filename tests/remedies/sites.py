@@ -62,7 +62,10 @@ def _of(node: ast.AST, module: str, function: str) -> Iterator[Site]:
         function = node.name
     if isinstance(node, ast.Call):
         name = node.func.id if isinstance(node.func, ast.Name) else ""
-        of_ours = name in _ERRORS and not (name == "ValueError" and module not in ("recipe/model.py", "recipe/mergekit.py"))
+        of_ours = name in _ERRORS and not (
+            name == "ValueError"
+            and (not module.startswith("recipe/") or module in ("recipe/rules.py", "recipe/output_template.py", "recipe/fit.py"))
+        )
         listed = isinstance(node.func, ast.Attribute) and node.func.attr == "append" and ast.unparse(node.func.value).endswith("problems")
         if of_ours or listed:
             yield Site(module, function, _text(node.args))

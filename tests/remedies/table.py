@@ -723,12 +723,12 @@ PLANS = [
 ]
 
 
-def wrong(says, offers, key, value, right, at="recipe/model.py"):
+def wrong(says, offers, key, value, right, at="recipe/"):
     """A key of a recipe with a wrong value, and what the message asks for."""
     return Walk(at, says, recipe(**{key: value}), offers, recipe(**{key: right}), CHECKED, 2)
 
 
-def text(says, offers, change, at="recipe/model.py"):
+def text(says, offers, change, at="recipe/"):
     """A recipe whose text is wrong."""
 
     def breaks(world: World) -> None:

@@ -15,7 +15,7 @@ from paramdelta_dist.storage import open as opening
 from paramdelta_dist.storage import retry
 from tests.faults import cut, fault_proxy, lost, refused, stalled
 from tests.models import recipe, save_model
-from tests.stop_after_first import Probe, weights
+from tests.stop_after_first import Watcher, weights
 
 SHARDS = 6
 
@@ -74,7 +74,7 @@ def merge(bucket, proxy, request):
         opening._open.cache_clear()
         return api.merge(
             recipe(*inputs, f"s3://{bucket}/{folder}", shard_size="1MB", storage=way),
-            observer=Probe(lambda receipt: act and act()),
+            observer=Watcher(lambda receipt: act and act()),
             **({"workers": 2} | options),
         )
 

@@ -25,12 +25,12 @@ from paramdelta_dist.storage import (
     Store,
     StoreSettings,
     inside,
+    multipart,
     normalize,
     open_store,
     part_size,
     redact,
     retry,
-    uploads,
 )
 from paramdelta_dist.storage.part_names import is_earlier_part, is_part, part_name
 from tests.servers import S3Server, free_ports, http_server
@@ -554,5 +554,5 @@ def test_what_works_at_last_is_returned() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 16 << 20, 10**10, 5 * 10**12])
 def test_no_object_needs_more_parts_than_s3_allows(size: int) -> None:
-    assert part_size(size) >= uploads.PART_SIZE
-    assert -(-size // part_size(size)) <= uploads.MAX_PARTS
+    assert part_size(size) >= multipart.PART_SIZE
+    assert -(-size // part_size(size)) <= multipart.MAX_PARTS
