@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paramdelta_dist.output.claim import output_status
+from paramdelta_dist.output.inspect import output_status
 from paramdelta_dist.output.series import series_status
 from paramdelta_dist.recipe.output_template import folder_of, is_template
 from paramdelta_dist.storage import (

@@ -18,8 +18,8 @@ from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.output.hold import PLAN
 from paramdelta_dist.output.sealed_json import read_document
 from paramdelta_dist.planning import MergePlan
+from paramdelta_dist.planning.fingerprint import located
 from paramdelta_dist.planning.memory import RESERVED, RESERVED_BY_RAY
-from paramdelta_dist.planning.plan import located
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import StorageConfig, Store, normalize, open_store, redact
 

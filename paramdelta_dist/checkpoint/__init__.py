@@ -1,7 +1,7 @@
 """What a model folder contains, known from its headers alone, and whether several of them fit together."""
 
-from paramdelta_dist.checkpoint.checkpoint import Checkpoint, WeightFile, find_side_files, open_checkpoint, open_checkpoints
-from paramdelta_dist.checkpoint.header import Tensor
+from paramdelta_dist.checkpoint.checkpoint import Checkpoint, find_side_files, open_checkpoint, open_checkpoints
+from paramdelta_dist.checkpoint.header import Tensor, WeightFile
 from paramdelta_dist.checkpoint.homology import HomologyReport, Mismatch, compare
 
 __all__ = [

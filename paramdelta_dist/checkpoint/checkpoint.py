@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from paramdelta_dist.checkpoint.beside import Beside
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.families import Tensors
-from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, damaged, header_length, shown
+from paramdelta_dist.checkpoint.header import LENGTH_FIELD, Tensor, WeightFile, damaged, header_length, shown
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX, SINGLE_NAME
 from paramdelta_dist.checkpoint.parsing import Parser
 from paramdelta_dist.checkpoint.places import refuse_absent, refuse_place, refuse_two_models
@@ -31,13 +31,6 @@ FIRST_READ = 256 << 10
 """Bytes read of a file in the hope that they hold its whole header."""
 HEADERS_IN_FLIGHT = 32
 NOTHING_BESIDE = Beside({}, ())
-
-
-class WeightFile(NamedTuple):
-    """One safetensors file of a checkpoint."""
-
-    name: str
-    identity: Identity
 
 
 class Companion(NamedTuple):

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from paramdelta_dist.checkpoint.beside import Beside
-from paramdelta_dist.checkpoint.checkpoint import Checkpoint, Companion, WeightFile, read_header
+from paramdelta_dist.checkpoint.checkpoint import Checkpoint, Companion, read_header
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
 from paramdelta_dist.checkpoint.families import Tensors
-from paramdelta_dist.checkpoint.header import Tensor
+from paramdelta_dist.checkpoint.header import Tensor, WeightFile
 from paramdelta_dist.checkpoint.parsing import Parser
 from paramdelta_dist.checkpoint.room import Room
 from paramdelta_dist.errors import CheckpointError

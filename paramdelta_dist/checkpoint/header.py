@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.standins import refuse_stand_in
 from paramdelta_dist.errors import CheckpointError
+from paramdelta_dist.storage import Identity
 
 MAX_HEADER = 100_000_000
 """Longest header the format allows, in bytes."""
@@ -42,6 +43,13 @@ class Tensor(NamedTuple):
     @property
     def parameters(self) -> int:
         return math.prod(self.shape)
+
+
+class WeightFile(NamedTuple):
+    """One safetensors file of a checkpoint."""
+
+    name: str
+    identity: Identity
 
 
 def damaged(problem: str) -> CheckpointError:

@@ -14,8 +14,8 @@ from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
 from paramdelta_dist.checkpoint.extras import differences_noted, is_the_bases
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.meanings import Named, compare_meanings, unreadable
+from paramdelta_dist.checkpoint.one_head import ties_noted
 from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised, left_over
-from paramdelta_dist.checkpoint.tied import ties_noted
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers
 from paramdelta_dist.checkpoint.vocabulary import NO_ANSWERS, Answers, Entries, differ_in_one, find_entries, input_embeddings
 from paramdelta_dist.checkpoint.wrappers import same_class, same_language_model

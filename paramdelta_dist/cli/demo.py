@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from paramdelta_dist import api
-from paramdelta_dist.cli import rendering
+from paramdelta_dist.cli import progress, tables
 from paramdelta_dist.errors import IntegrityError, UsageError
 from paramdelta_dist.recipe.yaml_text import parse_recipe
 from paramdelta_dist.sizes import format_size
@@ -51,13 +51,13 @@ def run(folder: str, *, engine: api.Engine) -> dict[str, Any]:
     sizing = api.plan_workers(plan, engine=engine)
     document = api.plan_document(plan, sizing, report)
     with_time = {**document, "bandwidth": 10**9, "seconds_at_bandwidth": (plan.bytes_to_read + plan.bytes_to_write) / 1e9}
-    rendering.plan_tables(with_time, stream=sys.stderr)
+    tables.plan_tables(with_time, stream=sys.stderr)
     where = "an embedded Ray cluster" if engine == "ray" else "threads of this process"
     say(f"\n[bold]3. The merge[/] on {where}: paramdelta-dist merge {folder}/recipe.yaml --engine {engine}")
-    with rendering.progress() as observer:
+    with progress.progress() as observer:
         result = api.merge(recipe, engine=engine, workers=2, overwrite=True, observer=observer)
-    merged = rendering.merge_document(result)
-    rendering.merge_summary(merged, stream=sys.stderr)
+    merged = tables.merge_document(result)
+    tables.merge_summary(merged, stream=sys.stderr)
     say("\n[bold]4. The check[/]: the same sum with whole tensors in memory, in float64, rounded once")
     began = time.monotonic()
     elements, different = compare_with_memory(root)

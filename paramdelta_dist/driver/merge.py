@@ -17,7 +17,9 @@ from paramdelta_dist.driver.reduce_first import reduce_first
 from paramdelta_dist.driver.reports import make_probes, publish_page, publish_sweep_page
 from paramdelta_dist.driver.result import MergeResult, Work, outcome
 from paramdelta_dist.driver.workers import Allocation
-from paramdelta_dist.output.claim import Claim, claim, committed_meanwhile, require_shards
+from paramdelta_dist.output.claim import Claim, claim
+from paramdelta_dist.output.commit import committed_meanwhile
+from paramdelta_dist.output.kept_shards import require_shards
 from paramdelta_dist.output.replace import Replacement
 from paramdelta_dist.output.sweep_index import write_sweep
 from paramdelta_dist.planning import MergePlan

@@ -12,10 +12,10 @@ from paramdelta_dist.checkpoint.exact import Agreement, compare_exact
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.homology import entries_of
 from paramdelta_dist.checkpoint.meanings import Named
+from paramdelta_dist.checkpoint.one_head import with_one_head
 from paramdelta_dist.checkpoint.quantised import find_quantised
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.sidefiles import says_tokens
-from paramdelta_dist.checkpoint.tied import with_one_head
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers, Vocabulary
 from paramdelta_dist.engine.machine import default_memory
 from paramdelta_dist.errors import UsageError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copyreg
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
@@ -99,3 +101,10 @@ def _loaded(name: str) -> Method:
     if method.name != name:
         raise UsageError(f"method {name!r} of package {package}: its card says {method.name!r}; both names must be the same")
     return method
+
+
+def _by_name(method: Method) -> tuple[Callable[[str], Method], tuple[str]]:
+    return find_method, (method.name,)
+
+
+copyreg.pickle(Method, _by_name)  # a card travels as its name: functions of other packages need not be importable by theirs

@@ -224,11 +224,6 @@ class Method:
     version: int = 1
     """Part of an output's fingerprint: raised when the bytes of an equal recipe change."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        from paramdelta_dist.methods import find_method
-
-        return find_method, (self.name,)
-
     @property
     def spans_tensors(self) -> bool:
         """Whether its blocks may span tensors."""

@@ -7,13 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from blake3 import blake3
-
 from paramdelta_dist.errors import (
-    AlreadyExists,
-    InputChanged,
     IntegrityError,
-    NotFound,
     OutputOccupied,
     OutputTaken,
     ParamDeltaError,
@@ -27,23 +22,15 @@ from paramdelta_dist.output.hold import (
     RUN,
     Hold,
     find_document,
-    find_identity,
     mark_of,
     new_mark,
-    require_hold,
-    settle,
-    write_held,
     write_plan,
 )
-from paramdelta_dist.output.receipts import FOLDER, MAX_RECEIPT, RECEIPTS, Receipt, parse_receipt, receipt_name
+from paramdelta_dist.output.kept_shards import read_receipts
+from paramdelta_dist.output.receipts import FOLDER, MAX_RECEIPT, RECEIPTS, Receipt, parse_receipt
 from paramdelta_dist.output.replace import REPORT, Replacement, remains_of, some, take_over
-from paramdelta_dist.output.sealed_json import render_document
 from paramdelta_dist.planning.plan import MergePlan
-from paramdelta_dist.storage import Identity, Store, read_pieces
-from paramdelta_dist.threads import Threads
-
-CHECKS = 10
-"""At a file that other runs of the same merge write again, before it counts as changed."""
+from paramdelta_dist.storage import Identity, Store
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ def claim(store: Store, plan: MergePlan, replacement: Replacement | None = None)
         if committed is not None:
             _unchanged(store, committed, present)
             return Claim(committed, {}, hold, edited=tuple(edited(committed, present)))
-    receipts, bytes_read = _receipts(store, hold, plan, present)
+    receipts, bytes_read = read_receipts(store, hold, plan, present)
     return Claim(None, receipts, hold, bytes_read)
 
 
@@ -221,157 +208,3 @@ def _unchanged(store: Store, commit: Mapping[str, Any], present: Mapping[str, Id
         size = commit["files"][name]["size"]
         problem = "is missing" if name not in present else f"has {present[name].size} bytes instead of {size}"
         raise IntegrityError(f"{store.url} was finished, but {name} {problem} now; --overwrite makes it again")
-
-
-def _receipts(store: Store, hold: Hold, plan: MergePlan, present: Mapping[str, Identity]) -> tuple[dict[str, Receipt], int]:
-    """Receipts that still hold, of this plan and of the object that is there, and the bytes read to find out."""
-
-    def kept(file: str) -> tuple[Receipt | None, int]:
-        if receipt_name(file) not in present:
-            return None, 0
-        receipt = parse_receipt(store.read(receipt_name(file), limit=MAX_RECEIPT))
-        if receipt is None or receipt.fingerprint != plan.fingerprint:
-            return None, 0
-        return _holding(store, hold, receipt, present)
-
-    with Threads(16) as pool:
-        found = list(pool.map(kept, [shard.file for shard in plan.shards]))
-    return {receipt.file: receipt for receipt, _ in found if receipt is not None}, sum(size for _, size in found)
-
-
-def _holding(store: Store, hold: Hold, receipt: Receipt, present: Mapping[str, Identity]) -> tuple[Receipt | None, int]:
-    """The receipt, if the object that is there is the one it proves, and the bytes read to find out.
-
-    An object of the same size that was written again, by another run of this merge or by a copy, is judged by its bytes.
-    """
-    there = present.get(receipt.file)
-    if there is None or there.size != receipt.size:
-        return None, 0
-    if receipt.identity == there:
-        return receipt, 0
-    digest = blake3()
-    try:
-        for piece in read_pieces(store, receipt.file, there):
-            digest.update(piece)
-    except (InputChanged, NotFound):  # a run that goes on at the same time writes it once more
-        return None, there.size
-    if digest.hexdigest() != receipt.digest:
-        return None, there.size
-    receipt = replace(receipt, tag=there.tag)
-    write_held(store, hold, receipt_name(receipt.file), receipt.to_json())
-    return receipt, there.size
-
-
-def require_shards(store: Store, hold: Hold, receipts: Mapping[str, Receipt]) -> dict[str, Receipt]:
-    """The receipts, once more held against what is there now, before it is called a model. Raises OutputOccupied when a
-    shard is no longer what was made."""
-    present = store.list() or {}
-    with Threads(16) as pool:
-        held = {
-            file: receipt
-            for file, (receipt, _) in zip(receipts, pool.map(lambda r: _holding(store, hold, r, present), receipts.values()), strict=True)
-        }
-    lost = sorted(file for file, receipt in held.items() if receipt is None)
-    require_hold(store, hold)
-    if lost:
-        raise OutputOccupied(
-            f"{store.url}: {some(lost)} changed while the merge ran: another process writes to this folder; run again when it is alone"
-        )
-    return {file: receipt for file, receipt in held.items() if receipt is not None}
-
-
-def commit(store: Store, hold: Hold, document: Mapping[str, Any]) -> None:
-    """The last write: from here on the output is a model and does not change.
-
-    A second run of the same plan that was slower finds the commit and is content. Raises OutputTaken where the output was lost,
-    and OutputOccupied where a file is not what was written; then there is no commit, or the winner's.
-    """
-    require_hold(store, hold)
-    data = render_document({**document, RUN: hold.run})
-    try:
-        identity = store.write(COMMIT, data, exclusive=True)
-    except (AlreadyExists, NotFound):
-        if committed_meanwhile(store, hold, document["fingerprint"]):
-            return
-        identity = write_held(store, hold, COMMIT, data)  # in place of one that cannot be read, or of a run that has lost
-    settle(store, hold, COMMIT, identity)
-    changed = _changed(store, document["files"])
-    if changed:
-        require_hold(store, hold)
-        if store.identify(COMMIT) == identity:
-            store.delete(COMMIT)
-        raise OutputOccupied(
-            f"{store.url}: {some(changed)} changed while the merge was published: another process writes to this folder; run again when "
-            "it is alone, which goes on from here"
-        )
-
-
-def _changed(store: Store, files: Mapping[str, Any]) -> list[str]:
-    """The files that are not what was written: by their tags, or by their bytes where another run of this merge has written them
-    again."""
-    present = store.list() or {}
-
-    def same(name: str) -> bool:
-        there, entry = present.get(name), files[name]
-        for _ in range(CHECKS):
-            if there is None or there.size != entry["size"]:
-                return False
-            if there.tag == entry["tag"]:
-                return True
-            digest = blake3()
-            try:
-                for piece in read_pieces(store, name, there):
-                    digest.update(piece)
-            except (InputChanged, NotFound):  # at this very moment
-                there = find_identity(store, name)
-            else:
-                return bool(digest.hexdigest() == entry["digest"])
-        return False
-
-    return [name for name in files if not same(name)]
-
-
-def committed_meanwhile(store: Store, hold: Hold, fingerprint: str) -> bool:
-    """Whether another run of this claim has committed the output. Raises OutputTaken where it is another claim's by now."""
-    found = find_document(store, COMMIT)
-    if found is None:
-        return False
-    ours = (mark_of(found), found.get("fingerprint")) == (hold.run, fingerprint)
-    if not ours:
-        require_hold(store, hold)
-    return bool(ours)
-
-
-def output_status(store: Store) -> dict[str, Any]:
-    """What is in an output folder: `state` is absent, foreign, unfinished, complete or damaged. Reads no weights.
-
-    `unreadable` names documents that are not as they were written, as a power cut leaves them: the same merge goes on all the same.
-    """
-    present = store.list() or {}
-    if not present:
-        return {"output": store.url, "state": "absent"}
-    if PLAN not in present:
-        return {"output": store.url, "state": "foreign", "files": len(present)}
-    found = {name: find_document(store, name) for name in (PLAN, COMMIT, REPORT) if name in present}
-    unreadable = [name for name, document in found.items() if document is None]
-    status: dict[str, Any] = {"output": store.url, "state": "unfinished"} | ({"unreadable": unreadable} if unreadable else {})
-    plan, commit, report = (found.get(name) for name in (PLAN, COMMIT, REPORT))
-    if plan is None:
-        return status
-    shards = plan.get("shards", [])
-    done = [s for s in shards if s["file"] in present and receipt_name(s["file"]) in present and present[s["file"]].size == s["size"]]
-    status |= {
-        "fingerprint": plan.get("fingerprint"),
-        "shards": {"done": len(done), "total": len(shards)},
-        "bytes": {"done": sum(s["size"] for s in done), "total": sum(s["size"] for s in shards)},
-        "recipe": plan.get("recipe"),
-    }
-    if commit is not None and mark_of(commit) == mark_of(plan):
-        status |= {"state": "complete", "committed": commit.get("committed")}
-        if damaged := lost_or_changed(commit, present):
-            status |= {"state": "damaged", "damaged": damaged}
-        if changed := edited(commit, present):
-            status["edited"] = changed
-        if report is not None:
-            status["report"] = report
-    return status

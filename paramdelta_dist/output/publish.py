@@ -18,7 +18,7 @@ from paramdelta_dist.checkpoint.config import render_config
 from paramdelta_dist.checkpoint.index import INDEX_NAME, render_index
 from paramdelta_dist.checkpoint.sidefiles import MAX_SIDE_FILE
 from paramdelta_dist.methods import find_method
-from paramdelta_dist.output.claim import commit
+from paramdelta_dist.output.commit import commit
 from paramdelta_dist.output.hold import Hold, require_hold, settle, write_held
 from paramdelta_dist.output.receipts import Receipt
 from paramdelta_dist.output.replace import CARD, REPORT

@@ -1,7 +1,8 @@
 """What will be done, decided from headers alone: layout, tiles, memory. Pure functions; no I/O, no torch."""
 
+from paramdelta_dist.planning.build import build_plan
 from paramdelta_dist.planning.memory import WorkerMemory, plan_memory
-from paramdelta_dist.planning.plan import MergePlan, Shard, build_plan
+from paramdelta_dist.planning.plan import MergePlan, Shard
 from paramdelta_dist.planning.resolve import MethodCall, Term
 
 __all__ = ["MergePlan", "MethodCall", "Shard", "Term", "WorkerMemory", "build_plan", "plan_memory"]

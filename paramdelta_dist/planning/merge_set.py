@@ -9,7 +9,8 @@ from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint
 from paramdelta_dist.errors import UsageError
-from paramdelta_dist.planning.plan import MergePlan, Shard, Source, build_plan
+from paramdelta_dist.planning.build import build_plan
+from paramdelta_dist.planning.plan import MergePlan, Shard, Source
 from paramdelta_dist.planning.vocabulary_rows import Vocabularies
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import Identity

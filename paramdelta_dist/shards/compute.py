@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.errors import CheckpointError, NonFinite
-from paramdelta_dist.kernels.blocks import TensorInfo
 from paramdelta_dist.kernels.raw import RawElements
 from paramdelta_dist.methods import Reduction, find_method
 from paramdelta_dist.output.hold import Hold
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.resolve import MethodCall
-from paramdelta_dist.planning.spans import Span
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.shards.probe import Probe
 from paramdelta_dist.shards.reader import FetchedTile
@@ -23,6 +21,7 @@ from paramdelta_dist.storage import StorageConfig, redact
 
 if TYPE_CHECKING:
     from paramdelta_dist.shards.torch_compute import TorchComputer
+from paramdelta_dist.shards.inputs import inputs_of, values
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class TileComputer:
 
     def _sources(self, fetched: FetchedTile, part: Segment) -> list[RawElements | None]:
         """What each model has of a part of a tile that lies within one read, as every block does."""
-        return [_values(fetched, part, model) for model in range(len(self._job.models))]
+        return [values(fetched, part, model) for model in range(len(self._job.models))]
 
     def _with_torch(self) -> TorchComputer:
         if self._torch is None:
@@ -154,29 +153,3 @@ class TileComputer:
                         "values than the base; it must agree in all models, or be left out (`exclude`), which takes the base's"
                     )
             assert copied, f"{segment.span.tensors[0].name} is of no model"
-
-
-def inputs_of(
-    segment: Segment, call: MethodCall, sources: Sequence[RawElements | None]
-) -> tuple[RawElements | None, list[tuple[RawElements, RawElements | None]]]:
-    """The base and the (post, base) pairs of a segment, of what the models have there."""
-
-    def required(model: int) -> RawElements:
-        found = sources[model]
-        assert found is not None, f"{segment.span.tensors[0].name} of model {model} was not planned"
-        return found
-
-    base = required(0) if call.based else None
-    return base, [(required(term.post), None if term.base is None else required(term.base)) for term in call.terms]
-
-
-def info_of(span: Span, call: MethodCall, statistics: tuple[Any, ...]) -> TensorInfo:
-    """What a method is told of the tensor of a span."""
-    tensor = span.tensors[0]
-    values, numbers = tuple(term.values for term in call.terms), tuple(term.position for term in call.terms)
-    return TensorInfo(tensor.twin or tensor.name, tensor.shape, call.parameters, values, numbers, statistics)
-
-
-def _values(fetched: FetchedTile, segment: Segment, model: int) -> RawElements | None:
-    data, source = fetched.source(segment, model), segment.span.sources[model]
-    return None if data is None or source is None else RawElements(data, source.dtype)

@@ -21,7 +21,8 @@ from paramdelta_dist.planning.memory import LOCAL_READERS, OUTPUTS, REQUESTS_IN_
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import Step, Tile
 from paramdelta_dist.shards.buffers import BufferPool
-from paramdelta_dist.shards.compute import MergeContext, TileComputer, info_of
+from paramdelta_dist.shards.compute import MergeContext, TileComputer
+from paramdelta_dist.shards.inputs import info_of
 from paramdelta_dist.shards.probe import ShardProbe
 from paramdelta_dist.shards.reader import Fetching, Reader, TileReader, buffer_size
 from paramdelta_dist.storage import open_store

@@ -16,7 +16,7 @@ from paramdelta_dist.kernels.sum_torch import one_thread, view
 from paramdelta_dist.methods import Reduction, find_method
 from paramdelta_dist.planning.resolve import MethodCall
 from paramdelta_dist.planning.tiles import Segment
-from paramdelta_dist.shards.compute import info_of, inputs_of
+from paramdelta_dist.shards.inputs import info_of, inputs_of
 
 Sources = Callable[[Segment], Sequence[RawElements | None]]
 """What each model has of a block."""

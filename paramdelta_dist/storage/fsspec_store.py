@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import logging
 import os
 import posixpath
@@ -12,28 +10,23 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import fsspec
 from fsspec.asyn import sync
-from fsspec.exceptions import FSTimeoutError
 
 from paramdelta_dist import stopping
 from paramdelta_dist.errors import (
     AlreadyExists,
-    CredentialsError,
     InputChanged,
     InputError,
     IntegrityError,
-    NotFound,
-    ParamDeltaError,
-    StorageError,
-    TransientStorageError,
     UsageError,
 )
-from paramdelta_dist.storage import aws, network, trust
+from paramdelta_dist.storage import aws, trust
 from paramdelta_dist.storage.border import OURS, translated
+from paramdelta_dist.storage.fsspec_errors import classified
 from paramdelta_dist.storage.multipart import part_size
 from paramdelta_dist.storage.part_names import is_part, part_name
 from paramdelta_dist.storage.retry import persisting
@@ -41,71 +34,7 @@ from paramdelta_dist.storage.settings import StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_range
 from paramdelta_dist.storage.urls import redact, scheme_of
 
-_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp", "botocore", "paramiko")
-"""Libraries whose own exceptions are about a connection."""
 _TAGS = ("generation", "ETag", "etag", "blob_id", "oid", "mtime", "LastModified", "last_modified", "modified", "created")
-
-
-def service_reply(error: BaseException) -> tuple[str, str]:
-    """The service's own error code and the HTTP status, from the library's exception or one it was raised from."""
-    seen: BaseException | None = error
-    while seen is not None:
-        response = getattr(seen, "response", None)
-        if isinstance(response, dict):  # botocore, which gives the status as code where a reply has no body
-            return str(response.get("Error", {}).get("Code", "")), str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-        status = getattr(response, "status_code", None) or getattr(seen, "code", None) or getattr(seen, "status", None)
-        if isinstance(status, (int, str)) and status:
-            return "", str(status)
-        seen = seen.__cause__ or seen.__context__
-    return "", ""
-
-
-def classified(error: BaseException, where: str, endpoint: str | None = None) -> ParamDeltaError:
-    """The error of our tree that an exception of a file system means; `endpoint` is the service's URL where it is known."""
-    if told_by_network := network.explained(error, where, endpoint):
-        return told_by_network
-    kind, text = type(error).__name__, str(error).partition("\n")[0][:400]
-    code, status = service_reply(error)
-    if code in aws.PASSING_CODES or kind == "ClientPayloadError":  # a broken body, which aiohttp gives the status 400
-        return TransientStorageError(f"{where}: {text or kind}")
-    if isinstance(error, FileNotFoundError) or status == "404":
-        return NotFound(f"{where}: no such object")
-    if isinstance(error, FileExistsError):
-        return AlreadyExists(f"{where} exists already")
-    if status in ("412", "416"):  # a range of the version that was planned with fits
-        return InputChanged(f"{where} changed since the plan was made; run again to plan with the new version")
-    denied = isinstance(error, PermissionError) or status in ("401", "403") or code in aws.DENIED_CODES
-    unexplained = code == "400"  # a HEAD has no body to say ExpiredToken in
-    if denied or unexplained or kind in ("NoCredentialsError", "DefaultCredentialsError"):
-        return CredentialsError(f"{where}: access denied, or credentials missing or expired; check the environment ({text or kind})")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"{where}: no space left; free some and run again")
-    refused = status == "501" or (status.startswith("4") and status not in ("408", "409", "425", "429"))
-    if isinstance(error, (NotImplementedError, ValueError, TypeError)) or refused:
-        return StorageError(f"{where}: {text or kind}")
-    if not isinstance(error, library_errors()) and type(error).__module__.partition(".")[0] not in _CLIENTS:
-        return StorageError(f"{where}: the library of this store failed ({kind}: {text})")
-    return TransientStorageError(f"{where}: {text or kind}{network.by_proxy(error, endpoint)}")
-
-
-@cache
-def library_errors() -> tuple[type[BaseException], ...]:
-    """What the file systems raise for reasons outside this program: never a bug of ours."""
-    errors: list[type[BaseException]] = [OSError, NotImplementedError, asyncio.TimeoutError, FSTimeoutError]
-    with suppress(ImportError):
-        import aiohttp
-
-        errors.append(aiohttp.ClientError)
-    with suppress(ImportError):
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        errors += [BotoCoreError, ClientError]
-    with suppress(ImportError):
-        from gcsfs.retry import HttpError
-        from google.auth.exceptions import GoogleAuthError
-
-        errors += [HttpError, GoogleAuthError]
-    return tuple(errors)
 
 
 class FsspecStore:

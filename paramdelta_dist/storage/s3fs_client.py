@@ -11,7 +11,7 @@ from s3fs import S3FileSystem
 
 from paramdelta_dist import stopping
 from paramdelta_dist.storage import aws, retry
-from paramdelta_dist.storage.fsspec_store import classified, library_errors, service_reply
+from paramdelta_dist.storage.fsspec_errors import classified, library_errors, service_reply
 from paramdelta_dist.storage.settings import StoreSettings
 
 CHECK_INTERVAL_SECONDS = 0.2

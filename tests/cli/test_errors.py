@@ -277,7 +277,7 @@ def test_a_good_recipe_is_no_mistake_and_a_bad_one_is_one_in_a_process_too(here)
 def test_only_computing_loads_torch_and_nothing_local_loads_ray(here, arguments):
     code = f"""
 import sys
-from paramdelta_dist.cli.commands import app
+from paramdelta_dist.cli.app import app
 app({arguments!r}, standalone_mode=False)
 print(sorted({{"torch", "ray", "transformers", "safetensors"}} & set(sys.modules)), file=sys.stderr)
 """
@@ -288,9 +288,9 @@ print(sorted({{"torch", "ray", "transformers", "safetensors"}} & set(sys.modules
 
 
 def test_what_others_print_during_a_merge_does_not_get_into_the_result(capsys):
-    from paramdelta_dist.cli import rendering
+    from paramdelta_dist.cli import progress
 
-    with rendering.progress():
+    with progress.progress():
         print("(raylet) A worker died")
     print("{}")
     captured = capsys.readouterr()

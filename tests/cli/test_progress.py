@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from paramdelta_dist.cli import rendering
-from paramdelta_dist.cli.rendering import Pace, ProgressLines
+from paramdelta_dist.cli import progress
+from paramdelta_dist.cli.progress import Pace, ProgressLines
 
 
 class Clock:
@@ -13,7 +13,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        monkeypatch.setattr(rendering.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture

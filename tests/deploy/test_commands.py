@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from paramdelta_dist import __version__
-from paramdelta_dist.cli.commands import app
+from paramdelta_dist.cli.app import app
 from tests.deploy.files import DEPLOY, IMAGE, ROOT, all_files, load, our_commands, readme_commands, scripts
 
 PAGES = [path for path in all_files() if path.suffix == ".md"]

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.cli import rendering
+from paramdelta_dist.cli import progress, tables
 from paramdelta_dist.driver import sizing
 from paramdelta_dist.driver import workers as crew
 from paramdelta_dist.engine.ray import cluster as ray_cluster
@@ -52,10 +52,10 @@ def test_a_killed_worker_costs_its_shards_and_nothing_else(models, quiet, tmp_pa
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_shared_ray")
 def test_progress_tells_of_the_workers_there_are_and_of_what_was_tried_again(models, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(rendering, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(tables, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.1)
 
-    class Lines(rendering.ProgressLines):
+    class Lines(progress.ProgressLines):
         killed = False
 
         def finished(self, receipt):

@@ -9,8 +9,8 @@ import ray
 
 from paramdelta_dist.engine import schedule as scheduling
 from paramdelta_dist.engine.ray.executor import RayExecutor
-from paramdelta_dist.output.claim import require_shards
 from paramdelta_dist.output.hold import RUN, new_mark, write_plan
+from paramdelta_dist.output.kept_shards import require_shards
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests.acting_units import Board, Piece, act, wait
 

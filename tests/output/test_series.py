@@ -207,14 +207,14 @@ def test_an_output_that_expired_in_part_is_made_whole_in_a_bucket_too(place, at)
 
 
 def test_a_night_says_what_an_output_had_lost_and_keeps_what_it_had_not(disk, at, capsys):
-    from paramdelta_dist.cli import rendering
+    from paramdelta_dist.cli import tables
 
     api.merge(disk.recipe())
     disk.expire("2026-11-23/model-00002-of-00004.safetensors", "2026-11-23/README.md")
     result = api.merge(disk.recipe())
     assert sorted(result.lost) == ["README.md", "model-00002-of-00004.safetensors"]
     assert result.report["shards"] == {"made": 1, "kept": 3}
-    rendering.merge_summary(rendering.merge_document(result))
+    tables.merge_summary(tables.merge_document(result))
     assert "2 files it had lost since it was finished" in capsys.readouterr().out
 
 
@@ -266,7 +266,7 @@ def test_an_output_without_a_template_that_lost_a_file_is_still_an_error(disk):
     ],
 )
 def test_status_tells_of_a_pointer_to_an_output_that_is_not_whole(place, at, lost, state, capsys):
-    from paramdelta_dist.cli import rendering
+    from paramdelta_dist.cli import tables
 
     first = api.merge(place.recipe())
     at(TUESDAY)
@@ -276,7 +276,7 @@ def test_status_tells_of_a_pointer_to_an_output_that_is_not_whole(place, at, los
     assert status["dangling"] == {"latest.json": state}
     assert status["complete"] == ["2026-11-23"]
     assert status["damaged"] == (["2026-11-24"] if state == "damaged" else [])
-    rendering.status_lines(status)
+    tables.status_lines(status)
     assert "the next merge of these inputs makes it again" in capsys.readouterr().out
     result = api.merge(place.recipe(weight=0.5))
     assert result.output != first.output

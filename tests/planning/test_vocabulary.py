@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from paramdelta_dist import api
 from paramdelta_dist.checkpoint import open_checkpoint
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers
-from paramdelta_dist.cli import rendering
+from paramdelta_dist.cli import tables
 from paramdelta_dist.errors import HomologyError, UsageError
 from paramdelta_dist.planning import memory
 from paramdelta_dist.recipe.model import Recipe
@@ -201,7 +201,7 @@ def test_the_check_tells_what_each_mode_would_do(tmp_path, capsys):
     assert report.vocabulary == (("pad", words), ("by-token", words))
     with pytest.raises(HomologyError, match=f"with vocab: by-token: {words}"):
         report.require()
-    rendering.check_table({"homologous": False, **asdict(report)})
+    tables.check_table({"homologous": False, **asdict(report)})
     assert f"with vocab: pad: {words}" in capsys.readouterr().out
 
 

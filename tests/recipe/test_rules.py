@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.cli import rendering
+from paramdelta_dist.cli import tables
 from paramdelta_dist.errors import RecipeError, UsageError
 from paramdelta_dist.planning import memory
 from paramdelta_dist.planning.spans import find_spans
@@ -152,7 +152,7 @@ def test_the_plan_lists_what_each_tensor_gets(tmp_path, models, capsys):
     assert listed["model.layers.1.self_attn.q_proj.weight"]["component"] == "attention"
     assert listed["model.norm.weight"]["terms"] == []
     assert not listed["lm_head.weight"]["merged"]
-    rendering.plan_tables(document)
+    tables.plan_tables(document)
     out = capsys.readouterr().out
     assert "model.layers.2.mlp.down_proj.weight  BF16 64 × 160, mlp  post: weight 0.5" in out
     assert "lm_head.weight  BF16 503 × 64, lm_head  copied from the base" in out

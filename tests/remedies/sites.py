@@ -10,7 +10,8 @@ from typing import NamedTuple
 PACKAGE = Path(__file__).parents[2] / "paramdelta_dist"
 ROOMS = ("checkpoint/", "planning/", "recipe/", "methods/__init__.py", "storage/", "driver/open_inputs.py",
          "driver/make_plan.py", "driver/consent.py", "api/recipes.py", "driver/sizing.py", "driver/executors.py", "shards/compute.py",
-         "output/claim.py", "output/replace.py", "output/sweep_index.py", "output/series.py", "output/hold.py")  # fmt: skip
+         "output/claim.py", "output/commit.py", "output/kept_shards.py", "output/replace.py", "output/sweep_index.py", "output/series.py",
+         "output/hold.py")  # fmt: skip
 """What has to do with inputs, and with the output that a merge would fill."""
 _ERRORS = {"InputError", "NotFound", "CheckpointError", "HomologyError", "InputChanged", "OutputOccupied", "OutputTaken", "NonFinite",
            "AlreadyExists", "UsageError", "RecipeError", "OverBudget", "Mismatch",

@@ -627,7 +627,7 @@ def large_table(world: World) -> None:
 
 PLANS = [
     Walk(
-        "planning/plan.py",
+        "planning/build.py",
         "has no config.json; the output would not be a model that loads",
         no_config,
         "copy that of a model of the same architecture into it",

@@ -1,0 +1,220 @@
+"""Building a plan: every decision about a merge, made from headers without any I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from paramdelta_dist.checkpoint import Checkpoint, Tensor
+from paramdelta_dist.checkpoint.beside import most_bytes
+from paramdelta_dist.checkpoint.config import changed_config
+from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES, Kind
+from paramdelta_dist.checkpoint.exact import treatment
+from paramdelta_dist.checkpoint.extras import not_in_all, the_bases
+from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.one_head import ties_of
+from paramdelta_dist.checkpoint.quantised import find_quantised, left_over
+from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
+from paramdelta_dist.errors import CheckpointError, UsageError
+from paramdelta_dist.methods import Scope
+from paramdelta_dist.planning.fingerprint import fingerprint, located
+from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
+from paramdelta_dist.planning.names import require_writable
+from paramdelta_dist.planning.plan import InputFile, MergePlan, Shard, SideFile, Source, TensorPlan
+from paramdelta_dist.planning.resolve import MethodCall, Resolver
+from paramdelta_dist.planning.row_map import RowMap
+from paramdelta_dist.planning.vocabulary_rows import Vocabularies, VocabularyPlanner, config_changes
+from paramdelta_dist.recipe.model import Recipe
+from paramdelta_dist.recipe.rules import Selection
+from paramdelta_dist.sizes import format_size
+from paramdelta_dist.storage import Identity, redact
+
+
+def build_plan(
+    recipe: Recipe,
+    checkpoints: Mapping[str, Checkpoint],
+    tokenizer_files: Mapping[str, Identity],
+    vocabularies: Vocabularies | None = None,
+    *,
+    models: Sequence[str] | None = None,
+) -> MergePlan:
+    """The plan for models that are homologous (`compare(...).require()` has passed).
+
+    `checkpoints` holds one for each of `recipe.models`, by URL; `tokenizer_files` are the side files of the folder at
+    `recipe.tokenizer_url`, `vocabularies` what `vocab: by-token` needs: of each model and of that folder.
+    `models` are opened and read even where no weight makes them necessary, in this order; the base is the first. Raises
+    CheckpointError listing every tensor that can be neither merged nor copied, UsageError when the base has no config.json, and
+    what `row_maps` does.
+    """
+    base = checkpoints[recipe.base]
+    if base.config is None:
+        raise UsageError(
+            f"{redact(base.url)} has no config.json; the output would not be a model that loads: copy that of a model of the same "
+            "architecture into it"
+        )
+    resolver = Resolver(recipe, base.tensors, models)
+    models = resolver.models
+    opened = [checkpoints[url] for url in models]
+    selection = Selection(recipe.include, recipe.exclude)
+    kept = {name for found in find_quantised(base.tensors, base.config) for name in found.tensors if not selection.has(name)}
+    every = [checkpoints[url].tensors for url in recipe.models]
+    lacked = not_in_all(every)
+    derived = frozenset(the_bases(base.tensors))
+    alone = derived.union(lacked, () if selection.is_all else (name for name in base.tensors if not selection.has(name)))
+    kinds = _account(opened, kept, alone, derived)
+    twins = ties_of(base, [checkpoints[url] for url in recipe.models[1:]])
+    merged_names = [name for name, is_merged in kinds.items() if (is_merged or name in kept) and name not in lacked and name not in twins]
+    others = frozenset().union(*{id(tensors): tensors for tensors in every}.values()).difference(merged_names)
+    calls, call_of = resolver.choose(merged_names, others)
+    if twins:
+        call_of = {name: call_of[twins.get(name, name)] for name in kinds if twins.get(name, name) in call_of}
+    _require_one_reduction_of_the_model(calls)
+    planner = VocabularyPlanner(recipe, models, opened, vocabularies or {})
+    maps, dimensions = planner.row_maps(calls, call_of), planner.dimensions
+    layouts = lay_out(
+        _outputs(base.tensors, kinds, recipe.dtype, maps, dimensions), shard_size=recipe.shard_size, companions=base.companions
+    )
+    ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
+    theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
+    beside = {(base.url, name): i for name, i in base.beside.files.items()}
+    side_files = tuple(SideFile(url, name, identity) for (url, name), identity in {**ours, **theirs, **beside}.items())
+    _require_copyable(side_files)
+    written = [*((file.model, file.name) for file in side_files), *((base.url, companion.file) for companion in base.companions.values())]
+    require_writable(recipe.output, dict.fromkeys(written))
+    alone = alone.union(kept)
+    if twins:
+        alone = frozenset(name for name in base.tensors if twins.get(name, name) in alone)
+    inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
+    merged = len(call_of)
+    changes = config_changes(recipe, opened, checkpoints.get(recipe.tokenizer_url), maps, dimensions, vocabularies or {})
+    without = () if kept else left_over(base.tensors, base.config)
+    changed_config(base.config, recipe.dtype, changes)  # what cannot be written is refused here
+    locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))
+    unlocated = fingerprint(recipe, models, calls, call_of, inputs, side_files, maps, changes, twins, without)
+    return MergePlan(
+        recipe=recipe,
+        models=models,
+        calls=calls,
+        shards=tuple(_shard(layout, opened, kinds, calls, call_of, maps, dimensions, alone, twins) for layout in layouts),
+        fingerprint=located(unlocated, {redact(url): location for url, location in locations.items()}),
+        unlocated=unlocated,
+        locations=locations,
+        inputs=inputs,
+        side_files=side_files,
+        merged=merged,
+        copied=len(kinds) - merged,
+        config_changes=changes,
+        config_without=without,
+        companions=frozenset(companion.file for companion in base.companions.values()),
+    )
+
+
+def _require_copyable(side_files: Sequence[SideFile]) -> None:
+    """Raise CheckpointError for a side file that is none."""
+    for file in side_files:
+        if file.identity.size > most_bytes(file.name):
+            raise CheckpointError(
+                f"{redact(file.model)}: {shown(file.name)} would be copied beside the weights and has {format_size(file.identity.size)}, "
+                f"more than the {format_size(most_bytes(file.name))} such a file may have; take it out of the folder"
+            )
+
+
+def _require_one_reduction_of_the_model(calls: Sequence[MethodCall]) -> None:
+    """Raise UsageError where a method looks at the whole model, and at each tensor in another call."""
+    if len(calls) > 1 and any(reduction.scope is Scope.MODEL for call in calls for reduction in call.reductions):
+        raise UsageError(
+            f"{calls[0].method} looks at the whole model before it merges a tensor, so its parameters cannot differ between tensors: "
+            "give each one value, or choose what it looks at tensor by tensor"
+        )
+
+
+def _account(models: Sequence[Checkpoint], kept: Collection[str], alone: Collection[str], derived: Collection[str]) -> dict[str, bool]:
+    """For every tensor of the base, whether it is merged (True) or copied (False); nothing else is possible. What is quantised in
+    the base and left out by the recipe is `kept` as it is, byte for byte; of what is copied from the base `alone`, what the others
+    hold does not matter, and what is `derived` from the config or counts steps is merged in no case."""
+    base, problems, merged = models[0], [], {}
+    seen: dict[tuple[str | None, ...], bool | str] = {}
+    """What is to be done with tensors that have these dtypes in the models, or why nothing can be."""
+    tables = {id(model.tensors): model.tensors for model in models}.values()
+    columns = [[None if tensor is None else tensor.dtype for tensor in map(table.get, base.tensors)] for table in tables]
+    for name, dtypes in zip(base.tensors, zip(*columns, strict=True), strict=True):
+        if name in kept and dtypes[0] in ITEMSIZES:
+            merged[name] = False
+            continue
+        if name in alone:
+            dtypes = dtypes[:1]
+            if dtypes[0] in ITEMSIZES and DTYPES[dtypes[0]].kind is Kind.COMPLEX:
+                merged[name] = False
+                continue
+        if (found := seen.get(dtypes)) is None:
+            found = seen[dtypes] = treatment({DTYPES[dtype].kind for dtype in dtypes if dtype is not None})
+        if isinstance(found, str):
+            problems.append(f"{shown(name)} {found}")
+        else:
+            merged[name] = found and name not in derived
+    if problems:
+        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise CheckpointError(f"{redact(base.url)}: {len(problems)} tensors cannot be merged\n  - " + "\n  - ".join(problems[:20]) + more)
+    return merged
+
+
+def _outputs(
+    tensors: Mapping[str, Tensor],
+    kinds: Mapping[str, bool],
+    dtype: str | None,
+    maps: Mapping[str, RowMap],
+    dimensions: Mapping[str, int],
+) -> Iterator[OutputTensor]:
+    """The tensors as they will be written, those that hold floating-point numbers in `dtype` where it is given."""
+    for name, (held, shape, _, start, stop) in tensors.items():
+        written = dtype if dtype is not None and kinds[name] else held
+        if name in maps:
+            shape = tuple(maps[name].rows if d == dimensions[name] else size for d, size in enumerate(shape))
+        elif written == held:
+            yield OutputTensor(name, held, shape, stop - start)
+            continue
+        yield OutputTensor(name, written, shape, DTYPES[written].nbytes(shape))
+
+
+def _shard(
+    layout: ShardLayout,
+    models: Sequence[Checkpoint],
+    kinds: Mapping[str, bool],
+    calls: tuple[MethodCall, ...],
+    call_of: Mapping[str, int],
+    maps: Mapping[str, RowMap],
+    dimensions: Mapping[str, int],
+    alone: Collection[str],
+    twins: Mapping[str, str],
+) -> Shard:
+    names = [tensor.name for tensor in layout.tensors]
+    chosen = [call_of.get(name) for name in names]
+    used, everyone = [call.models for call in calls], frozenset(range(len(models)))
+
+    def readers(name: str) -> frozenset[int]:
+        """The models that are read for a tensor that is not merged as a whole."""
+        if name in maps:
+            return everyone
+        return frozenset({0}) if kinds[name] or name in alone else everyone
+
+    needed = [readers(name) if call is None or name in maps else used[call] for name, call in zip(names, chosen, strict=True)]
+    inputs: list[InputFile] = []
+    columns = []
+    for position, model in enumerate(models):
+        held = [tensor if position in readers else None for tensor, readers in zip(map(model.tensors.get, names), needed, strict=True)]
+        files = dict.fromkeys(tensor.file for tensor in held if tensor is not None)
+        places = {file: place for place, file in enumerate(files, len(inputs))}
+        inputs += [InputFile(position, model.files[file]) for file in files]
+        columns.append([None if tensor is None else Source(places[tensor.file], tensor.start, tensor.dtype) for tensor in held])
+    plans, offset = [], len(layout.header)
+    for (name, dtype, shape, nbytes), call, sources in zip(layout.tensors, chosen, zip(*columns, strict=True), strict=True):
+        elements, rows = math.prod(shape), maps.get(name)
+        twin = twins.get(name, "")
+        plan = TensorPlan(name, call is not None, dtype, shape, elements, offset, nbytes, call or 0, sources, rows, twin=twin)
+        if rows is not None:
+            dimension = dimensions[name]
+            heights = tuple([model.tensors[name].shape[dimension] for model in models])
+            plan = plan._replace(outer=math.prod(shape[:dimension]), heights=heights)
+        plans.append(plan)
+        offset += nbytes
+    return Shard(layout.file, layout.header, layout.size, tuple(plans), tuple(inputs), calls)
