@@ -13,7 +13,7 @@ import torch
 from benchmarks import harness
 from benchmarks.harness import Figures
 from paramdelta_dist.kernels.sum_cpu import add_deltas
-from paramdelta_dist.kernels.sum_torch import values_of
+from paramdelta_dist.kernels.torch_views import values_of
 
 TILE = 4 << 20
 """Bytes of each buffer of a tile, as on local disks."""

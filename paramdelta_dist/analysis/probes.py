@@ -29,7 +29,7 @@ from paramdelta_dist.analysis.survey import TileMeasurer
 from paramdelta_dist.errors import NotFound
 from paramdelta_dist.kernels.measure import Floats, Measured, Vectors
 from paramdelta_dist.kernels.sketch import LENGTH, add_to_sketch
-from paramdelta_dist.output.receipts import FOLDER
+from paramdelta_dist.output.names import COMPARED, WATCHED
 from paramdelta_dist.planning.chunks import MEASURE_CHUNK, Piece
 from paramdelta_dist.planning.plan import Shard, TensorPlan
 from paramdelta_dist.planning.tiles import Segment
@@ -51,7 +51,7 @@ class DeltaProbe:
     vectors: Vectors
     about: Mapping[str, Any]
     """What the figures belong to, as plain values: those of anything else are not taken for them."""
-    folder: ClassVar[str] = f"{FOLDER}/watched"
+    folder: ClassVar[str] = WATCHED
     """Where notes lie in the output."""
 
     def begin(self, shard: Shard) -> ShardWatch:
@@ -65,7 +65,7 @@ class OutputProbe:
     vectors: Vectors
     """Their last model is the output, the minuend of all."""
     about: Mapping[str, Any]
-    folder: ClassVar[str] = f"{FOLDER}/compared"
+    folder: ClassVar[str] = COMPARED
 
     def begin(self, shard: Shard) -> OutputWatch:
         return OutputWatch(shard, self)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import time
 from contextlib import closing
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist._version import __version__
@@ -69,14 +68,19 @@ def analyze(
     subject = describe(merge_plan, _weights(recipe), _weights_of_points(recipe))
     units = [SurveyUnit(shard) for shard in merge_plan.shards]
     job = SurveyJob(
-        merge_plan.models, subject.vectors, recipe.storage_config, sizing.tile_size, sizing.tiles_in_flight, threads=sizing.threads
+        merge_plan.models,
+        subject.vectors,
+        recipe.storage_config,
+        sizing.tile_size,
+        sizing.tiles_in_flight,
+        threads=sizing.threads_per_shard,
     )
     surveys: dict[str, ShardSurvey] = {}
     with allocation.executor() as executor:
         observer.started(
             "analyzing",
             sum(unit.size for unit in units),
-            details={"shards": len(units), "memory": asdict(sizing)},
+            details={"shards": len(units), "memory": sizing.as_document()},
             counts=executor.counts,
         )
         with closing(executor.run(survey_shard, job, units, advance=observer.advanced)) as results:
@@ -88,7 +92,7 @@ def analyze(
     run = {
         "engine": engine,
         "version": __version__,
-        "workers": min(executor.workers, len(units)) * sizing.threads,
+        "workers": min(executor.workers, len(units)) * sizing.threads_per_shard,
         "bytes_read": sum(survey.bytes_read for survey in surveys.values()),
         "requests": sum(survey.requests for survey in surveys.values()),
         "seconds": round(seconds, 3),

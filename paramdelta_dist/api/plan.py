@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from paramdelta_dist.checkpoint import HomologyReport
@@ -30,7 +29,7 @@ def plan_document(merge_plan: MergePlan, memory: WorkerMemory, report: HomologyR
         "bytes_of_inputs": merge_plan.bytes_to_read,
         "bytes_to_write": merge_plan.bytes_to_write,
         "requests": {"read": requests, "write": writes},
-        "memory": asdict(memory),
+        "memory": memory.as_document(),
         "notes": list(report.notes),
     }
 

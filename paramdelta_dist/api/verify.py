@@ -15,7 +15,7 @@ from paramdelta_dist.driver.workers import Allocation, Resources
 from paramdelta_dist.engine.machine import available_cores
 from paramdelta_dist.errors import InputChanged, UsageError
 from paramdelta_dist.jobs.version import require_submitters_version
-from paramdelta_dist.output.hold import PLAN
+from paramdelta_dist.output.names import PLAN
 from paramdelta_dist.output.sealed_json import read_document
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.fingerprint import located
@@ -75,7 +75,7 @@ def verify(
     if checks:
         threads = min(workers or available_cores(), len(checks))
         memory = BUFFERS + (RESERVED + RESERVED_BY_RAY if again is None else again.allocation.sizing.projected)
-        with open_executor(engine, workers, threads=threads, memory=memory) as executor:
+        with open_executor(engine, workers, local_workers=threads, memory=memory) as executor:
             job = None
             if again is not None:
                 job = again.allocation.context(again.plan)

@@ -26,13 +26,13 @@ def compute_device(device: Device, engine: Engine) -> str:
 
 @contextmanager
 def open_executor(
-    engine: Engine, workers: int | None, *, threads: int, memory: int, device: str = "cpu", patience: float | None = None
+    engine: Engine, workers: int | None, *, local_workers: int, memory: int, device: str = "cpu", patience: float | None = None
 ) -> Iterator[Executor]:
-    """`threads` workers here, or `workers` (None: as many as the cluster gives) of `memory` bytes on Ray."""
+    """`local_workers` workers here, or `workers` (None: as many as the cluster gives) of `memory` bytes on Ray."""
     if engine == "local":
         from paramdelta_dist.engine.local import LocalExecutor
 
-        yield LocalExecutor(threads)
+        yield LocalExecutor(local_workers)
         return
     from paramdelta_dist.engine.ray.executor import RayExecutor
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.driver.gc_pause import gc_paused
@@ -122,7 +122,7 @@ def _make_missing(
             details={
                 "shards": len(merges.reading.shards),
                 "bytes_to_read": merges.reading.bytes_to_read,
-                "memory": asdict(allocation.sizing),
+                "memory": allocation.sizing.as_document(),
             },
             counts=executor.counts,
         )

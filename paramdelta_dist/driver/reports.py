@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.driver.gc_pause import gc_paused
+from paramdelta_dist.output.names import PAGES, SWEEP_PAGES
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.planning.merge_set import MergeSet
 from paramdelta_dist.recipe.model import Recipe
@@ -14,9 +15,6 @@ from paramdelta_dist.storage import Store, open_store, redact
 
 if TYPE_CHECKING:
     from paramdelta_dist.analysis.probes import DeltaProbe, OutputProbe
-
-SWEEP_REPORT = "report"
-"""Folder of a sweep's report, beside the folders of its points."""
 
 
 def make_probe(merge_plan: MergePlan) -> DeltaProbe:
@@ -34,10 +32,9 @@ def publish_page(store: Store, merge_plan: MergePlan, report: Mapping[str, Any])
         from paramdelta_dist.analysis.probes import EVERY, collect
         from paramdelta_dist.analysis.publish import PAGE, publish
         from paramdelta_dist.analysis.statistics import Statistics, describe
-        from paramdelta_dist.output.receipts import FOLDER
 
     found = collect(store, merge_plan.shards, make_probe(merge_plan))
-    into = open_store(f"{merge_plan.recipe.output}/{FOLDER}/report", merge_plan.recipe.storage_config)
+    into = open_store(f"{merge_plan.recipe.output}/{PAGES}", merge_plan.recipe.storage_config)
     publish(into, Statistics(describe(merge_plan), found.tensors, found.measured), report, lanes=found.lanes, sampled=EVERY)
     return f"{into.url}/{PAGE}"
 
@@ -56,7 +53,7 @@ def require_own_page(recipe: Recipe) -> None:
     with gc_paused():
         from paramdelta_dist.analysis.publish import require_own
 
-    require_own(open_store(f"{recipe.output}/{SWEEP_REPORT}", recipe.storage_config))
+    require_own(open_store(f"{recipe.output}/{SWEEP_PAGES}", recipe.storage_config))
 
 
 def publish_sweep_page(sweep: MergeSet, stores: Mapping[str, Store], report: Mapping[str, Any]) -> str | None:
@@ -81,6 +78,6 @@ def publish_sweep_page(sweep: MergeSet, stores: Mapping[str, Store], report: Map
     if not comparison.points:
         return None
     unmeasured = sum(len(shard.tensors) for shard in sweep.reading.shards) - len(comparison.tensors)
-    into = open_store(f"{sweep.recipe.output}/{SWEEP_REPORT}", sweep.recipe.storage_config)
+    into = open_store(f"{sweep.recipe.output}/{SWEEP_PAGES}", sweep.recipe.storage_config)
     publish_points(into, comparison, report, lanes=lanes, left_out=left_out, unmeasured=unmeasured)
-    return f"{SWEEP_REPORT}/{PAGE}"
+    return f"{SWEEP_PAGES}/{PAGE}"

@@ -62,7 +62,7 @@ class Work:
             "engine": self.allocation.resources.engine,
             "version": __version__,
             "device": self.allocation.device,
-            "workers": min(executor.workers, max(1, self.units)) * sizing.threads,
+            "workers": min(executor.workers, max(1, self.units)) * sizing.threads_per_shard,
             "nodes": executor.nodes,
             "bytes_read": bytes_read,
             "bytes_written": bytes_written,

@@ -73,7 +73,7 @@ class Allocation:
             allow_nonfinite=recipe.allow_nonfinite,
             tile_size=self.sizing.tile_size,
             tiles_in_flight=self.sizing.tiles_in_flight,
-            threads=self.sizing.threads,
+            threads=self.sizing.threads_per_shard,
             device=self.device,
         )
 
@@ -81,8 +81,8 @@ class Allocation:
     def executor(self, *, idle: bool = False) -> Iterator[Executor]:
         """What runs the work; where there is none (`idle`), no cluster is asked for workers."""
         engine: Engine = "local" if idle else self.resources.engine
-        threads, memory = self.sizing.workers, self.sizing.projected
+        workers, memory = self.sizing.shards_at_once, self.sizing.projected
         with open_executor(
-            engine, self.resources.workers, threads=threads, memory=memory, device=self.device, patience=self.resources.patience
+            engine, self.resources.workers, local_workers=workers, memory=memory, device=self.device, patience=self.resources.patience
         ) as executor:
             yield executor

@@ -10,7 +10,7 @@ import torch
 
 from paramdelta_dist.kernels.blocks import Block, Operand, TensorInfo
 from paramdelta_dist.kernels.elementwise import overflow_limit, surely_below
-from paramdelta_dist.kernels.sum_torch import compute_dtype
+from paramdelta_dist.kernels.torch_views import compute_dtype
 
 Inputs = Sequence[tuple[torch.Tensor, torch.Tensor | None]]
 """(post, base) of each term, as stored; base None where models are merged as they are."""

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from paramdelta_dist.kernels.chunks import SUM_CHUNK
-
+SUM_CHUNK = 1 << 12
+"""Elements of a chunk of a tensor, counted from its start, within which the order of adding is fixed. Who takes sums over pieces of a
+tensor begins each piece at a multiple of it."""
 _UNIT = 1074
 """Every finite float64 is a multiple of 2^-1074."""
 _BLOCK = 64 * SUM_CHUNK

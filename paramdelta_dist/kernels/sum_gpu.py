@@ -17,7 +17,8 @@ from types import ModuleType
 import torch
 
 from paramdelta_dist.errors import EngineError
-from paramdelta_dist.kernels.sum_torch import DEVICE_BLOCK, DEVICE_PADDING, Merger, values_of
+from paramdelta_dist.kernels.sum_torch import DEVICE_BLOCK, DEVICE_PADDING, Merger
+from paramdelta_dist.kernels.torch_views import values_of
 from paramdelta_dist.sizes import format_memory
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from paramdelta_dist.kernels.sum_torch import DEVICE_PADDING, compute_dtype
+from paramdelta_dist.kernels.sum_torch import DEVICE_PADDING
+from paramdelta_dist.kernels.torch_views import compute_dtype
 
 if not hasattr(tl.constexpr, "__getitem__"):
     raise ImportError("the fused kernel needs Triton 3.4 or newer")

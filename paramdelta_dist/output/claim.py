@@ -15,20 +15,11 @@ from paramdelta_dist.errors import (
     UsageError,
 )
 from paramdelta_dist.output.edits import edited, lost_or_changed
-from paramdelta_dist.output.hold import (
-    COMMIT,
-    PLAN,
-    REPLACES,
-    RUN,
-    Hold,
-    find_document,
-    mark_of,
-    new_mark,
-    write_plan,
-)
+from paramdelta_dist.output.hold import REPLACES, RUN, Hold, find_document, mark_of, new_mark, write_plan
 from paramdelta_dist.output.kept_shards import read_receipts
-from paramdelta_dist.output.receipts import FOLDER, MAX_RECEIPT, RECEIPTS, Receipt, parse_receipt
-from paramdelta_dist.output.replace import REPORT, Replacement, remains_of, some, take_over
+from paramdelta_dist.output.names import COMMIT, FOLDER, PLAN, RECEIPTS, REPORT
+from paramdelta_dist.output.receipts import MAX_RECEIPT, Receipt, parse_receipt
+from paramdelta_dist.output.replace import Replacement, remains_of, some, take_over
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.storage import Identity, Store
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from paramdelta_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from paramdelta_dist.errors import InputError
-from paramdelta_dist.output.hold import PLAN
-from paramdelta_dist.output.receipts import FOLDER
+from paramdelta_dist.output.names import FOLDER, PLAN
 from paramdelta_dist.output.sealed_json import MAX_DOCUMENT, parse_document
 from paramdelta_dist.storage import Leftover, Store, is_earlier_part, is_part
 from paramdelta_dist.threads import Threads

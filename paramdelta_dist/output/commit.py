@@ -13,17 +13,8 @@ from paramdelta_dist.errors import (
     NotFound,
     OutputOccupied,
 )
-from paramdelta_dist.output.hold import (
-    COMMIT,
-    RUN,
-    Hold,
-    find_document,
-    find_identity,
-    mark_of,
-    require_hold,
-    settle,
-    write_held,
-)
+from paramdelta_dist.output.hold import RUN, Hold, find_document, find_identity, mark_of, require_hold, settle, write_held
+from paramdelta_dist.output.names import COMMIT
 from paramdelta_dist.output.replace import some
 from paramdelta_dist.output.sealed_json import render_document
 from paramdelta_dist.storage import Store, read_pieces

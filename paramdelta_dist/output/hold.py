@@ -24,12 +24,10 @@ from typing import Any
 from paramdelta_dist.checkpoint.checkpoint import CONFIG_NAME
 from paramdelta_dist.checkpoint.index import INDEX_NAME
 from paramdelta_dist.errors import AlreadyExists, InputChanged, InputError, NotFound, OutputTaken
-from paramdelta_dist.output.receipts import FOLDER
+from paramdelta_dist.output.names import COMMIT, PLAN
 from paramdelta_dist.output.sealed_json import MAX_DOCUMENT, parse_document, render_document
 from paramdelta_dist.storage import Identity, Store
 
-PLAN = f"{FOLDER}/plan.json"
-COMMIT = f"{FOLDER}/commit.json"
 RUN = "run"
 """Key of the mark, in plan and commit."""
 REPLACES = "replaces"

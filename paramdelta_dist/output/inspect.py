@@ -5,14 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from paramdelta_dist.output.edits import edited, lost_or_changed
-from paramdelta_dist.output.hold import (
-    COMMIT,
-    PLAN,
-    find_document,
-    mark_of,
-)
+from paramdelta_dist.output.hold import find_document, mark_of
+from paramdelta_dist.output.names import COMMIT, PLAN, REPORT
 from paramdelta_dist.output.receipts import receipt_name
-from paramdelta_dist.output.replace import REPORT
 from paramdelta_dist.storage import Store
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from paramdelta_dist.errors import AlreadyExists
 from paramdelta_dist.output.edits import lost_or_changed
-from paramdelta_dist.output.hold import COMMIT, PLAN, RUN, find_document, mark_of, new_mark
-from paramdelta_dist.output.receipts import MAX_RECEIPT, RECEIPTS, parse_receipt
+from paramdelta_dist.output.hold import RUN, find_document, mark_of, new_mark
+from paramdelta_dist.output.names import COMMIT, PLAN, RECEIPTS
+from paramdelta_dist.output.receipts import MAX_RECEIPT, parse_receipt
 from paramdelta_dist.output.sealed_json import MAX_DOCUMENT, parse_document, render_document
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.storage import Identity, Store

@@ -12,10 +12,8 @@ from paramdelta_dist.checkpoint.index import INDEX_NAME
 from paramdelta_dist.errors import NotFound, OutputOccupied
 from paramdelta_dist.output import series as nights
 from paramdelta_dist.output.edits import lost_or_changed
-from paramdelta_dist.output.hold import COMMIT, PLAN
-from paramdelta_dist.output.receipts import FOLDER
-from paramdelta_dist.output.remove import MARK, is_mark, remove
-from paramdelta_dist.output.replace import CARD
+from paramdelta_dist.output.names import CARD, COMMIT, FOLDER, PLAN, PRUNING
+from paramdelta_dist.output.remove import is_mark, remove
 from paramdelta_dist.output.sealed_json import MAX_DOCUMENT, parse_document
 from paramdelta_dist.output.series import Series, names_output, read_pointer, read_pointers
 from paramdelta_dist.recipe.output_template import INPUTS_DIGITS, depth_of, fields_of
@@ -135,7 +133,7 @@ def _folders(series: Series, present: Mapping[str, Identity]) -> dict[str, dict[
 
 def _output(series: Series, store: Store, name: str, present: Mapping[str, Identity]) -> Output | None:
     """The output in a folder; None where no merge of ours into this very place is there."""
-    plan, commit, mark = (_document(store, f"{name}/{document}") if document in present else None for document in (PLAN, COMMIT, MARK))
+    plan, commit, mark = (_document(store, f"{name}/{document}") if document in present else None for document in (PLAN, COMMIT, PRUNING))
     mark = mark if is_mark(mark) else None
     try:
         places = {document["recipe"]["output"] for document in (plan, commit) if document is not None}

@@ -20,8 +20,8 @@ from paramdelta_dist.checkpoint.sidefiles import MAX_SIDE_FILE
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.output.commit import commit
 from paramdelta_dist.output.hold import Hold, require_hold, settle, write_held
+from paramdelta_dist.output.names import CARD, REPORT
 from paramdelta_dist.output.receipts import Receipt
-from paramdelta_dist.output.replace import CARD, REPORT
 from paramdelta_dist.output.sealed_json import render_document
 from paramdelta_dist.planning.plan import MergePlan, SideFile
 from paramdelta_dist.redaction import redacted

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from paramdelta_dist.output.names import RECEIPTS
 from paramdelta_dist.output.sealed_json import parse_document, render_document
 from paramdelta_dist.storage import Identity
 
-FOLDER = ".paramdelta"
-RECEIPTS = f"{FOLDER}/receipts"
 MAX_RECEIPT = 256 << 20
 
 

@@ -13,13 +13,11 @@ from typing import Any
 from paramdelta_dist.checkpoint.checkpoint import CONFIG_NAME
 from paramdelta_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from paramdelta_dist.errors import NotFound, StorageError
-from paramdelta_dist.output.hold import COMMIT, PLAN
-from paramdelta_dist.output.receipts import FOLDER
+from paramdelta_dist.output.names import COMMIT, FOLDER, PLAN, PRUNING
 from paramdelta_dist.output.sealed_json import MAX_DOCUMENT, parse_document, render_document
 from paramdelta_dist.storage import Store
 from paramdelta_dist.threads import Threads
 
-MARK = f"{FOLDER}/pruning.json"
 PATIENCE = timedelta(hours=1)
 """After this long, whoever wrote a mark is not at work any more."""
 AT_A_TIME = 32
@@ -30,7 +28,7 @@ def remove(store: Store, fingerprint: str, files: Iterable[str], *, needed: Call
     """Remove these files of an output and all that lies in its `.paramdelta`; False, and the output is as it was, where it is
     `needed` after all. That is asked once more when no run can find the output finished any longer, and none has to begin it."""
     mark = {"output": store.url, "fingerprint": fingerprint, "files": sorted(files), "begun": _now().isoformat(timespec="seconds")}
-    store.write(MARK, render_document(mark))
+    store.write(PRUNING, render_document(mark))
     try:
         commit = store.read(COMMIT, limit=MAX_DOCUMENT)
     except NotFound:
@@ -39,7 +37,7 @@ def remove(store: Store, fingerprint: str, files: Iterable[str], *, needed: Call
     if needed():
         if commit is not None:
             store.write(COMMIT, commit)
-        store.delete(MARK)
+        store.delete(PRUNING)
         return False
     finish(store, mark)
     return True
@@ -47,19 +45,19 @@ def remove(store: Store, fingerprint: str, files: Iterable[str], *, needed: Call
 
 def finish(store: Store, mark: Mapping[str, Any]) -> None:
     """The rest of a removal that was begun. Of what the mark lists, only what lies in this folder goes."""
-    going = {name for name in store.list() or {} if name in mark["files"] or name.startswith(f"{FOLDER}/")} - {MARK}
+    going = {name for name in store.list() or {} if name in mark["files"] or name.startswith(f"{FOLDER}/")} - {PRUNING}
     first = [name for name in (COMMIT, PLAN, CONFIG_NAME, INDEX_NAME, SINGLE_NAME) if name in going]
     for name in first:
         store.delete(name)
     with Threads(AT_A_TIME) as pool:
         list(pool.map(store.delete, sorted(going.difference(first))))
-    store.delete(MARK)
+    store.delete(PRUNING)
 
 
 def read_mark(store: Store) -> dict[str, Any] | None:
     """The mark of a removal that is under way, or was when it was killed."""
     try:
-        mark = parse_document(store.read(MARK, limit=MAX_DOCUMENT))
+        mark = parse_document(store.read(PRUNING, limit=MAX_DOCUMENT))
     except NotFound:
         return None
     return mark if is_mark(mark) else None
@@ -81,7 +79,7 @@ def require_no_removal(store: Store) -> None:
     except NotFound:
         finish(store, mark)
     else:  # nothing but the commit can be gone yet
-        store.delete(MARK)
+        store.delete(PRUNING)
 
 
 def _now() -> datetime:

@@ -13,17 +13,16 @@ from paramdelta_dist.checkpoint.checkpoint import CONFIG_NAME
 from paramdelta_dist.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from paramdelta_dist.checkpoint.sidefiles import is_side_file
 from paramdelta_dist.errors import CredentialsError, OutputOccupied, StorageError, UsageError
-from paramdelta_dist.output.hold import COMMIT, PLAN, REPLACES, RUN, Hold, find_document, new_mark, require_hold, write_plan
-from paramdelta_dist.output.receipts import FOLDER, MAX_RECEIPT, RECEIPTS, parse_receipt
+from paramdelta_dist.output.hold import REPLACES, RUN, Hold, find_document, new_mark, require_hold, write_plan
+from paramdelta_dist.output.names import CARD, COMMIT, COMPARED, FOLDER, PAGES, PLAN, RECEIPTS, REPORT, STATISTICS, WATCHED
+from paramdelta_dist.output.receipts import MAX_RECEIPT, parse_receipt
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.storage import Identity, Store, find_leftovers, open_store, redact, remove_leftover, shared_files
 from paramdelta_dist.threads import Threads
 
 log = logging.getLogger(__name__)
 
-CARD = "README.md"
-REPORT = f"{FOLDER}/report.json"
-_BOOKS = ("receipts", "statistics", "report", "watched", "compared")
+_BOOKS = (RECEIPTS, STATISTICS, PAGES, WATCHED, COMPARED)
 """Folders below `.paramdelta/` that belong to the one output beside them. Records of series are there too, and do not."""
 
 
@@ -150,7 +149,7 @@ def _may_go(name: str) -> bool:
 
 
 def _is_of_the_books(name: str) -> bool:
-    return name in (PLAN, COMMIT, REPORT) or name.startswith(tuple(f"{FOLDER}/{book}/" for book in _BOOKS))
+    return name in (PLAN, COMMIT, REPORT) or name.startswith(tuple(f"{book}/" for book in _BOOKS))
 
 
 def _end_writes(plan: MergePlan) -> None:

@@ -19,8 +19,7 @@ from blake3 import blake3
 from paramdelta_dist.errors import IntegrityError, NotFound, OutputOccupied, StorageError
 from paramdelta_dist.output.claim import holds
 from paramdelta_dist.output.edits import lost_or_changed
-from paramdelta_dist.output.hold import COMMIT, PLAN
-from paramdelta_dist.output.receipts import FOLDER
+from paramdelta_dist.output.names import COMMIT, FOLDER, PLAN
 from paramdelta_dist.output.remove import require_no_removal
 from paramdelta_dist.output.sealed_json import MAX_DOCUMENT, is_of_somebody_else, parse_document, render_document
 from paramdelta_dist.recipe.output_template import expand, folder_of, series_name

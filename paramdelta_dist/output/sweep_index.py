@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paramdelta_dist.errors import IntegrityError, NotFound, OutputOccupied
+from paramdelta_dist.output.names import SWEEP
 from paramdelta_dist.output.sealed_json import MAX_DOCUMENT, is_of_somebody_else, read_document, render_document
 from paramdelta_dist.storage import Store
-
-SWEEP = "sweep.json"
 
 
 def write_sweep(store: Store, fingerprint: str, points: Sequence[Mapping[str, Any]], *, report: str | None = None) -> None:

@@ -48,15 +48,26 @@ class WorkerMemory:
     """The memory plan of one process."""
 
     budget: int
-    workers: int
-    """Shards it makes at a time."""
-    threads: int
-    """That make tiles of one shard."""
+    shards_at_once: int
+    """Shards that the process makes at a time."""
+    threads_per_shard: int
+    """Threads that make tiles of one shard."""
     tile_size: int
     tiles_in_flight: int
     """Tiles of one shard that are being fetched, being made, or wait for either."""
     projected: int
     """Peak resident memory of the process, in bytes, as calculated."""
+
+    def as_document(self) -> dict[str, int]:
+        """The plan as plain values, under the names that documents have had from the first version on."""
+        return {
+            "budget": self.budget,
+            "workers": self.shards_at_once,
+            "threads": self.threads_per_shard,
+            "tile_size": self.tile_size,
+            "tiles_in_flight": self.tiles_in_flight,
+            "projected": self.projected,
+        }
 
 
 def plan_memory(
@@ -64,18 +75,18 @@ def plan_memory(
     method: Method,
     *,
     budget: int,
-    workers: int,
-    threads: int,
+    shards_at_once: int,
+    threads_per_shard: int,
     remote_inputs: bool,
     remote_output: bool,
     reserved: int,
     points: int = 1,
     least: int = 0,
 ) -> WorkerMemory:
-    """The largest tiles and the most requests in flight that fit `budget` bytes for a process that makes `workers` shards
-    at a time with `threads` threads each.
+    """The largest tiles and the most requests in flight that fit `budget` bytes for a process that makes `shards_at_once`, each
+    with `threads_per_shard` threads each.
 
-    Where the method reductions over tensors, tiles are as large as it takes, within the budget, to have as many tensors as
+    Where the method reduces tensors first, tiles are as large as it takes, within the budget, to have as many tensors as
     possible in one piece, because those are read once. `reserved` bytes are taken before the first tile. `points` outputs
     are made at a time from what is read once; `least` bytes are needed before the first shard or after the last.
 
@@ -89,15 +100,17 @@ def plan_memory(
 
     def wanted(tile: int) -> int:
         requests = models * -(-tile // LARGEST_REQUEST)
-        return (-(-REQUESTS_IN_FLIGHT // requests) if remote_inputs else LOCAL_READERS) + OUTPUTS * threads
+        return (-(-REQUESTS_IN_FLIGHT // requests) if remote_inputs else LOCAL_READERS) + OUTPUTS * threads_per_shard
 
     def projected(tile: int, in_flight: int) -> int:
         copies = REMOTE_COPIES if remote_inputs else 1
         buffers = int(in_flight * models * copies * (tile + tile // WASTE + SLACK))
-        output = OUTPUTS * threads * tile + (_parts(plan, tile) if remote_output else WRITE_MEMORY)
+        output = OUTPUTS * threads_per_shard * tile + (_parts(plan, tile) if remote_output else WRITE_MEMORY)
         sets = 1 if method.compute_float64 else 2  # of blocks: in float64, and in float32 where there are tensors of 16 bits
-        scratch = threads * ((1 + method.scratch_blocks + method.temporary_blocks) * needs.block * sets + needs.kernels) + 2 * header
-        return max(least, reserved + workers * (buffers + points * (output + scratch + needs.statistics(tile, threads))))
+        scratch = (
+            threads_per_shard * ((1 + method.scratch_blocks + method.temporary_blocks) * needs.block * sets + needs.kernels) + 2 * header
+        )
+        return max(least, reserved + shards_at_once * (buffers + points * (output + scratch + needs.statistics(tile, threads_per_shard))))
 
     for tile in tiles:  # the largest that fits at all
         if projected(tile, 2) <= budget:
@@ -110,7 +123,7 @@ def plan_memory(
             tile = max(tile // 2, needs.smallest)
         else:
             needed = projected(tile, in_flight)
-            count = workers * threads
+            count = shards_at_once * threads_per_shard
             fewer = f"fewer workers than {count} (--workers), or " if count > 1 else ""
             because, without = "", ""
             if needs.row:
@@ -121,7 +134,7 @@ def plan_memory(
                 f"{models} models need at least {format_memory(needed)} in a process of {count} worker{'s' * (count > 1)}, "
                 f"the budget is {format_memory(budget)}{because}: allow {fewer}more memory (--memory {-(-needed >> 20)}MiB){without}"
             )
-    return WorkerMemory(budget, workers, threads, tile, in_flight, projected(tile, in_flight))
+    return WorkerMemory(budget, shards_at_once, threads_per_shard, tile, in_flight, projected(tile, in_flight))
 
 
 @dataclass(frozen=True)
@@ -141,11 +154,11 @@ class _Needs:
     partials: tuple[tuple[Span, int, bool], ...] = ()
     """Of each kind of tensor that is streamed: one of them, the bytes of its partials, and whether they are added up as they come."""
 
-    def statistics(self, tile: int, threads: int) -> int:
+    def statistics(self, tile: int, threads_per_shard: int) -> int:
         """Bytes of what reductions have found and what is on its way to being added up."""
         most = 0
         for span, size, exact in self.partials:
-            tiles = OUTPUTS * threads + 1 if is_streamed(span, tile) else threads
+            tiles = OUTPUTS * threads_per_shard + 1 if is_streamed(span, tile) else threads_per_shard
             held = 2 if exact or not is_streamed(span, tile) else 1 + tile // (min(filter(None, widths_of(span))) * span.block)
             most = max(most, (1 + tiles * held) * size)
         return most

@@ -16,7 +16,7 @@ from paramdelta_dist.errors import IntegrityError, Interrupted, NotFound, ParamD
 from paramdelta_dist.kernels.blocks import TensorInfo
 from paramdelta_dist.methods import Reduction, Scope
 from paramdelta_dist.output.hold import write_held
-from paramdelta_dist.output.receipts import FOLDER
+from paramdelta_dist.output.names import STATISTICS
 from paramdelta_dist.output.sealed_json import read_document, render_document
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.planning.tiles import Step, bytes_of_reduction, cut_tiles
@@ -24,8 +24,6 @@ from paramdelta_dist.shards.compute import MergeContext
 from paramdelta_dist.shards.merge_shard import ShardUnit
 from paramdelta_dist.shards.pipeline import tile_pipeline, tile_reader
 from paramdelta_dist.storage import Store, open_store
-
-STATISTICS = f"{FOLDER}/statistics"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.kernels.blockwise import BlockRunner, Inputs
 from paramdelta_dist.kernels.raw import RawElements
 from paramdelta_dist.kernels.sum_gpu import DeviceMerger
-from paramdelta_dist.kernels.sum_torch import one_thread, view
+from paramdelta_dist.kernels.torch_views import one_thread, view
 from paramdelta_dist.methods import Reduction, find_method
 from paramdelta_dist.planning.resolve import MethodCall
 from paramdelta_dist.planning.tiles import Segment

@@ -17,9 +17,9 @@ from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX
 from paramdelta_dist.checkpoint.sidefiles import is_for_people
 from paramdelta_dist.errors import CheckpointError, InputError, Interrupted, NotFound
 from paramdelta_dist.output.edits import edited, lost_or_changed
-from paramdelta_dist.output.hold import COMMIT, PLAN, find_document, mark_of
+from paramdelta_dist.output.hold import find_document, mark_of
+from paramdelta_dist.output.names import COMMIT, PLAN, REPORT
 from paramdelta_dist.output.receipts import MAX_RECEIPT, Receipt, parse_receipt, receipt_name
-from paramdelta_dist.output.replace import REPORT
 from paramdelta_dist.output.sealed_json import read_document
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import cut_tiles, steps_of

@@ -12,7 +12,8 @@ import torch
 from paramdelta_dist.kernels import sum_torch as merging
 from paramdelta_dist.kernels.sum_cpu import add_deltas
 from paramdelta_dist.kernels.sum_gpu import DeviceMerger
-from paramdelta_dist.kernels.sum_torch import Merger, values_of
+from paramdelta_dist.kernels.sum_torch import Merger
+from paramdelta_dist.kernels.torch_views import values_of
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -9,7 +9,8 @@ from paramdelta_dist.kernels import jit as compiling
 from paramdelta_dist.kernels import sum_cpu as compiled
 from paramdelta_dist.kernels import sum_torch as merging
 from paramdelta_dist.kernels.elementwise import overflow_limit
-from paramdelta_dist.kernels.sum_torch import Merger, values_of, view
+from paramdelta_dist.kernels.sum_torch import Merger
+from paramdelta_dist.kernels.torch_views import values_of, view
 from paramdelta_dist.planning import memory
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_dist.kernels import reductions
-from paramdelta_dist.kernels.chunks import SUM_CHUNK
-from paramdelta_dist.kernels.reductions import ExactSum, Reducer, add_halves
+from paramdelta_dist.kernels.reductions import SUM_CHUNK, ExactSum, Reducer, add_halves
 
 CPU = torch.device("cpu")
 FLOATS = (torch.float32, torch.float64)

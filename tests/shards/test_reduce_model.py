@@ -13,10 +13,10 @@ from paramdelta_dist.driver import workers as crew
 from paramdelta_dist.kernels import blocks
 from paramdelta_dist.kernels.statistics_json import decode, encode
 from paramdelta_dist.methods import find_method
+from paramdelta_dist.output.names import STATISTICS
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.shards import merge_shard as shard
 from paramdelta_dist.shards import reduce_model as statistics
-from paramdelta_dist.shards.reduce_model import STATISTICS
 from tests.methods.method_cases import SMALL_BLOCK, make_models, recipe_for
 from tests.oracle import load
 

@@ -29,24 +29,44 @@ Thin = Callable[["Block", int, "torch.Tensor"], "torch.Tensor"]
 
 
 def add_all(thin: Thin) -> Callable[[Block], None]:
-    """What applies base + λ Σ wᵢ δ̂ᵢ. Needs two blocks of scratch."""
+    """What applies base + λ Σ wᵢ δ̂ᵢ, in the order of the terms. Needs two blocks of scratch."""
 
     def apply(block: Block) -> None:
-        from paramdelta_dist.kernels.consensus import add_all
-
-        add_all(block, lambda number, out: thin(block, number, out), block.parameters["lambda"])
+        delta, total = block.scratch[:2]
+        total.zero_()
+        for number, term in enumerate(block.terms):
+            total.add_(thin(block, number, delta).mul_(term.values["weight"]))
+        block.acc.add_(total.mul_(block.parameters["lambda"]))
 
     return apply
 
 
 def add_agreeing(thin: Thin) -> Callable[[Block], None]:
-    """The same with those wᵢ δ̂ᵢ alone that have the sign of their sum, divided as NORMALIZE says. Needs six blocks of scratch."""
+    """The same with those wᵢ δ̂ᵢ alone that have the sign of their sum, which is + where the sum is 0, divided as NORMALIZE says.
+    Needs six blocks of scratch."""
 
     def apply(block: Block) -> None:
-        from paramdelta_dist.kernels.consensus import add_agreeing
+        import torch
 
         normalize, factor = block.parameters["normalize"], block.parameters["lambda"]
-        add_agreeing(block, lambda number, out: thin(block, number, out), normalize, factor)
+        delta, part, above, below, shares_above, shares_below = block.scratch[:6]
+        for total in (above, below, shares_above, shares_below):
+            total.zero_()
+        for number, term in enumerate(block.terms):
+            weight = term.values["weight"]
+            thin(block, number, delta).mul_(weight)
+            above.add_(torch.clamp(delta, min=0, out=part))
+            below.add_(torch.clamp(delta, max=0, out=part))
+            if normalize != "none":
+                share = weight if normalize == "weight" else 1.0
+                shares_above.add_(part.copy_(delta > 0).mul_(share))
+                shares_below.add_(part.copy_(delta < 0).mul_(share))
+        negative = torch.add(above, below, out=part) < 0
+        torch.where(negative, below, above, out=above)
+        if normalize != "none":
+            torch.where(negative, shares_below, shares_above, out=shares_above)
+            above.div_(shares_above.masked_fill_(shares_above == 0, 1.0))
+        block.acc.add_(above.mul_(factor))
 
     return apply
 
