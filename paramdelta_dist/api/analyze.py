@@ -92,13 +92,13 @@ def analyze(
     run = {
         "engine": engine,
         "version": __version__,
-        "workers": min(executor.workers, len(units)) * sizing.threads_per_shard,
+        "workers": min(executor.stats.workers, len(units)) * sizing.threads_per_shard,
         "bytes_read": sum(survey.bytes_read for survey in surveys.values()),
         "requests": sum(survey.requests for survey in surveys.values()),
         "seconds": round(seconds, 3),
         "peak_memory": max(survey.peak_memory for survey in surveys.values()),
         "projected_memory": sizing.projected,
-        "retries": executor.retries,
+        "retries": executor.stats.retries,
     }
     return publish(store, statistics, run)
 

@@ -71,7 +71,7 @@ def make_outputs(
     page = None
     if work is not None:
         facts = work.run_facts(time.monotonic() - began)
-        again, points = work.executor.bytes_read_again, {"points": len(outputs)} if merges.is_sweep else {}
+        again, points = work.stats.bytes_read_again, {"points": len(outputs)} if merges.is_sweep else {}
         reports = {name: _report(output, {**facts, **points}, again) for name, output in unfinished.items()}
         if report_page:  # before anything is committed: a run that is killed here comes by again
             page = _publish_page(merges, outputs, facts, reports)
@@ -134,7 +134,7 @@ def _make_missing(
                 if all(output.is_committed_meanwhile for output in outputs.values()):  # what the others made stays as it is
                     return None
     made = [receipt for output in outputs.values() for receipt in output.made]
-    return Work(allocation, executor, spent, made, units=len(units))
+    return Work(allocation, executor.stats, spent, made, units=len(units))
 
 
 def _report(output: _Output, facts: Mapping[str, Any], bytes_read_again: int) -> dict[str, Any]:
@@ -194,6 +194,6 @@ def _result(
     if index is None:
         return MergeResult(output, "merged", merges.fingerprint, reports[""], page=page)
     receipts = [receipt for name in reports for receipt in outputs[name].receipts.values()]
-    again = work.executor.bytes_read_again + sum(each.held.bytes_read for each in outputs.values())
+    again = work.stats.bytes_read_again + sum(each.held.bytes_read for each in outputs.values())
     total = outcome(merges.reading, receipts, made=len(work.made), bytes_read_again=again)
     return MergeResult(output, "merged", merges.fingerprint, {**facts, **total, "points": index}, page=f"{output}/{page}" if page else None)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from paramdelta_dist._version import __version__
 from paramdelta_dist.driver.workers import Allocation
 from paramdelta_dist.engine.machine import peak_memory
+from paramdelta_dist.engine.run_stats import RunStats
 from paramdelta_dist.planning import MergePlan
 
 if TYPE_CHECKING:
-    from paramdelta_dist.engine.executor import Executor
     from paramdelta_dist.output.receipts import Receipt
     from paramdelta_dist.shards.reduce_model import ModelReductions
 
@@ -46,7 +46,7 @@ class Work:
     """Work that is over."""
 
     allocation: Allocation
-    executor: Executor
+    stats: RunStats
     gathered: ModelReductions
     made: Sequence[Receipt]
     """Of the shards that were made,"""
@@ -55,15 +55,15 @@ class Work:
 
     def run_facts(self, seconds: float) -> dict[str, Any]:
         """What it took, and how fast that was for a run of `seconds`, for a report."""
-        sizing, executor, local = self.allocation.sizing, self.executor, self.allocation.resources.engine == "local"
+        sizing, stats, local = self.allocation.sizing, self.stats, self.allocation.resources.engine == "local"
         bytes_read = self.gathered.bytes_read + sum(receipt.bytes_read for receipt in self.made)
         bytes_written = sum(receipt.bytes_written for receipt in self.made)
         return {
             "engine": self.allocation.resources.engine,
             "version": __version__,
             "device": self.allocation.device,
-            "workers": min(executor.workers, max(1, self.units)) * sizing.threads_per_shard,
-            "nodes": executor.nodes,
+            "workers": min(stats.workers, max(1, self.units)) * sizing.threads_per_shard,
+            "nodes": stats.nodes,
             "bytes_read": bytes_read,
             "bytes_written": bytes_written,
             "requests": self.gathered.requests + sum(receipt.requests for receipt in self.made),
@@ -71,11 +71,11 @@ class Work:
             "bytes_per_second": round((bytes_read + bytes_written) / max(seconds, 1e-9)),
             "peak_memory": max([receipt.peak_memory for receipt in self.made] + [peak_memory() if local else 0]),
             "projected_memory": sizing.projected,
-            "retries": executor.retries,
-            "copies": executor.copies,
-            "restarts": executor.restarts,
-            "retry_causes": dict(executor.causes),
-            "workers_lost": executor.lost,
+            "retries": stats.retries,
+            "copies": stats.copies,
+            "restarts": stats.restarts,
+            "retry_causes": dict(stats.causes),
+            "workers_lost": stats.lost,
         }
 
 

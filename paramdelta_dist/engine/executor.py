@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from paramdelta_dist.engine.run_stats import RunStats
+
 
 class Unit(Protocol):
     """One piece of work, about one file of an output."""
@@ -38,24 +40,9 @@ Running it twice does no harm, at the same time neither."""
 class Executor(Protocol):
     """Runs a function over units somewhere. Knows nothing of what it computes."""
 
-    workers: int
-    """How many units run at a time; on a cluster, how many ran at most, known when a run has ended."""
-    nodes: int
-    """Machines on which units were made,"""
-    lost: int
-    """and workers that ended by themselves, in runs that have ended."""
-    retries: int
-    """Attempts at units that failed or were lost and were made up for, in runs that have ended."""
-    copies: int
-    """Units that were made twice at a time, because one attempt was late."""
-    restarts: int
-    """Units that were taken from a worker, because the attempt was late."""
-    bytes_read_again: int
-    """Input bytes of attempts that failed; of those whose worker was lost, what it had told of last."""
-
     @property
-    def causes(self) -> Mapping[str, int]:
-        """Why units were begun again, and how often, in the words of `metering.RETRIES`."""
+    def stats(self) -> RunStats:
+        """Figures of the runs that have ended."""
         ...
 
     def counts(self) -> Mapping[str, int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from paramdelta_dist.engine.executor import Function, J, R, U
+from paramdelta_dist.engine.run_stats import RunStats
 from paramdelta_dist.errors import ParamDeltaError
 from paramdelta_dist.storage.retry import retrying
 from paramdelta_dist.threads import Threads
@@ -16,17 +17,15 @@ class LocalExecutor:
     """Runs units in threads. With one worker it is the reference: one after the other, in order."""
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self.nodes = 1
-        self.lost = self.retries = self.copies = self.restarts = 0
-        self.bytes_read_again = 0
-
-    @property
-    def causes(self) -> dict[str, int]:
-        return {"error": self.retries} if self.retries else {}
+        self.stats = RunStats(workers, nodes=1)
+        self._lock = threading.Lock()
 
     def counts(self) -> dict[str, int]:
-        return {"workers": self.workers, "retries": self.retries}
+        return {"workers": self.stats.workers, "retries": self.stats.retries}
+
+    def _count(self, more: RunStats) -> None:
+        with self._lock:
+            self.stats += more
 
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         stop = threading.Event()
@@ -37,7 +36,8 @@ class LocalExecutor:
             def once() -> R:
                 nonlocal attempts
                 attempts += 1
-                self.retries += attempts > 1
+                if attempts > 1:
+                    self._count(RunStats(retries=1, causes={"error": 1}))
                 done = 0
 
                 def count(size: int) -> None:
@@ -48,13 +48,13 @@ class LocalExecutor:
                 try:
                     return function(job, unit, advance=count, cancelled=stop.is_set)
                 except ParamDeltaError as error:
-                    self.bytes_read_again += error.bytes_read
+                    self._count(RunStats(bytes_read_again=error.bytes_read))
                     advance(-done)
                     raise
 
             return retrying(once, what=unit.file, sleep=stop.wait)
 
-        with Threads(self.workers, thread_name_prefix="worker") as pool:
+        with Threads(self.stats.workers, thread_name_prefix="worker") as pool:
             running: set[Future[R]] = {pool.submit(work, unit) for unit in units}
             try:
                 while running:

@@ -1,4 +1,4 @@
-"""Adding weighted deltas in plain torch: what a GPU does where Triton is missing, to the bytes of compiled.py. Memory is made once."""
+"""Adding weighted deltas in plain torch: what a GPU does where Triton is missing, to the bytes of sum_cpu. Memory is made once."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster, tm
 
     with nodes(cluster, 2, num_cpus=2) as added:
         run = Run(naps(MANY, 0.2, tmp_path / "both"), on=2, workers=2)
-        assert run.executor.nodes == 2, "although one has room for both workers"
+        assert run.executor.stats.nodes == 2, "although one has room for both workers"
         try:
             run = Run(naps(MANY, 0.2, tmp_path / "all"), on=2, act=grow, until=lambda made: len({node for _, node in made}) == 3)
         finally:
@@ -208,9 +208,9 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster, tm
                 cluster.remove_node(node, allow_graceful=False)
     used = Counter(node for _, node in run.made)
     assert set(used) == {node.node_id for node in added + joined}
-    assert run.executor.nodes == 3
-    assert 3 <= run.executor.workers <= 6
-    assert run.executor.lost == run.executor.retries == 0
+    assert run.executor.stats.nodes == 3
+    assert 3 <= run.executor.stats.workers <= 6
+    assert run.executor.stats.lost == run.executor.stats.retries == 0
 
 
 @pytest.mark.slow
@@ -226,8 +226,8 @@ def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_ne
         run = Run(naps(MANY, 0.2, tmp_path / "enough"), on=2, act=announce, until=lambda made: len(made) > announced[0] + 25)
         assert {node for _, node in run.made[-10:]} == {second.node_id}
         assert first.node_id in {node for _, node in run.made}
-        assert run.executor.retries == run.executor.lost == 0
-        assert "leaving" not in run.executor.causes, "nothing was made in vain"
+        assert run.executor.stats.retries == run.executor.stats.lost == 0
+        assert "leaving" not in run.executor.stats.causes, "nothing was made in vain"
 
 
 @pytest.mark.slow
@@ -240,8 +240,8 @@ def test_what_a_node_cannot_finish_before_it_goes_is_made_elsewhere_and_logs_say
             drain(cluster, first if made[-1][1] == second.node_id else second, 5)  # the one that is at the long one
 
         run = Run([Nap("long", 4.0, says="odd"), *naps(3)], after=3, act=announce)
-        assert run.executor.causes == {"leaving": 1}
-        assert run.executor.lost == 0
+        assert run.executor.stats.causes == {"leaving": 1}
+        assert run.executor.stats.lost == 0
         assert dict(run.made)["long"] == run.made[2][1]
     told = [record.getMessage() for record in caplog.records]
     address = first.node_ip_address
@@ -260,8 +260,8 @@ def test_losing_all_nodes_but_one_costs_what_they_were_at(cluster):
 
         run = Run(naps(45, 0.2), on=3, act=strike)
         assert {node for _, node in run.made[-10:]} == {added[2].node_id}
-        assert run.executor.lost == 2
-        assert set(run.executor.causes) <= {"node_lost", "late"}, "a lost one may be late before it is missed"
+        assert run.executor.stats.lost == 2
+        assert set(run.executor.stats.causes) <= {"node_lost", "late"}, "a lost one may be late before it is missed"
 
 
 @pytest.mark.slow

@@ -60,8 +60,8 @@ def pieces(count, *acts, size=1000):
 def test_a_late_unit_gets_a_copy_and_the_loser_cannot_spoil_the_result(acts, told_by, board, monkeypatch):
     monkeypatch.setattr(scheduling, "STOP_SECONDS", 2.0)
     run = Run(board, pieces(12, *acts), workers=2)
-    assert run.executor.copies == 1
-    assert run.executor.retries == 0
+    assert run.executor.stats.copies == 1
+    assert run.executor.stats.retries == 0
     assert run.receipts["011.safetensors"].worker == told_by
     store = open_store(board.folder, StorageConfig())
     hold = write_plan(store, {RUN: new_mark()}, None)
@@ -79,7 +79,7 @@ def test_a_unit_that_waits_behind_a_long_one_moves_to_an_idle_worker(board):
     first, *others = pieces(12)
     long = Piece(first.file, ("last",) * 3, others=len(others))
     run = Run(board, [long, *others], workers=2)
-    assert run.executor.retries == 0
+    assert run.executor.stats.retries == 0
 
 
 def test_results_larger_than_a_message_of_ray_come_back(cluster, tmp_path):

@@ -15,7 +15,6 @@ import re
 import shlex
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent import futures
 from contextlib import suppress
@@ -34,6 +33,7 @@ from paramdelta_dist.engine.metrics import RETRIES
 from paramdelta_dist.engine.ray.actor import AttemptProgress, ShardActor
 from paramdelta_dist.engine.ray.cluster import SHUTDOWN_SECONDS, Share, diagnose, join, leaving_nodes
 from paramdelta_dist.engine.ray.metrics import Publisher
+from paramdelta_dist.engine.run_stats import RunStats
 from paramdelta_dist.engine.schedule import CHECK_INTERVAL_SECONDS, STOP_SECONDS, Attempt, Order, Schedule, Worker
 from paramdelta_dist.errors import EngineError, ParamDeltaError, UsageError
 from paramdelta_dist.sizes import format_seconds
@@ -272,18 +272,15 @@ class RayExecutor:
         self._patience = PATIENCE_SECONDS if patience is None else patience
         cores = join(workers) if self._owned else None
         self._limit = workers or cores or sys.maxsize
-        self.workers = self.nodes = self.lost = 0
-        self.retries = self.copies = self.restarts = 0
-        self.bytes_read_again = 0
-        self.causes: dict[str, int] = {}
+        self.stats = RunStats()
         self._live: tuple[_ActorPool, Schedule] | None = None
         """The run under way."""
 
     def counts(self) -> dict[str, int]:
         if self._live is None:
-            return {"workers": 0, "retries": self.retries}
-        crew, schedule = self._live
-        return {"workers": len(crew.working), "retries": self.retries + schedule.retries}
+            return {"workers": 0, "retries": self.stats.retries}
+        pool, schedule = self._live
+        return {"workers": len(pool.working), "retries": self.stats.retries + schedule.retries}
 
     def close(self) -> None:
         """End the embedded cluster, or leave the one we joined."""
@@ -294,27 +291,27 @@ class RayExecutor:
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
         schedule = Schedule(units, advance)
         work = ray.cloudpickle.dumps((function, job))
-        crew = _ActorPool(schedule, partial(self._start, work), self._limit, self._python)
+        pool = _ActorPool(schedule, partial(self._start, work), self._limit, self._python)
         metrics = Publisher(schedule.meter)
-        self._live = crew, schedule
+        self._live = pool, schedule
         last_seen_alive = looked = time.monotonic()
         warned = False
         try:
             while schedule.unfinished:
-                crew.adjust()
+                pool.adjust()
                 for order, attempt in schedule.orders(time.monotonic()):
-                    crew.carry_out(order, attempt)
-                crew.ask_progress()
-                crew.handle_events(CHECK_INTERVAL_SECONDS)
+                    pool.carry_out(order, attempt)
+                pool.ask_progress()
+                pool.handle_events(CHECK_INTERVAL_SECONDS)
                 while schedule.results:
                     yield schedule.results.popleft()
                 now = time.monotonic()
                 if now - looked >= LEAVING_SECONDS:
                     looked = now
-                    crew.notice_leaving()
+                    pool.notice_leaving()
                     metrics.publish()
                     advance(0)  # so that whoever watches hears what workers there are, also while none makes anything
-                if crew.working:
+                if pool.working:
                     last_seen_alive, warned = now, False
                 elif now - last_seen_alive > self._patience:
                     told = f"no worker could be started in {format_seconds(self._patience)}. {self._diagnose()}"
@@ -323,16 +320,19 @@ class RayExecutor:
                     warned = True
                     log.warning("no worker yet; waiting for %s in all. %s", format_seconds(self._patience), self._diagnose())
         finally:
-            self.workers, self.nodes = max(self.workers, crew.largest), max(self.nodes, len(schedule.nodes))
-            self.lost += crew.lost
             self._live = None
-            self.retries += schedule.retries
-            self.copies += schedule.copies
-            self.restarts += schedule.restarts
-            self.bytes_read_again += schedule.bytes_read_again
-            self.causes = dict(Counter(self.causes) + Counter(schedule.meter.total(RETRIES)))
+            self.stats += RunStats(
+                workers=pool.largest,
+                nodes=len(schedule.nodes),
+                lost=pool.lost,
+                retries=schedule.retries,
+                copies=schedule.copies,
+                restarts=schedule.restarts,
+                bytes_read_again=schedule.bytes_read_again,
+                causes=schedule.meter.total(RETRIES),
+            )
             metrics.publish()
-            crew.end()
+            pool.end()
 
     def _diagnose(self) -> str:
         needed = f" Workers start with {self._python}, which every node must have." if self._python else ""
