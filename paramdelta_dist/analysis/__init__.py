@@ -1,1 +1,1 @@
-"""What deltas are: statistics in one pass over the inputs, tables of them, and a page that shows them."""
+"""Measures deltas: statistics in one pass over the inputs, tables of them, and a page. Knows nothing of the driver."""

@@ -1,1 +1,1 @@
-"""What the driving process does: opens what a recipe names, sizes the workers, has made what is missing, publishes. Prints nothing."""
+"""The driving process of a run: opens the inputs, sizes the workers, has missing shards made, publishes. Prints nothing."""

@@ -17,7 +17,7 @@ SHOWN = 20
 
 
 def replacements(plans: Sequence[MergePlan], confirm: Confirm | None) -> list[Replacement]:
-    """What overwriting the outputs of these plans takes away, with the caller's consent where it takes what is not ours.
+    """The files that overwriting the outputs of these plans takes away, with the caller's consent where it takes what is not ours.
 
     Deletes nothing. Raises OutputOccupied where there is nobody to ask, or the answer is no.
     """

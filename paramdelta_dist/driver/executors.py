@@ -1,4 +1,4 @@
-"""Where work runs: threads of this process, or workers on a Ray cluster; on CPUs or on GPUs."""
+"""Executors for an engine and a device: threads of this process, or workers on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 def compute_device(device: Device, engine: Engine) -> str:
-    """Where a worker computes. `auto` is the CPU: streaming is bound by storage, and a GPU must be asked for."""
+    """The device that a worker computes on. `auto` is the CPU: streaming is bound by storage, and a GPU must be asked for."""
     if device == "cuda" and engine == "local" and not cuda_available():
         raise UsageError("--device cuda: torch finds no CUDA device here; leave the option out to compute on the CPU")
     return "cuda" if device == "cuda" else "cpu"

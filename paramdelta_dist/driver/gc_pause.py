@@ -1,4 +1,4 @@
-"""Python's search for cycles, out of the way where there are none to find."""
+"""Pauses the garbage collector while many acyclic objects are made."""
 
 from __future__ import annotations
 

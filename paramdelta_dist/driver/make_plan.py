@@ -1,4 +1,4 @@
-"""What is going to happen: a recipe and its models become a plan, of a merge or of a sweep."""
+"""Makes a plan of a recipe and its models, of a merge or of a sweep."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def _make_missing(
 
 
 def _report(output: _Output, facts: Mapping[str, Any], bytes_read_again: int) -> dict[str, Any]:
-    """What is written about one output; `facts` and `bytes_read_again` are those of the whole run, which cannot be told apart."""
+    """The report of one output; `facts` and `bytes_read_again` are those of the whole run, which cannot be told apart."""
     again = bytes_read_again + output.held.bytes_read
     return {**facts, **outcome(output.plan, output.receipts.values(), made=len(output.made), bytes_read_again=again)}
 

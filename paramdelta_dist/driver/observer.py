@@ -1,4 +1,4 @@
-"""Who is told how work is going."""
+"""Progress callbacks of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Observer(Protocol):
-    """Who wants to know how long work is going. Calls come from several threads."""
+    """Receives the progress of a run. Calls come from several threads."""
 
     def started(
         self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict
@@ -31,7 +31,7 @@ class Observer(Protocol):
 
 
 class NullObserver:
-    """Nobody is."""
+    """An observer that ignores everything."""
 
     def started(
         self, what: str, total: int, *, done: int = 0, details: Mapping[str, Any], counts: Callable[[], Mapping[str, int]] = dict

@@ -32,7 +32,7 @@ ROW = 16 + NUMBER
 
 @dataclass(frozen=True)
 class Models:
-    """What a recipe names, opened once, so that all that is decided and written is of one version of each file."""
+    """The models and the tokenizer of a recipe, opened once, so that all decisions are about one version of each file."""
 
     checkpoints: Mapping[str, Checkpoint]
     """By URL."""

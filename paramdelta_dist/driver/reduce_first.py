@@ -1,4 +1,4 @@
-"""Looking at the whole model before the first tensor is made, where the method asks for it."""
+"""Reductions over the whole model before the first tensor is made, where the method asks for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def reduce_first(
     store: Store, merge_plan: MergePlan, job: MergeContext, executor: Executor, observer: Observer, *, keep: bool = True
 ) -> ModelReductions:
-    """What the method has to know of the model, told to `observer` as it is found; with `keep` it is kept in `store`, the output."""
+    """The results of the method's reductions over the model; with `keep` they are kept in `store`, the output."""
     from paramdelta_dist.shards.reduce_model import reduce_model
 
     def started(number: int, size: int) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def make_probe(merge_plan: MergePlan) -> DeltaProbe:
-    """Who measures the deltas of a merge as it runs."""
+    """The probe that measures the deltas of a merge as it runs."""
     from paramdelta_dist.analysis.probes import DeltaProbe
     from paramdelta_dist.analysis.statistics import describe
 
@@ -40,7 +40,7 @@ def publish_page(store: Store, merge_plan: MergePlan, report: Mapping[str, Any])
 
 
 def make_probes(merges: MergeSet) -> Mapping[str, DeltaProbe | OutputProbe]:
-    """Who measures, by the name of the merge: the deltas of a single one as it runs, of a sweep what each point writes."""
+    """Probes by the name of the merge: of the deltas of a single one, of what each point of a sweep writes."""
     if not merges.is_sweep:
         return {"": make_probe(merges.points[""])}
     from paramdelta_dist.analysis.sweep_comparison import output_probes

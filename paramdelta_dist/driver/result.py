@@ -1,4 +1,4 @@
-"""What came of a merge: its result, and what the work took."""
+"""The result of a merge, and the resources that it used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ State = Literal["merged", "nothing to do"]
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge did."""
+    """The result of a merge."""
 
     output: str
     state: State
@@ -43,18 +43,18 @@ class MergeResult:
 
 @dataclass(frozen=True)
 class Work:
-    """Work that is over."""
+    """The work of a run that has ended."""
 
     allocation: Allocation
     stats: RunStats
     gathered: ModelReductions
     made: Sequence[Receipt]
-    """Of the shards that were made,"""
+    """Receipts of the shards that were made."""
     units: int
-    """in so many pieces of work."""
+    """Units of work that were given to the executor."""
 
     def run_facts(self, seconds: float) -> dict[str, Any]:
-        """What it took, and how fast that was for a run of `seconds`, for a report."""
+        """The resources it took, and the rate over a run of `seconds`, for a report."""
         sizing, stats, local = self.allocation.sizing, self.stats, self.allocation.resources.engine == "local"
         bytes_read = self.gathered.bytes_read + sum(receipt.bytes_read for receipt in self.made)
         bytes_written = sum(receipt.bytes_written for receipt in self.made)
@@ -80,7 +80,7 @@ class Work:
 
 
 def outcome(merge_plan: MergePlan, receipts: Collection[Receipt], *, made: int, bytes_read_again: int) -> dict[str, Any]:
-    """What is in place now, `made` shards of it by this run, for a report; `receipts` are of all shards."""
+    """The state of the output, of which this run has made `made` shards, for a report; `receipts` are of all shards."""
     return {
         "shards": {"made": made, "kept": len(receipts) - made},
         "bytes_read_again": bytes_read_again,

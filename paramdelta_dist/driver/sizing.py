@@ -1,4 +1,4 @@
-"""How much memory work takes, and how many workers there are room for."""
+"""Sizes the workers of a plan: memory, and the number of workers there is room for."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _least(merge_plan: MergePlan, reserved: int, *, remote_output: bool) -> int:
 
 @dataclass(frozen=True)
 class PageMemory:
-    """What a page costs while it is prepared; nothing where there is none."""
+    """Memory for preparing a page; nothing where there is none."""
 
     besides: int = 0
     """Bytes of a process for figures of tensors, and tables of them."""

@@ -1,4 +1,4 @@
-"""Who does the work of a merge: what the caller allows, and the workers that come of it."""
+"""Resources that the caller of a verb allows, and the allocation for a plan that comes of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the caller of a verb lets it use; what None stands for is decided when the plan is known."""
+    """Resources that the caller of a verb allows; the meaning of None is decided when the plan is known."""
 
     engine: Engine = "local"
     workers: int | None = None
@@ -52,15 +52,15 @@ class Resources:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The workers for one plan."""
+    """Tile size, workers and memory for one plan, and the device."""
 
     resources: Resources
     sizing: WorkerMemory
     device: str
-    """Where tiles are computed: `cpu` or `cuda`."""
+    """Device on which tiles are computed: `cpu` or `cuda`."""
 
     def context(self, merge_plan: MergePlan, hold: Hold | None = None) -> MergeContext:
-        """What all shards of a merge have in common; `hold` where they are written."""
+        """The context that all shards of a merge share; `hold` where they are written."""
         from paramdelta_dist.shards.compute import MergeContext
 
         recipe = merge_plan.recipe
@@ -79,7 +79,7 @@ class Allocation:
 
     @contextmanager
     def executor(self, *, idle: bool = False) -> Iterator[Executor]:
-        """What runs the work; where there is none (`idle`), no cluster is asked for workers."""
+        """An executor for the work; where there is none (`idle`), no cluster is asked for workers."""
         engine: Engine = "local" if idle else self.resources.engine
         workers, memory = self.sizing.shards_at_once, self.sizing.projected
         with open_executor(

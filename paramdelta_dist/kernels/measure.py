@@ -1,4 +1,4 @@
-"""What a chunk of several models says about their differences: sums in float64, counts, and how magnitudes are spread.
+"""Measures a chunk of several models: sums of their differences in float64, counts, and the spread of magnitudes.
 
 A vector is the difference of two models, element by element. All sums of a chunk are made in one thread, in one order and in
 scratch memory of its own, so that they depend on the chunk's values alone; who adds chunks does so in their order.

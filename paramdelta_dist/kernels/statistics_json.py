@@ -1,4 +1,4 @@
-"""What reductions find, as plain JSON values and back, bit for bit."""
+"""Results of reductions as plain JSON values and back, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method says about itself, so that recipe, planner and workers can serve it without knowing what it computes.
+"""The card of a method: recipe, planner and workers serve it by its card, without knowing the arithmetic.
 
 A method is either a sum of weighted deltas (`weights`: the fast path, fused on a GPU) or a function of blocks:
 

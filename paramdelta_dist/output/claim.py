@@ -33,7 +33,7 @@ class Claim:
     receipts: Mapping[str, Receipt]
     """Shards of this very plan that are in place, by file."""
     hold: Hold
-    """What each write has to ask for."""
+    """The hold that each write has to ask for."""
     bytes_read: int = 0
     """Bytes of shards that had to be read to know that they are ours."""
     edited: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ def claim(store: Store, plan: MergePlan, replacement: Replacement | None = None)
 
 
 def output_state(store: Store, plan: MergePlan) -> Literal["free", "begun", "finished"]:
-    """What of this very plan is in the output. Writes nothing. Raises what `claim` would raise without a replacement."""
+    """The state of this very plan in the output. Writes nothing. Raises what `claim` would raise without a replacement."""
     present = _listed(store)
     if PLAN not in present:
         _require_empty(store, present)
@@ -169,7 +169,7 @@ def _same_plan(store: Store, found: Mapping[str, Any], plan: MergePlan) -> None:
 
 
 def _differences(found: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """What tells two plans apart, in words."""
+    """The differences of two plans, in words."""
     theirs, mine = found.get("inputs", {}), json.loads(json.dumps(ours["inputs"]))
     changed = sorted(f"{url}/{name}" for url in mine for name in mine[url] if url in theirs and theirs[url].get(name) != mine[url][name])
     before, now = ({(url, name): rest for url, name, *rest in plan.get("side_files", ())} for plan in (found, ours))

@@ -1,4 +1,4 @@
-"""What became of the files of a commit: damage, or the edit of a person."""
+"""Changes to the files of a commit, told apart: damage, or the edit of a person."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from paramdelta_dist.storage import Store
 
 
 def output_status(store: Store) -> dict[str, Any]:
-    """What is in an output folder: `state` is absent, foreign, unfinished, complete or damaged. Reads no weights.
+    """The state of an output folder: `state` is absent, foreign, unfinished, complete or damaged. Reads no weights.
 
     `unreadable` names documents that are not as they were written, as a power cut leaves them: the same merge goes on all the same.
     """

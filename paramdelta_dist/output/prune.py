@@ -23,7 +23,7 @@ from paramdelta_dist.threads import Threads
 
 State = Literal["complete", "damaged", "unfinished", "half removed"]
 WORK = timedelta(days=1)
-"""How long after the day it was begun an unfinished output may still be at work."""
+"""An unfinished output may still be at work for this long after the day it was begun."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Output:
     committed: str
     """When, as the commit says it; empty where there is none."""
     files: tuple[str, ...]
-    """What of its own is in it."""
+    """Its own files that are there."""
     strangers: tuple[str, ...]
-    """What else is in it, and stays."""
+    """Other files in the folder, which stay."""
     size: int
     """Bytes that go with it."""
 

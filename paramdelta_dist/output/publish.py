@@ -36,7 +36,7 @@ KEPT = 16 << 20
 
 
 class SideFiles:
-    """What is copied beside the weights: the versions that were planned with, in bounded memory."""
+    """Copies side files, in the versions that were planned with and in bounded memory."""
 
     def __init__(self, storage: StorageConfig) -> None:
         self._storage = storage

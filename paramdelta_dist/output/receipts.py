@@ -21,7 +21,7 @@ class Receipt:
     """Of the plan the shard belongs to."""
     size: int
     tag: str
-    """What the store called this version of the object when it was written."""
+    """The tag that the store gave this version of the object when it was written."""
     digest: str
     """Of the whole file, as `b3sum` prints it."""
     tensors: Mapping[str, str]

@@ -28,16 +28,16 @@ _BOOKS = (RECEIPTS, STATISTICS, PAGES, WATCHED, COMPARED)
 
 @dataclass(frozen=True)
 class Replacement:
-    """What `--overwrite` would take away from one folder."""
+    """The files that `--overwrite` would take away from one folder."""
 
     output: str
     """Without secrets."""
     plan: Identity | None
     """The plan that is in it, of whatever content."""
     ours: frozenset[str]
-    """What a plan, a commit or receipts of ours list, whether or not it is there."""
+    """Files that a plan, a commit or receipts of ours list, whether or not they are there."""
     foreign: tuple[str, ...]
-    """What is there of a checkpoint that is somebody else's and would be deleted."""
+    """Files of a checkpoint of somebody else's that would be deleted."""
 
 
 def look_over(store: Store, plan: MergePlan) -> Replacement:

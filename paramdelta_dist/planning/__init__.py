@@ -1,4 +1,4 @@
-"""What will be done, decided from headers alone: layout, tiles, memory. Pure functions; no I/O, no torch."""
+"""Decides from headers alone what a merge will do: layout, spans, tiles, memory. Pure functions; knows no I/O and no torch."""
 
 from paramdelta_dist.planning.build import build_plan
 from paramdelta_dist.planning.memory import WorkerMemory, plan_memory

@@ -34,13 +34,13 @@ BLOCK_BYTES = METHOD_BLOCK * 8
 """One scratch block of the kernel at its widest."""
 
 KERNELS = 8 << 20
-"""What kernels that draw numbers or add in float64 keep in each thread."""
+"""Bytes that kernels which draw numbers or add in float64 keep in each thread."""
 RESERVED = 384 << 20
 """The interpreter with torch, the storage clients and their threads: measured 250 to 350 MiB, see the memory test."""
 TENSOR_RECORD = 1 << 10
-"""What is known of one tensor of one model while a plan is made and carried out: measured 850 bytes."""
+"""Bytes of the record of one tensor of one model while a plan is made and carried out: measured 850."""
 RESERVED_BY_RAY = 128 << 20
-"""What a Ray worker adds to that."""
+"""Bytes that a Ray worker adds to that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def plan_memory(
 
 @dataclass(frozen=True)
 class _Needs:
-    """What a method's view of tensors asks for beyond what every merge needs."""
+    """Memory that a method's view of tensors needs beyond that of every merge."""
 
     block: int = BLOCK_BYTES
     """Bytes of a scratch block."""

@@ -24,7 +24,7 @@ class MergeSet:
     points: dict[str, MergePlan]
     """The plan of each merge by its name in the sweep: what it alone would do, and what is kept beside its output."""
     values: dict[str, dict[str, Any]]
-    """What the sweep sets at each point."""
+    """Values that the sweep sets at each point, by parameter."""
     models: tuple[str, ...]
     """URLs of the models that any point reads, the base first."""
     readings: dict[str, tuple[Shard, ...]]

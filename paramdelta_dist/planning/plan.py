@@ -20,7 +20,7 @@ FORMAT = 2
 
 
 class Source(NamedTuple):
-    """Where one model keeps the bytes of one tensor."""
+    """The place of the bytes of one tensor in one model."""
 
     file: int
     """Position in `Shard.inputs`."""
@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
 
 class TensorPlan(NamedTuple):
-    """What happens to one tensor of the output."""
+    """The decision about one tensor of the output."""
 
     name: str
     merged: bool
@@ -46,14 +46,14 @@ class TensorPlan(NamedTuple):
     sources: tuple[Source | None, ...]
     """One for each model, the merge's base first; None for a model that is not read for this tensor."""
     rows: RowMap | None = None
-    """How its rows are made up where the vocabularies differ: then `merged` speaks of none of them, and `sources` has
+    """The map of its rows where the vocabularies differ: then `merged` speaks of none of them, and `sources` has
     the place of the whole tensor in every model."""
     first: int = 0
     """Element of the tensor with which this part of it begins."""
     outer: int = 1
-    """How often the rows come one after the other: more than once where a dimension before theirs has several entries."""
+    """Number of times that the rows come one after the other: more than once where a dimension before theirs has several entries."""
     heights: tuple[int, ...] = ()
-    """How many rows each model has, where they are made up from those of several."""
+    """Rows that each model has, where they are made up from those of several."""
     twin: str = ""
     """The tensor that this is a copy of, where it is one: it is computed as if it had that name."""
 
@@ -158,7 +158,7 @@ class MergePlan:
     config_without: tuple[str, ...] = ()
     """Fields of config.json, by dotted name, that are true of the base and not of what is written."""
     notes: tuple[str, ...] = ()
-    """What was noted while the models were compared."""
+    """Notes of the comparison of the models."""
     companions: frozenset[str] = frozenset()
     """Files among the shards that lie beside the model, and in no index."""
     planning_memory: int = 0

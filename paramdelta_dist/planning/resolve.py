@@ -1,4 +1,4 @@
-"""What a recipe means for one tensor: which models take part in which role, and the value of every parameter.
+"""Resolves a recipe for one tensor: the models that take part, their roles, and the value of every parameter.
 
 This is the one place where a recipe's parameters become values. Workers see the outcome alone, by its position in a shard.
 """
@@ -22,7 +22,7 @@ class Term(NamedTuple):
     post: int
     """The post of a delta, or the model itself."""
     base: int | None
-    """What the post grew from; None where the model is merged as it is."""
+    """The model that the post grew from; None where the model is merged as it is."""
     position: int
     """Position of the delta or model in the recipe."""
     values: dict[str, Any]
@@ -30,7 +30,7 @@ class Term(NamedTuple):
 
 
 class MethodCall(NamedTuple):
-    """All that a method is told about how to merge a tensor."""
+    """A method with its parameters and terms, as it applies to some tensors."""
 
     method: str
     based: bool
@@ -48,7 +48,7 @@ class MethodCall(NamedTuple):
 
     @property
     def reductions(self) -> tuple[Reduction, ...]:
-        """What has to be found out first, whole models before tensors."""
+        """The reductions that come before the method is applied, over whole models before tensors."""
         return find_method(self.method).reductions(self.parameters, [term.values for term in self.terms])
 
 

@@ -16,7 +16,7 @@ ABSENT = -1
 
 
 class RowSource(NamedTuple):
-    """How rows that the same models have are made."""
+    """The source of rows that the same models have."""
 
     merged: bool
     """Whether they are computed; else they come whole from the one model that is not None."""
@@ -56,7 +56,7 @@ class RowMap:
 
     @property
     def count(self) -> int:
-        """How many spans there are."""
+        """The number of spans."""
         return len(self.table) // (8 * (2 + len(self.sources[0].models))) if self.sources else 0
 
     @property

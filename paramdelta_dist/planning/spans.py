@@ -1,4 +1,4 @@
-"""Spans: tensors that lie one behind the other everywhere and are treated alike, and so are one tensor to all that moves bytes.
+"""A span: consecutive tensors, contiguous in the output and in every input and merged by the same call; read and computed as one.
 
 Models have many small tensors, and what a request, a call of the arithmetic or a step of the planner costs is paid once a
 span. Which tensors share one decides nothing about the bytes: it is how they are grouped, not what is computed.
@@ -16,7 +16,7 @@ from paramdelta_dist.planning.plan import Shard, Source, TensorPlan, parts_of
 from paramdelta_dist.planning.resolve import MethodCall
 
 CUT = 64
-"""What may be cut anywhere is cut at multiples of this many elements, so that pieces stay aligned."""
+"""Spans that may be cut anywhere are cut at multiples of this many elements, so that pieces stay aligned."""
 
 
 class Span(NamedTuple):
@@ -31,7 +31,7 @@ class Span(NamedTuple):
     start: int
     """First byte in the output file."""
     sources: tuple[Source | None, ...]
-    """Where the first tensor lies in each model; None for a model that is not read."""
+    """Place of the first tensor in each model; None for a model that is not read."""
     call: int
     """Position in `Shard.calls`."""
     cut: int
@@ -66,7 +66,7 @@ def find_spans(shard: Shard) -> Iterator[Span]:
 
 
 class _SpanKind(NamedTuple):
-    """What call mean for spans."""
+    """The meaning of a method call for spans."""
 
     spans_tensors: bool
     rows: bool

@@ -119,7 +119,7 @@ def _room(span: Span, tile_size: int) -> int:
 
 
 def count_requests(shard: Shard, *, tile_size: int) -> int:
-    """How many reads the tiles of a shard take, and the reductions before them, without making all of them."""
+    """The number of reads that the tiles of a shard take, with the reductions before them, without making all of them."""
     over_model, over_tensors = _reductions_of(shard)
 
     def reads(tile: Tile) -> int:

@@ -1,4 +1,4 @@
-"""What is done to a tile once its bytes are there: sum, copy, or let a method work on it, and refuse what would be wrong."""
+"""Computes the output bytes of one tile: a weighted sum, a copy, or a method block by block; refuses what would be wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from paramdelta_dist.shards.inputs import inputs_of, values
 
 @dataclass(frozen=True)
 class MergeContext:
-    """What all shards of a merge have in common: everything a worker needs besides the shard."""
+    """The context that all shards of a merge share: everything a worker needs besides the shard."""
 
     models: tuple[str, ...]
     output: str
@@ -42,14 +42,14 @@ class MergeContext:
     device: str
     """cpu or cuda."""
     probe: Probe | None = None
-    """Who looks at what is read."""
+    """Measures what is read and made, for a report."""
     statistics: tuple[Any, ...] = ()
-    """What reductions over the whole model found, where the method has any."""
+    """The results of reductions over the whole model, where the method has any."""
 
 
 class TileComputer:
-    """Makes the output bytes of tiles, in the caller's memory, and looks at tiles for statistics. Keeps its scratch between
-    them; one a thread."""
+    """Computes tiles into the caller's memory, and the partials of reductions over tiles. Keeps its scratch between them; each
+    thread has one of its own."""
 
     def __init__(self, job: MergeContext, shard: Shard) -> None:
         self._job, self._calls = job, shard.calls
@@ -88,7 +88,7 @@ class TileComputer:
         return self._with_torch().reduce(segment, partial(self._sources, fetched), self._calls[segment.span.call], reduction, statistics)
 
     def _sources(self, fetched: FetchedTile, part: Segment) -> list[RawElements | None]:
-        """What each model has of a part of a tile that lies within one read, as every block does."""
+        """The stored elements, in each model, of a part of a tile that lies within one read, as every block does."""
         return [values(fetched, part, model) for model in range(len(self._job.models))]
 
     def _with_torch(self) -> TorchComputer:

@@ -31,7 +31,7 @@ def inputs_of(
 
 
 def info_of(span: Span, call: MethodCall, statistics: tuple[Any, ...]) -> TensorInfo:
-    """What a method is told of the tensor of a span."""
+    """The information about the tensor of a span that a method is given."""
     tensor = span.tensors[0]
     values, numbers = tuple(term.values for term in call.terms), tuple(term.position for term in call.terms)
     return TensorInfo(tensor.twin or tensor.name, tensor.shape, call.parameters, values, numbers, statistics)

@@ -53,7 +53,7 @@ class ShardUnit:
 
 
 def units_to_make(merges: MergeSet, receipts: Mapping[str, Mapping[str, Receipt]], *, tile_size: int) -> list[ShardUnit]:
-    """What is to be made for the merges named in `receipts`, which has the files of each that are in place already."""
+    """The units to make for the merges named in `receipts`, which has the files of each that are in place already."""
     units = []
     for number, shard in enumerate(merges.reading.shards):
         missing = {name: merges.readings[name][number] for name, held in receipts.items() if shard.file not in held}

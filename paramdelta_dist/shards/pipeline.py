@@ -41,7 +41,7 @@ class _Making(NamedTuple):
 
     step: Step
     output: mmap.mmap | None
-    """Where the tile is made; None where it is only looked at."""
+    """Memory in which the tile is made; None where it is only reduced."""
     result: Future[Any]
 
 
@@ -96,7 +96,7 @@ class TilePipeline:
                 unwanted.cancel()
 
     def total(self, steps: Iterable[Step]) -> Any:
-        """What the next reduction over the model finds in these steps; None where there are none."""
+        """The total of the next reduction over the model for these steps; None where there are none."""
         for _ in self.make(steps):
             raise AssertionError("a reduction makes no tile")
         return self._reducing[0] if self._reducing else None
@@ -112,7 +112,7 @@ class TilePipeline:
         return _Making(step, output, self._threads.submit(self._work, step, fetching, output, self._statistics))
 
     def _work(self, step: Step, fetching: Fetching, output: mmap.mmap | None, statistics: tuple[Any, ...]) -> Any:
-        """How many elements of a tile that was made are not finite, and what the probe saw; the partials of one that was looked at."""
+        """The number of elements that are not finite, and the probe's measurement; of a tile that is reduced its partials."""
         began = time.perf_counter()
         fetched, maker = fetching.result(), self._makers.get()
         there = time.perf_counter()
@@ -147,7 +147,7 @@ class TilePipeline:
 
 @contextmanager
 def tile_reader(job: MergeContext, shard: Shard) -> Iterator[TileReader]:
-    """What fetches the inputs of a shard. Its threads and buffers are gone when it is left."""
+    """The reader of a shard's inputs. Its threads and buffers are gone when it is left."""
     stores = [open_store(url, job.storage) for url in job.models]
     requests = REQUESTS_IN_FLIGHT if any(store.remote for store in stores) else LOCAL_READERS
     buffers = BufferPool(buffer_size(job.tile_size), pinned=job.device == "cuda")

@@ -1,5 +1,4 @@
-"""Looking at what a merge has read anyway and at what it makes of that: the one place where someone may, shard by shard, and
-without touching the bytes written."""
+"""Protocol of a probe that measures tiles during a merge, shard by shard, without touching the bytes written."""
 
 from __future__ import annotations
 
@@ -10,10 +9,10 @@ from paramdelta_dist.shards.reader import FetchedTile
 
 
 class ShardProbe(Protocol):
-    """Looks at the tiles of one shard."""
+    """Measures the tiles of one shard."""
 
     def measure(self, fetched: FetchedTile, made: memoryview) -> Any:
-        """What is to be seen in a tile whose inputs are there, and in the bytes that were made of them; asked by several
+        """Measure a tile whose inputs are there, and the bytes that were made of them; called by several
         threads, before its memory is used again."""
         ...
 
@@ -27,6 +26,6 @@ class ShardProbe(Protocol):
 
 
 class Probe(Protocol):
-    """Travels to workers with the job, and looks at every shard there."""
+    """Travels to workers with the context, and measures every shard there."""
 
     def begin(self, shard: Shard) -> ShardProbe: ...

@@ -17,7 +17,7 @@ from paramdelta_dist.shards.buffers import BufferPool
 from paramdelta_dist.storage import Store
 
 ALIGNMENT = 64
-"""Where a piece starts in a buffer: on a cache line, and so aligned for every dtype."""
+"""Pieces start in a buffer at multiples of this many bytes: on a cache line, and so aligned for every dtype."""
 
 
 def buffer_size(tile_size: int) -> int:
@@ -67,7 +67,7 @@ class Fetching:
 
 
 class Reader(Protocol):
-    """Who fetches tiles for a pipeline."""
+    """Fetches tiles for a pipeline."""
 
     pool: ThreadPoolExecutor
     bytes_read: int

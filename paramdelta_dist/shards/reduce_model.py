@@ -28,7 +28,7 @@ from paramdelta_dist.storage import Store, open_store
 
 @dataclass(frozen=True)
 class ShardPartial:
-    """What a shard contributes to a statistic."""
+    """The partial result of one shard."""
 
     file: str
     total: Any
@@ -39,7 +39,7 @@ class ShardPartial:
 
 @dataclass(frozen=True)
 class ModelReductions:
-    """What all reductions over a model found, and what finding it cost this run."""
+    """The results of all reductions over a model, and the bytes and requests that they cost this run."""
 
     statistics: tuple[Any, ...] = ()
     bytes_read: int = 0
@@ -64,7 +64,7 @@ def reduce_model(
     advance: Callable[[int], None],
     keep: bool = True,
 ) -> ModelReductions:
-    """What the reductions over the model find: read where it was found before, else found by the workers of `executor`.
+    """The results of the reductions over the model: read where they were found before, else found by the workers of `executor`.
 
     `started(number, bytes)` is called as a reduction begins. With `keep`, results are written beside the output.
     """
@@ -121,7 +121,7 @@ def _reduce_shards(
 
 @dataclass(frozen=True)
 class ReductionContext:
-    """What all looks of one reduction have in common."""
+    """The context that all shards of one reduction share."""
 
     merge: MergeContext
     number: int
@@ -156,7 +156,7 @@ def reduce_shard(job: ReductionContext, unit: ShardUnit, *, advance: Callable[[i
 
 
 def part_name(number: int, file: str) -> str:
-    """Where what a shard contributes to a reduction is kept."""
+    """Name of the file that keeps the partial result of a shard."""
     return f"{STATISTICS}/{number}/{file}.json"
 
 
@@ -177,7 +177,7 @@ def _keep(store: Store, job: MergeContext, name: str, value: Any) -> None:
 
 
 def _read_kept(store: Store, name: str, fingerprint: str) -> tuple[Any] | None:
-    """What was kept under a name for this plan; None where there is nothing that can be trusted."""
+    """The value kept under a name for this plan; None where there is nothing that can be trusted."""
     from paramdelta_dist.kernels.statistics_json import decode
 
     try:

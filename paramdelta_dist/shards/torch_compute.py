@@ -1,4 +1,4 @@
-"""What a tile needs torch for: methods that are more than sums, block by block, and sums on a GPU."""
+"""The part of computing a tile that needs torch: methods that are more than sums, block by block, and sums on a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.shards.inputs import info_of, inputs_of
 
 Sources = Callable[[Segment], Sequence[RawElements | None]]
-"""What each model has of a block."""
+"""Returns the stored elements of a block in each model."""
 
 
 class TorchComputer:

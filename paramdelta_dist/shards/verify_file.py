@@ -40,17 +40,17 @@ class TensorDigest(NamedTuple):
 
 @dataclass(frozen=True)
 class VerifyJob:
-    """What the checks of one output have in common."""
+    """The context that all checks of one output share."""
 
     output: str
     storage: StorageConfig
     merge: MergeContext | None
-    """How to compute tiles again; None when none are."""
+    """The context for computing tiles again; None when none are."""
 
 
 @dataclass(frozen=True)
 class FileCheck:
-    """What is to be found out about one file: its digest, or some of its tiles against the inputs, or both."""
+    """A check of one file: its digest, or some of its tiles against the inputs, or both."""
 
     file: str
     identity: Identity
@@ -73,7 +73,7 @@ class FileCheck:
 
 @dataclass(frozen=True)
 class FileVerdict:
-    """What was found out about one file."""
+    """The outcome of the check of one file."""
 
     file: str
     problems: tuple[str, ...]

@@ -1,1 +1,1 @@
-"""What several methods use: sums of products, ranks, thinning. No method stands here."""
+"""Parts that several methods use: sums of products, ranks, thinning. Knows no method."""

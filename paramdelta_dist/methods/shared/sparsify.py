@@ -1,4 +1,4 @@
-"""What methods that thin deltas out share: how what is left is added up, and how it is stretched to make up for what was dropped."""
+"""Sparsification that methods share: adding up deltas that were thinned out, and stretching them to make up for what was dropped."""
 
 from __future__ import annotations
 
