@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from queue import SimpleQueue
@@ -26,11 +25,9 @@ from paramdelta_dist.errors import Interrupted, ParamDeltaError
 from paramdelta_dist.kernels.measure import Floats, Measured, Measurer, Vectors
 from paramdelta_dist.kernels.raw import RawElements
 from paramdelta_dist.planning.chunks import MEASURE_CHUNK, ChunkedTile, Piece, cut_chunks
-from paramdelta_dist.planning.memory import LOCAL_READERS, REQUESTS_IN_FLIGHT
 from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan
-from paramdelta_dist.shards.buffers import BufferPool
-from paramdelta_dist.shards.reader import FetchedTile, Fetching, TileReader, buffer_size
-from paramdelta_dist.storage import StorageConfig, open_store
+from paramdelta_dist.shards.reader import FetchedTile, Fetching, TileReader, open_reader
+from paramdelta_dist.storage import StorageConfig
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ def survey_shard(job: SurveyJob, unit: SurveyUnit, *, advance: Callable[[int], N
     tensors = [tensor for tensor in unit.shard.tensors if tensor.merged]
     place = {tensor.name: position for position, tensor in enumerate(tensors)}
     measured = Measured.nothing(job.vectors, (len(tensors),))
-    with _reader(job, unit.shard) as reader:
+    with open_reader(unit.shard, job.models, job.storage, tile_size=job.tile_size) as reader:
         try:
             for found in _measured(job, unit.shard, reader):
                 if cancelled():
@@ -216,13 +213,3 @@ def _measured(job: SurveyJob, shard: Shard, reader: TileReader) -> Iterator[list
             for fetching, future in under_way:
                 future.cancel()
                 fetching.cancel()
-
-
-@contextmanager
-def _reader(job: SurveyJob, shard: Shard) -> Iterator[TileReader]:
-    stores = [open_store(url, job.storage) for url in job.models]
-    buffers = BufferPool(buffer_size(job.tile_size), pinned=False)
-    requests = REQUESTS_IN_FLIGHT if any(store.remote for store in stores) else LOCAL_READERS
-    with ThreadPoolExecutor(requests, thread_name_prefix="read") as pool:
-        yield TileReader(shard, stores, buffers, pool)
-    buffers.close()

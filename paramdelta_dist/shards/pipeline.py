@@ -11,21 +11,20 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from paramdelta_dist.engine.metrics import METER, STAGE_SECONDS
 from paramdelta_dist.methods import Reduction
-from paramdelta_dist.planning.memory import LOCAL_READERS, OUTPUTS, REQUESTS_IN_FLIGHT
+from paramdelta_dist.planning.memory import OUTPUTS
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import Step, Tile
 from paramdelta_dist.shards.buffers import BufferPool
 from paramdelta_dist.shards.compute import MergeContext, TileComputer
 from paramdelta_dist.shards.inputs import info_of
 from paramdelta_dist.shards.probe import ShardProbe
-from paramdelta_dist.shards.reader import Fetching, Reader, TileReader, buffer_size
-from paramdelta_dist.storage import open_store
+from paramdelta_dist.shards.reader import Fetching, Reader, TileReader, open_reader
 
 
 class MadeTile(NamedTuple):
@@ -145,18 +144,9 @@ class TilePipeline:
         return self._shard.calls[step.tile.segments[0].span.call].reductions[len(statistics)]
 
 
-@contextmanager
-def tile_reader(job: MergeContext, shard: Shard) -> Iterator[TileReader]:
-    """The reader of a shard's inputs. Its threads and buffers are gone when it is left."""
-    stores = [open_store(url, job.storage) for url in job.models]
-    requests = REQUESTS_IN_FLIGHT if any(store.remote for store in stores) else LOCAL_READERS
-    buffers = BufferPool(buffer_size(job.tile_size), pinned=job.device == "cuda")
-    readers = ThreadPoolExecutor(requests, thread_name_prefix="read")
-    try:
-        yield TileReader(shard, stores, buffers, readers)
-    finally:
-        readers.shutdown(cancel_futures=True)
-        buffers.close()
+def tile_reader(context: MergeContext, shard: Shard) -> AbstractContextManager[TileReader]:
+    """The reader of a shard's inputs, as `open_reader` opens it."""
+    return open_reader(shard, context.models, context.storage, tile_size=context.tile_size, pinned=context.device == "cuda")
 
 
 @contextmanager

@@ -5,16 +5,18 @@ from __future__ import annotations
 import mmap
 import sys
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from paramdelta_dist.engine.metrics import METER, READ_BYTES
+from paramdelta_dist.planning.memory import LOCAL_READERS, REQUESTS_IN_FLIGHT
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import SLACK, WASTE, Read, Segment, Tile, source_range, tile_reads
 from paramdelta_dist.shards.buffers import BufferPool
-from paramdelta_dist.storage import Store
+from paramdelta_dist.storage import StorageConfig, Store, open_store
 
 ALIGNMENT = 64
 """Pieces start in a buffer at multiples of this many bytes: on a cache line, and so aligned for every dtype."""
@@ -138,3 +140,20 @@ class TileReader:
         source = self.shard.inputs[read.file]  # of another model where that one's rows stand in for this one's
         file = source.file
         return self.stores[source.model].read_range(file.name, read.start, read.stop, identity=file.identity, into=into)
+
+
+@contextmanager
+def open_reader(
+    shard: Shard, models: Sequence[str], storage: StorageConfig, *, tile_size: int, pinned: bool = False
+) -> Iterator[TileReader]:
+    """A reader of a shard's inputs, with buffers for tiles of `tile_size` bytes, locked for a GPU where they are `pinned`. Its
+    threads and buffers are gone when it is left."""
+    stores = [open_store(url, storage) for url in models]
+    requests = REQUESTS_IN_FLIGHT if any(store.remote for store in stores) else LOCAL_READERS
+    buffers = BufferPool(buffer_size(tile_size), pinned=pinned)
+    pool = ThreadPoolExecutor(requests, thread_name_prefix="read")
+    try:
+        yield TileReader(shard, stores, buffers, pool)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        buffers.close()
