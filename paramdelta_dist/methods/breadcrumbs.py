@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Parameters, Reduction, Roles, Scope
 from paramdelta_dist.methods.shared.quantiles import delta_keys, find_ranks, float32_keys
-from paramdelta_dist.methods.shared.sparsify import NORMALIZE, add_agreeing, add_all
+from paramdelta_dist.methods.shared.sparsify import add_all, with_elected_sign
 
 if TYPE_CHECKING:
     import torch
@@ -87,23 +87,10 @@ BREADCRUMBS = Method(
     symmetric=True,
 )
 
-BREADCRUMBS_TIES = Method(
+BREADCRUMBS_TIES = with_elected_sign(
+    BREADCRUMBS,
+    _between,
     name="breadcrumbs_ties",
     title="Model Breadcrumbs with the majority's sign",
-    family="thinned deltas",
-    formula="δ̂ᵢ as breadcrumbs makes them; at each element those are added whose wᵢ δ̂ᵢ has the sign of Σ wᵢ δ̂ᵢ",
-    paper="https://arxiv.org/abs/2312.06795",
-    scope=Scope.TENSOR,
-    roles=Roles.DELTAS,
-    parameters=(WEIGHT, DENSITY, GAMMA, NORMALIZE, LAMBDA),
     example=_RECIPE.format(name="breadcrumbs_ties"),
-    notes=_NOTES,
-    apply=add_agreeing(_between),
-    reductions=_reductions,
-    scratch_blocks=6,
-    temporary_blocks=3,
-    compute_float64=True,
-    identity_at={"density": 1.0},
-    homogeneous=True,
-    symmetric=True,
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, Method, Parameter, Parameters, Reduction, Roles, Scope
-from paramdelta_dist.methods.shared.sparsify import NORMALIZE, SEED, add_agreeing, add_all, stretch
+from paramdelta_dist.methods.shared.sparsify import SEED, add_all, stretch, with_elected_sign
 
 if TYPE_CHECKING:
     import torch
@@ -114,22 +114,6 @@ DARE_LINEAR = Method(
     homogeneous=True,
 )
 
-DARE_TIES = Method(
-    name="dare_ties",
-    title="DARE with the majority's sign",
-    family="thinned deltas",
-    formula="δ̂ᵢ as dare_linear makes them; at each element those are added whose wᵢ δ̂ᵢ has the sign of Σ wᵢ δ̂ᵢ",
-    paper="https://arxiv.org/abs/2311.03099",
-    scope=Scope.TENSOR,
-    roles=Roles.DELTAS,
-    parameters=(WEIGHT, DENSITY, RESCALE, DROPPED, NORMALIZE, LAMBDA, SEED),
-    example=_RECIPE.format(name="dare_ties"),
-    notes=_NOTES,
-    apply=add_agreeing(_thinned),
-    reductions=_reductions,
-    scratch_blocks=6,
-    temporary_blocks=3,
-    compute_float64=True,
-    identity_at={"density": 1.0},
-    homogeneous=True,
+DARE_TIES = with_elected_sign(
+    DARE_LINEAR, _thinned, name="dare_ties", title="DARE with the majority's sign", example=_RECIPE.format(name="dare_ties")
 )

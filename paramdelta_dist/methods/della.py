@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from paramdelta_dist.methods.card import LAMBDA, WEIGHT, BlockShape, Method, Parameter, Parameters, Reduction, Roles, Scope
 from paramdelta_dist.methods.dare import DENSITY
-from paramdelta_dist.methods.shared.sparsify import NORMALIZE, SEED, add_agreeing, add_all, stretch
+from paramdelta_dist.methods.shared.sparsify import NORMALIZE, SEED, add_all, stretch, with_elected_sign
 
 if TYPE_CHECKING:
     import torch
@@ -104,36 +104,6 @@ _NOTES = (
     "A tensor of one dimension is one row; of a row of one element, density is the probability."
 )
 
-DELLA = Method(
-    name="della",
-    title="DELLA: drop by magnitude, rescale, and add what the majority's sign agrees with",
-    family="thinned deltas",
-    formula="kept with probability q = density − ε + 2ε (r − 1)/(n − 1), r its rank by rising |δ| in its row of n; then as ties",
-    paper="https://arxiv.org/abs/2406.11617",
-    scope=Scope.TENSOR,
-    roles=Roles.DELTAS,
-    parameters=(
-        WEIGHT,
-        DENSITY,
-        EPSILON,
-        RESCALE,
-        replace(NORMALIZE, default="weight"),
-        LAMBDA,
-        SEED,
-    ),
-    example=_RECIPE.format(name="della"),
-    notes=_NOTES,
-    apply=add_agreeing(_thinned),
-    reductions=_reductions,
-    check=_beyond,
-    blocks=BlockShape.ROWS,
-    scratch_blocks=6,
-    temporary_blocks=4,
-    compute_float64=True,
-    identity_at={"density": 1.0},
-    homogeneous=True,
-)
-
 DELLA_LINEAR = Method(
     name="della_linear",
     title="DELLA: drop by magnitude, rescale, add",
@@ -154,4 +124,14 @@ DELLA_LINEAR = Method(
     compute_float64=True,
     identity_at={"density": 1.0},
     homogeneous=True,
+)
+
+DELLA = with_elected_sign(
+    DELLA_LINEAR,
+    _thinned,
+    name="della",
+    title="DELLA: drop by magnitude, rescale, and add what the majority's sign agrees with",
+    formula="kept with probability q = density − ε + 2ε (r − 1)/(n − 1), r its rank by rising |δ| in its row of n; then as ties",
+    example=_RECIPE.format(name="della"),
+    normalize=replace(NORMALIZE, default="weight"),
 )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.methods.card import Parameter, Reduction
+from paramdelta_dist.methods.card import LAMBDA, Method, Parameter, Reduction
 from paramdelta_dist.methods.shared.gram import add_sums
 
 if TYPE_CHECKING:
@@ -69,6 +70,23 @@ def add_agreeing(thin: Thin) -> Callable[[Block], None]:
         block.acc.add_(above.mul_(factor))
 
     return apply
+
+
+def with_elected_sign(
+    linear: Method, thin: Thin, *, name: str, title: str, example: str, formula: str | None = None, normalize: Parameter = NORMALIZE
+) -> Method:
+    """The card of a method that thins deltas out as `linear` does by `thin`, and adds at each element those that agree in sign."""
+    place = linear.parameters.index(LAMBDA)
+    return replace(
+        linear,
+        name=name,
+        title=title,
+        formula=formula or f"δ̂ᵢ as {linear.name} makes them; at each element those are added whose wᵢ δ̂ᵢ has the sign of Σ wᵢ δ̂ᵢ",
+        parameters=(*linear.parameters[:place], normalize, *linear.parameters[place:]),
+        example=example,
+        apply=add_agreeing(thin),
+        scratch_blocks=6,
+    )
 
 
 def _as_before(whole: float, kept: float, info: TensorInfo) -> float:
