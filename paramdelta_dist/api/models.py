@@ -12,14 +12,16 @@ from paramdelta_dist.checkpoint.checkpoint import dtype_counts
 from paramdelta_dist.checkpoint.companions import companions_noted, with_companions
 from paramdelta_dist.checkpoint.exact import Agreement, compare_exact
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.homology import entries_of
+from paramdelta_dist.checkpoint.homology import Mismatch, entries_of, is_accepted
 from paramdelta_dist.checkpoint.meanings import Named
 from paramdelta_dist.checkpoint.quantised import find_quantised
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.rules import Selection
 from paramdelta_dist.checkpoint.sidefiles import says_tokens
+from paramdelta_dist.checkpoint.special import SpecialIds, Vocabularies, special_ids
 from paramdelta_dist.checkpoint.tied import with_one_head
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers, Vocabulary
+from paramdelta_dist.checkpoint.written import read_written
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.execution.machine import default_memory
 from paramdelta_dist.planning.memory import RESERVED
@@ -117,13 +119,14 @@ def check(recipe: Recipe, models: Models | None = None) -> HomologyReport:
     """Whether the models of a recipe fit together. Reads headers, configs, tokenizers and small tensors of integers."""
     recipe, models, notes = with_a_tokenizer(recipe, models or open_models(recipe))
     report = _checked(recipe, models)
-    found = _compared_exactly(recipe, models)
-    report = replace(report, mismatches=(*report.mismatches, *found.mismatches))
+    found, ids = _compared_exactly(recipe, models), ids_of_tokens(recipe, models)
+    misnamed = [Mismatch(redact(recipe.tokenizer_url), "special tokens", *problem) for problem in ids.problems]
+    report = replace(report, mismatches=(*report.mismatches, *found.mismatches, *misnamed))
     folders = [_folder(models.checkpoints[url], recipe.storage_config) for url in recipe.models]
     written = Folder(redact(recipe.tokenizer_url), folders[0].store, models.tokenizer_files, {})
     said = notes_beside(folders[0], models.checkpoints[recipe.base].beside, folders[1:], written)
     merged_too = companions_noted(models.checkpoints[recipe.base], folders[0].url)
-    return replace(report, notes=(*report.notes, *found.notes, *notes, *merged_too, *said))
+    return replace(report, notes=(*report.notes, *found.notes, *ids.notes, *notes, *merged_too, *said))
 
 
 def _folder(model: Checkpoint, storage: StorageConfig) -> Folder:
@@ -156,6 +159,34 @@ def _checked(recipe: Recipe, models: Models) -> HomologyReport:
         return report
     modes = [mode for mode in VOCABULARY_MODES if not (report if mode == recipe.vocab else compared(mode)).mismatches]
     return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, read_vocabularies(recipe, models), modes))
+
+
+def ids_of_tokens(recipe: Recipe, models: Models) -> SpecialIds:
+    """What the ids of tokens in the base's config become, for the tokenizer that is written.
+
+    Raises InputChanged when a file is another by now, OverBudget when there is no room for one.
+    """
+    source, base, tokenizers = recipe.tokenizer_url, models.checkpoints[recipe.base], models.tokenizers
+    if source == recipe.base:
+        return SpecialIds({})
+    model = models.checkpoints.get(source)
+    ours, theirs = tokenizers.of(recipe.base, base.side_files), tokenizers.of(source, models.tokenizer_files)
+    written = read_written(
+        redact(source), open_store(source, recipe.storage_config), models.tokenizer_files, model.config if model else None, models.room
+    )
+
+    def moved() -> tuple[Vocabulary, Vocabulary] | None:
+        if ours is None or theirs is None or tokenizers.same(ours, theirs):
+            return None
+        one, other = tokenizers.vocabulary(ours), tokenizers.vocabulary(theirs)
+        return None if one.ids is None or other.ids is None else (one, other)
+
+    sizes = {size for tensor in base.tensors.values() for size in tensor.shape}
+    vocabularies = Vocabularies(moved, lambda: tokenizers.vocabulary(theirs) if theirs is not None else None)
+    found = special_ids(base.config, sizes, written, vocabularies, lambda name: is_accepted(name, recipe.accept))
+    if theirs is not None and recipe.vocab != "by-token" and (ours is None or theirs.key != ours.key):
+        tokenizers.drop(theirs)
+    return found
 
 
 def _compared_exactly(recipe: Recipe, models: Models) -> Agreement:

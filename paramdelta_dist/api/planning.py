@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from paramdelta_dist.api.collector import collector_paused
-from paramdelta_dist.api.models import check, open_models, read_vocabularies, with_a_tokenizer
+from paramdelta_dist.api.models import check, ids_of_tokens, open_models, read_vocabularies, with_a_tokenizer
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport
 from paramdelta_dist.checkpoint.room import Room
 from paramdelta_dist.execution.output import as_begun
@@ -71,16 +72,17 @@ def _as_begun(made: MergePlan) -> MergePlan:
 
 def _open_inputs(
     recipe: Recipe, memory: int | None
-) -> tuple[Recipe, tuple[Mapping[str, Checkpoint], Mapping[str, Identity], Vocabularies], HomologyReport, Room]:
+) -> tuple[Recipe, tuple[Mapping[str, Checkpoint], Mapping[str, Identity], Vocabularies, Mapping[str, Any]], HomologyReport, Room]:
     """All that a plan is made from: the recipe, with the base's tokenizer where the post has none, the models, the side files of the
-    folder that the tokenizer comes from, and where they are needed vocabularies; and the room that these took. Raises HomologyError
-    when the models do not fit together."""
+    folder that the tokenizer comes from, where they are needed vocabularies, and what ids in the config become; and the room that
+    these took. Raises HomologyError when the models do not fit together."""
     models = open_models(recipe, memory=memory)
     report = check(recipe, models)
     report.require()
     recipe, models, _ = with_a_tokenizer(recipe, models)
     vocabularies = read_vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
-    return recipe, (models.checkpoints, models.tokenizer_files, vocabularies), report, models.room
+    ids = ids_of_tokens(recipe, models).changes
+    return recipe, (models.checkpoints, models.tokenizer_files, vocabularies, ids), report, models.room
 
 
 def series_of(recipe: Recipe) -> Series | None:

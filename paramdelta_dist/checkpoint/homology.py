@@ -15,6 +15,7 @@ from paramdelta_dist.checkpoint.extras import differences_noted, is_the_bases
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.meanings import Named, compare_meanings, unreadable
 from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised, left_over
+from paramdelta_dist.checkpoint.special import follows_tokenizer
 from paramdelta_dist.checkpoint.tied import ties_noted
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers
 from paramdelta_dist.checkpoint.vocabulary import NO_ANSWERS, Answers, Entries, differ_in_one, find_entries, input_embeddings
@@ -217,7 +218,7 @@ def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], follows: bool,
                 or _is_wrapped(leaf, ours, theirs, base.config, other.config)
             }
     if follows:  # they follow the tokenizer that is written
-        differing = {key: ours for key, ours in differing.items() if not key.endswith(("_token_id", "_token_index"))}
+        differing = {key: ours for key, ours in differing.items() if is_accepted(key, accept) or not follows_tokenizer(key)}
     items = sorted(differing.items())
     return [
         f"config field {shown(key)} differs between the models"

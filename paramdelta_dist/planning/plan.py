@@ -28,7 +28,7 @@ from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
 from paramdelta_dist.planning.names import require_writable
 from paramdelta_dist.planning.rows import RowMap
 from paramdelta_dist.planning.settings import Resolver, Settings, Term
-from paramdelta_dist.planning.vocabulary import Vocabularies, VocabularyPlanner, config_changes
+from paramdelta_dist.planning.vocabulary import Vocabularies, VocabularyPlanner, row_counts
 from paramdelta_dist.recipe import Recipe
 from paramdelta_dist.sizes import format_size
 from paramdelta_dist.storage import Identity, redact
@@ -240,13 +240,15 @@ def build_plan(
     checkpoints: Mapping[str, Checkpoint],
     tokenizer_files: Mapping[str, Identity],
     vocabularies: Vocabularies | None = None,
+    ids: Mapping[str, Any] | None = None,
     *,
     models: Sequence[str] | None = None,
 ) -> MergePlan:
     """The plan for models that are homologous (`compare(...).require()` has passed).
 
     `checkpoints` holds one for each of `recipe.models`, by URL; `tokenizer_files` are the side files of the folder at
-    `recipe.tokenizer_url`, `vocabularies` what `vocab: by-token` needs: of each model and of that folder.
+    `recipe.tokenizer_url`, `vocabularies` what `vocab: by-token` needs: of each model and of that folder; `ids` are
+    the fields of the config that hold ids of tokens and become others, by dotted name.
     `models` are opened and read even where no weight makes them necessary, in this order; the base is the first. Raises
     CheckpointError listing every tensor that can be neither merged nor copied, UsageError when the base has no config.json, and
     what `row_maps` does.
@@ -287,7 +289,7 @@ def build_plan(
     alone = {name for name in base.tensors if twins.get(name, name) in alone}
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
     merged = len(ways)
-    changes = config_changes(recipe, opened, checkpoints.get(recipe.tokenizer_url), maps, dimensions, vocabularies or {})
+    changes = row_counts(opened, maps, dimensions) | dict(ids or {})
     without = () if kept else left_over(base.tensors, base.config)
     changed_config(base.config, recipe.dtype, changes)  # what cannot be written is refused here
     locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))

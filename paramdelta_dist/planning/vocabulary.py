@@ -22,7 +22,6 @@ from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.special import special_ids
 from paramdelta_dist.checkpoint.tokenizer import Vocabulary
 from paramdelta_dist.checkpoint.vocabulary import field_changes, find_entries, input_embeddings, vocabulary_fields
 from paramdelta_dist.errors import HomologyError, UsageError
@@ -261,29 +260,13 @@ def _in_words(rows: RowMap, urls: Sequence[str]) -> str:
     return ", ".join(words)
 
 
-def config_changes(
-    recipe: Recipe,
-    models: Sequence[Checkpoint],
-    writer: Checkpoint | None,
-    maps: Mapping[str, RowMap],
-    dimensions: Mapping[str, int],
-    vocabularies: Vocabularies,
-) -> dict[str, Any]:
-    """Fields of the base's config.json, by dotted name, that another vocabulary or tokenizer makes wrong, and what they should be:
-    those that count rows, and the ids of special tokens. `writer` is the model whose tokenizer is written; None where that is no model
-    of the recipe.
-
-    Raises HomologyError where a token that the config names is not in the tokenizer that is written.
-    """
+def row_counts(models: Sequence[Checkpoint], maps: Mapping[str, RowMap], dimensions: Mapping[str, int]) -> dict[str, int]:
+    """Fields of the base's config.json, by dotted name, that count rows and that another vocabulary makes wrong, and what they
+    should be."""
     base = models[0]
     sizes = {name: rows.rows for name, rows in maps.items()}
-    changes: dict[str, Any] = dict(field_changes(_contents(models), dimensions, sizes))
+    changes = dict(field_changes(_contents(models), dimensions, sizes))
     name = input_embeddings(base.tensors)
     if name in sizes and not vocabulary_fields(base.config) and sizes[name] != base.tensors[name].shape[dimensions[name]]:
         changes["vocab_size"] = sizes[name]
-    if recipe.tokenizer_url == recipe.base:
-        return changes
-    ours, theirs = vocabularies.get(recipe.base), vocabularies.get(recipe.tokenizer_url)
-    moved = ours is not None and theirs is not None and recipe.vocab == "by-token"
-    tokens = (ours.tokens, theirs.tokens) if moved and ours is not None and theirs is not None else None
-    return changes | special_ids(base.config, writer.config if writer else None, tokens, redact(recipe.tokenizer_url))
+    return changes

@@ -336,6 +336,20 @@ def pictured(world: World) -> None:
     world.recipe.update(vocab="by-token")
 
 
+def without_an_end(world: World) -> None:
+    """A folder with a tokenizer that names a token it has not as the end of a text."""
+    world.write("words/tokenizer.json", tokenizer(WORDS))
+    world.write("words/tokenizer_config.json", {"eos_token": "</s>"})
+    world.recipe.update(tokenizer_from="words")
+
+
+def counted_from(world: World) -> None:
+    """The config of the base has the first of the ids that stand for pictures, and tokens move."""
+    world.configure("new", vision_config={"vocab_offset": 4})
+    world.recipe.update(vocab="by-token")
+    moved(world)
+
+
 def elsewhere(world: World) -> None:
     """A folder that is no model of the recipe, with the tokens the other way round."""
     world.write("words/tokenizer.json", tokenizer(WORDS[::-1]))
@@ -523,7 +537,35 @@ MODELS = [
         pictured,
         "set `tokenizer_from: base`",
         recipe(tokenizer_from="base"),
-        ("plan", "merge"),
+    ),
+    Walk("checkpoint/special.py", ", which the tokenizer in ", pictured, "`accept: [image_token_id]`", recipe(accept="image_token_id")),
+    Walk(
+        "checkpoint/special.py",
+        "which has no id in the tokenizer: nothing written with it would end",
+        without_an_end,
+        "name a token of it as eos_token in tokenizer_config.json",
+        lambda world: world.write("words/tokenizer_config.json", {"eos_token": "w1"}),
+    ),
+    Walk(
+        "checkpoint/special.py",
+        "which has no id in the tokenizer: nothing written with it would end",
+        without_an_end,
+        "or set `tokenizer_from: base`",
+        recipe(tokenizer_from="base"),
+    ),
+    Walk(
+        "checkpoint/special.py",
+        ": nobody can tell whether it speaks of tokens of the tokenizer",
+        counted_from,
+        "set `tokenizer_from: base`",
+        recipe(tokenizer_from="base"),
+    ),
+    Walk(
+        "checkpoint/special.py",
+        ": nobody can tell whether it speaks of tokens of the tokenizer",
+        counted_from,
+        "`accept: [vision_config.vocab_offset]`",
+        recipe(accept="vision_config.vocab_offset"),
     ),
     Walk(
         MEANINGS,
