@@ -328,3 +328,51 @@ def test_columns_of_too_many_pieces_are_refused_with_the_way_out(tmp_path, monke
     folders = three(tmp_path, lambda v: {EMBEDDINGS: (v, 8), "cls.predictions.dense.weight": (5, v)}, lambda v: {"vocab_size": v})
     with pytest.raises(UsageError, match=r"a column for each token.*tokenizer_from: base"):
         api.plan(recipe(*folders, tmp_path / "out", vocab="by-token"))
+
+
+@pytest.mark.parametrize("vocab", ["pad", "by-token"])
+def test_a_token_that_a_post_has_where_the_others_have_padding_keeps_its_row_whole(tmp_path, vocab):
+    """All have 24 rows: 20 words, and padding, in which the post and the new base each have made tokens of their own."""
+    shapes, names = {EMBEDDINGS: (24, 8), HEAD: (24, 8)}, {"new": [("<n>", 22)], "post": [("<a>", 20), ("<n>", 22)], "old": []}
+    folders = [make(tmp_path / name, seed, shapes, {"vocab_size": 24}, added=added) for seed, (name, added) in enumerate(names.items())]
+    result = api.merge(recipe(*folders, tmp_path / "out", vocab=vocab))
+    out, (new, post, old) = oracle.load(tmp_path / "out"), map(oracle.load, folders)
+    for name in (EMBEDDINGS, HEAD):
+        want = (new[name].double() + (post[name].double() - old[name].double())).float()
+        want[20] = post[name][20]
+        want[22] = (post if vocab == "pad" else new)[name][22]
+        oracle.assert_within_one_rounding({name: out[name]}, {name: want}, share=0.02)
+        assert torch.equal(out[name][20], post[name][20])
+    assert vocab != "pad" or any("taken whole" in note for note in result.report["notes"])
+    assert api.verify(str(tmp_path / "out"), deep=True, recompute=1.0)["ok"]
+
+
+def test_rows_behind_the_vocabulary_that_are_padding_keep_their_numbers_and_come_from_the_base_where_only_it_has_them(tmp_path):
+    rows, counts = {"new": 32, "post": 26, "old": 24}, {"new": 20, "post": 22, "old": 20}
+    words = [*WORDS, "x", "y"]
+    folders = [
+        make(tmp_path / name, seed, {EMBEDDINGS: (rows[name], 8)}, {"vocab_size": rows[name]}, words[: counts[name]])
+        for seed, name in enumerate(rows)
+    ]
+    report = api.check(recipe(*folders, tmp_path / "out", vocab="pad"))
+    assert dict(report.vocabulary)["pad"] == f"22 of 32 rows merged, 6 whole from {folders[0]}, 4 whole from {folders[1]}"
+    api.merge(recipe(*folders, tmp_path / "out", vocab="pad"))
+    out, (new, post, old) = oracle.load(tmp_path / "out")[EMBEDDINGS], [oracle.load(folder)[EMBEDDINGS] for folder in folders]
+    merged = (new[:24].double() + (post[:24].double() - old.double())).float()
+    merged[20:22] = post[20:22]
+    oracle.assert_within_one_rounding({"t": out}, {"t": torch.cat([merged, post[24:26], new[26:]])}, share=0.02)
+    assert config_of(tmp_path / "out")["vocab_size"] == 32
+
+
+@pytest.mark.parametrize("vocab", ["pad", "by-token"])
+def test_a_row_behind_the_vocabulary_that_every_model_has_stays_behind_it(tmp_path, vocab):
+    """As Moshi, whose table of words has one more for what comes before the first."""
+    folders = three(
+        tmp_path, lambda v: {EMBEDDINGS: (v + 1, 8), HEAD: (v, 8)}, lambda v: {"vocab_size": v}, post=[*WORDS, "x", "y"], old=WORDS
+    )
+    api.merge(recipe(*folders, tmp_path / "out", vocab=vocab))
+    out, models = oracle.load(tmp_path / "out"), [oracle.load(folder)[EMBEDDINGS] for folder in folders]
+    assert (len(out[EMBEDDINGS]), len(out[HEAD]), config_of(tmp_path / "out")["vocab_size"]) == (23, 22, 22)
+    new, post, old = (model[-1].double() for model in models)
+    oracle.assert_within_one_rounding({"last": out[EMBEDDINGS][-1]}, {"last": (new + (post - old)).float()}, share=0.2)
+    assert torch.equal(out[EMBEDDINGS][20:22], models[1][20:22])

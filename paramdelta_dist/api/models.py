@@ -219,6 +219,13 @@ def _require_the_bases_tokenizer(recipe: Recipe, models: Models) -> None:
     )
 
 
+def needs_vocabularies(recipe: Recipe, models: Models) -> bool:
+    """Whether what the rows are made of is told from tokens: by token always, and by number where one model may have a token in what
+    is padding in another."""
+    found = [models.tokenizers.of(url, model.side_files) for url, model in models.checkpoints.items()]
+    return recipe.vocab == "by-token" or (recipe.vocab == "pad" and len({each and each.key for each in found}) > 1)
+
+
 def read_vocabularies(recipe: Recipe, models: Models) -> dict[str, Vocabulary | None]:
     """The vocabulary of each model, and of the folder whose tokenizer is written, by URL; those that are equal are one.
 

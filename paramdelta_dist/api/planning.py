@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from paramdelta_dist.api.collector import collector_paused
-from paramdelta_dist.api.models import check, ids_of_tokens, open_models, read_vocabularies, with_a_tokenizer
+from paramdelta_dist.api.models import check, ids_of_tokens, needs_vocabularies, open_models, read_vocabularies, with_a_tokenizer
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport
 from paramdelta_dist.checkpoint.room import Room
 from paramdelta_dist.execution.output import as_begun
@@ -80,7 +80,7 @@ def _open_inputs(
     report = check(recipe, models)
     report.require()
     recipe, models, _ = with_a_tokenizer(recipe, models)
-    vocabularies = read_vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
+    vocabularies = read_vocabularies(recipe, models) if needs_vocabularies(recipe, models) else {}
     ids = ids_of_tokens(recipe, models).changes
     return recipe, (models.checkpoints, models.tokenizer_files, vocabularies, ids), report, models.room
 
