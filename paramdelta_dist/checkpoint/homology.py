@@ -11,7 +11,7 @@ from typing import Any
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
 from paramdelta_dist.checkpoint.config import flat_config
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
-from paramdelta_dist.checkpoint.extras import differences_noted, is_the_bases
+from paramdelta_dist.checkpoint.extras import differences_noted, is_the_bases, variances_noted
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.meanings import Named, compare_meanings, unreadable
 from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised, left_over
@@ -121,6 +121,7 @@ def compare(
         )
     notes += ties_noted(base, others, [redact(model.url) for model in (base, *others)])
     notes += differences_noted(base.tensors, [(redact(other.url), other.tensors) for other in others], copied, missing)
+    notes += variances_noted(base.tensors, copied) if others else []
     notes += _config_notes(base, others, follows or vocab == "by-token", accept)
     notes += [
         f"{redact(model.url)}: the folder {shown(folder)} may not be listed; no file of the model is looked for in it"

@@ -667,7 +667,29 @@ def large_table(world: World) -> None:
     world.add(new={"a.table": table}, post={"a.table": changed}, old={"a.table": table})
 
 
+def shrunk(world: World) -> None:
+    """Variances which the post has made smaller by more than the new base has."""
+    variances = {"new": 0.5, "post": 0.25, "old": 1.0}
+    world.add(**{name: {"encoder.bn.running_var": torch.full((4,), value)} for name, value in variances.items()})
+
+
 PLANS = [
+    Walk(
+        "execution/making.py",
+        ": the result is a variance below zero",
+        shrunk,
+        "`exclude: ['*running_[mv]*']` takes the base's means and variances",
+        lambda world: world.recipe.update(exclude=["*running_[mv]*"]) or world.options.append("--overwrite"),
+        MERGED,
+    ),
+    Walk(
+        "execution/making.py",
+        ": the result is a variance below zero",
+        shrunk,
+        "or lower the weights",
+        lambda world: world.recipe["deltas"][0].update(weight=0.5) or world.options.append("--overwrite"),
+        MERGED,
+    ),
     Walk(
         "planning/plan.py",
         "has no config.json; the output would not be a model that loads",
