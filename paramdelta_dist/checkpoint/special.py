@@ -95,6 +95,7 @@ class _Ids:
     ) -> None:
         self._written, self._vocabularies, self._accepted = written, vocabularies, accepted
         self._ours, self._theirs = dict(_fields(base)), dict(_fields(written.config or {}))
+        self._sections = {"", *_sections(base)}
         self._counted = [field for field in vocabulary_fields(base) if field.words or field.size in sizes]
         words = {field.size for field in self._counted if field.words}
         codes = {*(field.size for field in self._counted if field.words is False), *filter(sizes.__contains__, _sizes(base))}
@@ -126,7 +127,7 @@ class _Ids:
         if not follows_tokenizer(name):
             self._ask_about_a_suspect(name, value, theirs)
             return value
-        if name not in self._ours and section and not any(each.startswith(f"{section}.") for each in self._ours):
+        if name not in self._ours and section not in self._sections:
             return value
         codes = self._is_of_codes(section, leaf, value if value is not None else theirs)
         if codes or (value is None and (theirs is None or codes is None)):
@@ -186,7 +187,7 @@ class _Ids:
     def _named(self, name: str, role: str) -> Any:
         """What generation_config.json and the tokenizer name for a role; None where they do not."""
         said = self._written.generation.get(f"{role}_token_id")
-        if _numbers(said):
+        if _is_id(said) or (isinstance(said, list) and said and all(map(_is_id, said))):
             return said
         token = self._written.names.get(role)
         if token is None:
@@ -307,6 +308,14 @@ def _fields(section: Mapping[str, Any], prefix: str = "", level: int = 0) -> Ite
             yield from _fields(value, f"{prefix}{key}.", level + 1)
         elif _SUSPECT.fullmatch(key) and not _COUNTS.fullmatch(key) and max(_numbers(value), default=0) >= _LARGE:
             yield f"{prefix}{key}", value
+
+
+def _sections(section: Mapping[str, Any], prefix: str = "", level: int = 0) -> Iterator[str]:
+    """Sections at any depth, by dotted name."""
+    for key, value in section.items():
+        if isinstance(value, Mapping) and level < _DEEP:
+            yield f"{prefix}{key}"
+            yield from _sections(value, f"{prefix}{key}.", level + 1)
 
 
 def _sizes(section: Mapping[str, Any], prefix: str = "", level: int = 0) -> Iterator[int]:

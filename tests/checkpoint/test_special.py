@@ -209,6 +209,12 @@ def test_names_of_a_tokenizer_that_cannot_be_read_are_said_and_change_nothing():
     assert "eos_token '</s>' cannot be read" in ids.notes[0]
 
 
+def test_what_only_the_config_of_the_folder_says_is_added_where_the_base_has_such_a_section():
+    written = Written("there", {"eos_token_id": 3, "text_config": {"pad_token_id": 1}, "other_config": {"pad_token_id": 1}}, {}, {})
+    ids = special_ids({"text_config": {"hidden_size": 8}}, ANY, written, Vocabularies(lambda: None, lambda: ADDED), lambda _: False)
+    assert ids.changes == {"eos_token_id": 3, "text_config.pad_token_id": 1}
+
+
 def test_what_the_config_of_the_folder_says_counts_wherever_it_stands_in_it():
     written = Written("there", {"eos_token_id": 3}, {}, {})
     ids = special_ids({"text_config": {"eos_token_id": 0}}, ANY, written, Vocabularies(lambda: None, lambda: ADDED), lambda _: False)
