@@ -72,7 +72,7 @@ def weights(folder):
 
 
 def test_all_that_only_linux_has_is_taken_away_from_these_tests():
-    program = "import os; from paramdelta_dist.execution import machine; print(hasattr(os, 'fdatasync'), os.path.exists('/proc'))"
+    program = "import os; from paramdelta_dist.engine import machine; print(hasattr(os, 'fdatasync'), os.path.exists('/proc'))"
     done = subprocess.run(
         [sys.executable, "-c", f"{program}; print(machine.sys.platform)"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([MAC, ROOT])},

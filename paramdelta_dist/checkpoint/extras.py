@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
 from paramdelta_dist.checkpoint.families import names_that
@@ -20,6 +20,10 @@ _COUNTERS = ("num_batches_tracked", "global_step", "num_updates", "num_steps", "
 """Of tensors that count steps where they are one integer."""
 
 
+_VARIANCES = ("running_var", "moving_variance")
+"""Of tensors that batch normalisation has measured, and takes the root of."""
+
+
 def _dotted(endings: Sequence[str]) -> tuple[str, ...]:
     return tuple(f".{ending}" for ending in endings)
 
@@ -27,6 +31,30 @@ def _dotted(endings: Sequence[str]) -> tuple[str, ...]:
 _MASK_ENDS, _COUNTER_ENDS = _dotted(_MASKS), _dotted(_COUNTERS)
 _ENDS = (*_MASK_ENDS, *_COUNTER_ENDS, *_dotted(_POSITIONS))
 """What a name ends with once a dot is before it: one test in C, since it is asked of every tensor of every model."""
+
+
+_VARIANCE_ENDS = _dotted(_VARIANCES)
+
+
+def is_variance(name: str) -> bool:
+    """Whether a tensor holds variances: numbers of which none is below zero."""
+    return f".{name}".endswith(_VARIANCE_ENDS)
+
+
+def without_variances(names: Iterable[str]) -> str:
+    """The way on without merging these, nor the means that go with them."""
+    globs = sorted({f"'*{name.rpartition('.')[2].partition('_')[0]}_[mv]*'" for name in names})
+    return f"`exclude: [{', '.join(globs)}]` takes the base's means and variances"
+
+
+def variances_noted(tensors: Mapping[str, Tensor], left_out: Callable[[str], bool]) -> Iterator[str]:
+    """What is said of variances that are merged."""
+    found = [name for name in tensors if is_variance(name) and not left_out(name)]
+    if found:
+        yield (
+            f"{_some(found)} of variances that batch normalisation measured: merged as weights are; one that comes out below zero, which "
+            f"no model can use, is refused when it is computed; {without_variances(found)}"
+        )
 
 
 def is_the_bases(name: str, tensor: Tensor | None) -> bool:

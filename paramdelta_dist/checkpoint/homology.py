@@ -11,11 +11,12 @@ from typing import Any
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
 from paramdelta_dist.checkpoint.config import flat_config
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
-from paramdelta_dist.checkpoint.extras import differences_noted, is_the_bases
+from paramdelta_dist.checkpoint.extras import differences_noted, is_the_bases, variances_noted
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.meanings import Named, compare_meanings, unreadable
 from paramdelta_dist.checkpoint.one_head import ties_noted
 from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised, left_over
+from paramdelta_dist.checkpoint.special import follows_tokenizer
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers
 from paramdelta_dist.checkpoint.vocabulary import NO_ANSWERS, Answers, Entries, differ_in_one, find_entries, input_embeddings
 from paramdelta_dist.checkpoint.wrappers import same_class, same_language_model
@@ -120,6 +121,7 @@ def compare(
         )
     notes += ties_noted(base, others, [redact(model.url) for model in (base, *others)])
     notes += differences_noted(base.tensors, [(redact(other.url), other.tensors) for other in others], copied, missing)
+    notes += variances_noted(base.tensors, copied) if others else []
     notes += _config_notes(base, others, follows or vocab == "by-token", accept)
     notes += [
         f"{redact(model.url)}: the folder {shown(folder)} may not be listed; no file of the model is looked for in it"
@@ -217,7 +219,7 @@ def _config_notes(base: Checkpoint, others: Sequence[Checkpoint], follows: bool,
                 or _is_wrapped(leaf, ours, theirs, base.config, other.config)
             }
     if follows:  # they follow the tokenizer that is written
-        differing = {key: ours for key, ours in differing.items() if not key.endswith(("_token_id", "_token_index"))}
+        differing = {key: ours for key, ours in differing.items() if is_accepted(key, accept) or not follows_tokenizer(key)}
     items = sorted(differing.items())
     return [
         f"config field {shown(key)} differs between the models"

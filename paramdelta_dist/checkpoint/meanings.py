@@ -172,6 +172,9 @@ def _differences(
     )
     if not other.is_model:
         remedy = f"{_ELSEWHERE}, or set `vocab: by-token`: rows would be written with the names of other tokens"
+    if rows is not None and other.is_model:  # told by tokens, their rows come from models that have them
+        part += missing + extra
+        missing, extra = [], []
     found = [
         Difference(other.url, f"{_count(tokens)} {problem}, such as {_some(tokens)}", remedy)
         for tokens, problem in ((moved, "other ids"), (missing, "no id here"), (extra, "no id in the base"))
@@ -184,10 +187,13 @@ def _differences(
     notes = []
     if part:
         count = "1 token is" if len(part) == 1 else f"{len(part)} tokens are"
-        notes.append(
-            f"{other.url}: {count} not in both this model and the base (such as {_some(part)}): their rows are merged with those of "
-            "the same number, which no token or a spare one has; `vocab: by-token` would take them whole; the tokenizer written decides"
+        how = (
+            "their rows are merged with those of the same number, which no token or a spare one has; `vocab: by-token` would take them "
+            "whole; the tokenizer written decides"
+            if rows is None
+            else "their rows are taken whole where the others have no token of that number, and merged where they have a spare one"
         )
+        notes.append(f"{other.url}: {count} not in both this model and the base (such as {_some(part)}): {how}")
     return found, notes
 
 

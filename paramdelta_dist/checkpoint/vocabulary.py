@@ -51,6 +51,10 @@ _OF_CODES = re.compile(
 """Sections of a config, and modules, that have codes: told from their beginning, or from a part of their name behind an underline."""
 
 
+_FEW_BEHIND = 64
+"""Most entries behind a vocabulary that are no rounding up of its size."""
+
+
 def is_vocabulary_tensor(name: str) -> bool:
     """Whether the rows of a tensor of this name belong to tokens, whatever the config says."""
     if name.endswith("output.weight"):
@@ -210,6 +214,24 @@ def differ_in_one(one: Sequence[int], other: Sequence[int], dimension: int | Non
         and len(one) == len(other)
         and all(d == dimension or a == b for d, (a, b) in enumerate(zip(one, other, strict=True)))
     )
+
+
+def rows_behind(models: Sequence[Model], entries: Mapping[str, int]) -> dict[str, int]:
+    """How many entries the tensors `entries` tell of have behind those of their vocabulary, where that is the same number in every
+    model and not 0, as in a table with a row for what begins a text: such a row belongs to no token, and stands at the end wherever
+    that is."""
+    fields = [{field.name: field.size for field in vocabulary_fields(config)} for config, _ in models]
+    found: dict[str, int] = {}
+    for name, dimension in entries.items():
+        gaps = [
+            {tensors[name].shape[dimension] - own[field.name] if name in tensors and field.name in own else -1
+             for own, (_, tensors) in zip(fields, models, strict=True)}
+            for field in vocabulary_fields(models[0][0]) if field.words is not False
+        ]  # fmt: skip
+        constant = [gap for each in gaps if len(each) == 1 for gap in each if gap >= 0]
+        if constant and 0 < min(constant) <= _FEW_BEHIND:
+            found[name] = min(constant)
+    return found
 
 
 def field_changes(models: Sequence[Model], entries: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:

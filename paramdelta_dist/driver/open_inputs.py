@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoints
 from paramdelta_dist.checkpoint.beside import Folder, find_beside, notes_beside
 from paramdelta_dist.checkpoint.companions import companions_noted, with_companions
 from paramdelta_dist.checkpoint.exact import Agreement, compare_exact
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.homology import entries_of
+from paramdelta_dist.checkpoint.homology import Mismatch, entries_of, is_accepted
 from paramdelta_dist.checkpoint.meanings import Named
 from paramdelta_dist.checkpoint.one_head import with_one_head
 from paramdelta_dist.checkpoint.quantised import find_quantised
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.sidefiles import says_tokens
+from paramdelta_dist.checkpoint.special import SpecialIds, TokensMoved, special_ids
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers, Vocabulary
+from paramdelta_dist.checkpoint.written import read_written
 from paramdelta_dist.engine.machine import default_memory
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.planning.memory import RESERVED
@@ -84,13 +87,14 @@ def check_models(recipe: Recipe, models: Models) -> HomologyReport:
     """Whether the models of a recipe fit together. Reads headers, configs, tokenizers and small tensors of integers."""
     recipe, models, notes = with_a_tokenizer(recipe, models)
     report = _checked(recipe, models)
-    found = _compared_exactly(recipe, models)
-    report = replace(report, mismatches=(*report.mismatches, *found.mismatches))
+    found, ids = _compared_exactly(recipe, models), ids_of_tokens(recipe, models)
+    misnamed = [Mismatch(redact(recipe.tokenizer_url), "special tokens", *problem) for problem in ids.problems]
+    report = replace(report, mismatches=(*report.mismatches, *found.mismatches, *misnamed))
     folders = [_folder(models.checkpoints[url], recipe.storage_config) for url in recipe.models]
     written = Folder(redact(recipe.tokenizer_url), folders[0].store, models.tokenizer_files, {})
     said = notes_beside(folders[0], models.checkpoints[recipe.base].beside, folders[1:], written)
     merged_too = companions_noted(models.checkpoints[recipe.base], folders[0].url)
-    return replace(report, notes=(*report.notes, *found.notes, *notes, *merged_too, *said))
+    return replace(report, notes=(*report.notes, *found.notes, *ids.notes, *notes, *merged_too, *said))
 
 
 def _folder(model: Checkpoint, storage: StorageConfig) -> Folder:
@@ -125,6 +129,34 @@ def _checked(recipe: Recipe, models: Models) -> HomologyReport:
     return replace(report, vocabulary=vocabulary_outcomes(recipe, opened, read_vocabularies(recipe, models), modes))
 
 
+def ids_of_tokens(recipe: Recipe, models: Models) -> SpecialIds:
+    """What the ids of tokens in the base's config become, for the tokenizer that is written.
+
+    Raises InputChanged when a file is another by now, OverBudget when there is no room for one.
+    """
+    source, base, tokenizers = recipe.tokenizer_url, models.checkpoints[recipe.base], models.tokenizers
+    if source == recipe.base:
+        return SpecialIds({})
+    model = models.checkpoints.get(source)
+    ours, theirs = tokenizers.of(recipe.base, base.side_files), tokenizers.of(source, models.tokenizer_files)
+    written = read_written(
+        redact(source), open_store(source, recipe.storage_config), models.tokenizer_files, model.config if model else None, models.room
+    )
+
+    def moved() -> tuple[Vocabulary, Vocabulary] | None:
+        if ours is None or theirs is None or tokenizers.same(ours, theirs):
+            return None
+        one, other = tokenizers.vocabulary(ours), tokenizers.vocabulary(theirs)
+        return None if one.ids is None or other.ids is None else (one, other)
+
+    sizes = {size for tensor in base.tensors.values() for size in tensor.shape}
+    vocabularies = TokensMoved(moved, lambda: tokenizers.vocabulary(theirs) if theirs is not None else None)
+    found = special_ids(base.config, sizes, written, vocabularies, lambda name: is_accepted(name, recipe.accept))
+    if theirs is not None and recipe.vocab != "by-token" and (ours is None or theirs.key != ours.key):
+        tokenizers.drop(theirs)
+    return found
+
+
 def _compared_exactly(recipe: Recipe, models: Models) -> Agreement:
     """Whether the models that are read agree on what is copied."""
     base, selection = models.checkpoints[recipe.base], Selection(recipe.include, recipe.exclude)
@@ -155,6 +187,13 @@ def _require_the_bases_tokenizer(recipe: Recipe, models: Models) -> None:
     )
 
 
+def needs_vocabularies(recipe: Recipe, models: Models) -> bool:
+    """Whether what the rows are made of is told from tokens: by token always, and by number where one model may have a token in what
+    is padding in another."""
+    found = [models.tokenizers.of(url, model.side_files) for url, model in models.checkpoints.items()]
+    return recipe.vocab == "by-token" or (recipe.vocab == "pad" and len({each and each.key for each in found}) > 1)
+
+
 def read_vocabularies(recipe: Recipe, models: Models) -> dict[str, Vocabulary | None]:
     """The vocabulary of each model, and of the folder whose tokenizer is written, by URL; those that are equal are one.
 
@@ -172,13 +211,14 @@ def read_vocabularies(recipe: Recipe, models: Models) -> dict[str, Vocabulary | 
 
 def open_inputs(
     recipe: Recipe, memory: int | None
-) -> tuple[Recipe, tuple[Mapping[str, Checkpoint], Mapping[str, Identity], Vocabularies], HomologyReport, Room]:
+) -> tuple[Recipe, tuple[Mapping[str, Checkpoint], Mapping[str, Identity], Vocabularies, Mapping[str, Any]], HomologyReport, Room]:
     """All that a plan is made from: the recipe, with the base's tokenizer where the post has none, the models, the side files of the
-    folder that the tokenizer comes from, and where they are needed vocabularies; and the room that these took. Raises HomologyError
-    when the models do not fit together."""
+    folder that the tokenizer comes from, where they are needed vocabularies, and what ids in the config become; and the room that
+    these took. Raises HomologyError when the models do not fit together."""
     models = open_models(recipe, memory=memory)
     report = check_models(recipe, models)
     report.require()
     recipe, models, _ = with_a_tokenizer(recipe, models)
-    vocabularies = read_vocabularies(recipe, models) if recipe.vocab == "by-token" else {}
-    return recipe, (models.checkpoints, models.tokenizer_files, vocabularies), report, models.room
+    vocabularies = read_vocabularies(recipe, models) if needs_vocabularies(recipe, models) else {}
+    ids = ids_of_tokens(recipe, models).changes
+    return recipe, (models.checkpoints, models.tokenizer_files, vocabularies, ids), report, models.room

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor
 from paramdelta_dist.checkpoint.beside import most_bytes
@@ -23,7 +24,7 @@ from paramdelta_dist.planning.names import require_writable
 from paramdelta_dist.planning.plan import InputFile, MergePlan, Shard, SideFile, Source, TensorPlan
 from paramdelta_dist.planning.resolve import MethodCall, Resolver
 from paramdelta_dist.planning.row_map import RowMap
-from paramdelta_dist.planning.vocabulary_rows import Vocabularies, VocabularyPlanner, config_changes
+from paramdelta_dist.planning.vocabulary_rows import Vocabularies, VocabularyPlanner, row_counts
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.recipe.rules import Selection
 from paramdelta_dist.sizes import format_size
@@ -35,13 +36,15 @@ def build_plan(
     checkpoints: Mapping[str, Checkpoint],
     tokenizer_files: Mapping[str, Identity],
     vocabularies: Vocabularies | None = None,
+    ids: Mapping[str, Any] | None = None,
     *,
     models: Sequence[str] | None = None,
 ) -> MergePlan:
     """The plan for models that are homologous (`compare(...).require()` has passed).
 
     `checkpoints` holds one for each of `recipe.models`, by URL; `tokenizer_files` are the side files of the folder at
-    `recipe.tokenizer_url`, `vocabularies` what `vocab: by-token` needs: of each model and of that folder.
+    `recipe.tokenizer_url`, `vocabularies` what `vocab: by-token` needs: of each model and of that folder; `ids` are
+    the fields of the config that hold ids of tokens and become others, by dotted name.
     `models` are opened and read even where no weight makes them necessary, in this order; the base is the first. Raises
     CheckpointError listing every tensor that can be neither merged nor copied, UsageError when the base has no config.json, and
     what `row_maps` does.
@@ -86,7 +89,7 @@ def build_plan(
         alone = frozenset(name for name in base.tensors if twins.get(name, name) in alone)
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
     merged = len(call_of)
-    changes = config_changes(recipe, opened, checkpoints.get(recipe.tokenizer_url), maps, dimensions, vocabularies or {})
+    changes = row_counts(opened, maps, dimensions) | dict(ids or {})
     without = () if kept else left_over(base.tensors, base.config)
     changed_config(base.config, recipe.dtype, changes)  # what cannot be written is refused here
     locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))

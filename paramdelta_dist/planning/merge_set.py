@@ -61,10 +61,11 @@ def build_sweep(
     checkpoints: Mapping[str, Checkpoint],
     tokenizer_files: Mapping[str, Identity],
     vocabularies: Vocabularies | None = None,
+    ids: Mapping[str, Any] | None = None,
 ) -> MergeSet:
     """The plan of a recipe with `sweep:`; the rest as for `build_plan`. Raises what that raises, and UsageError where two points
     cannot be made from the same reading."""
-    inputs = (checkpoints, tokenizer_files, vocabularies)
+    inputs = (checkpoints, tokenizer_files, vocabularies, ids)
     points = {name: build_plan(point, *inputs) for name, point in recipe.points.items()}
     models = tuple(dict.fromkeys(url for plan in points.values() for url in plan.models))
     wide = {name: plan if plan.models == models else build_plan(plan.recipe, *inputs, models=models) for name, plan in points.items()}

@@ -2,7 +2,8 @@
 
 `pad`: rows keep their numbers. The output has as many as the largest model; those that every model has are merged, each
 other one comes whole from the first model that has it, in the order: the one whose tokenizer is written, the base, the
-posts or models, the bases of the posts.
+posts or models, the bases of the posts. A model whose tokenizer can be read does not have the row of a token that others
+have and it has not: what stands there is padding.
 
 `by-token`: rows follow the tokenizer that is written, and are found in each model by the text of their token. A row
 without a token (padding) is found by its number among the rows without a token. A row that the base has is merged: a delta
@@ -10,6 +11,9 @@ takes part in it where its post and its base both have the token, and is zero th
 and lacks the token has the base's row (the first model's where there is no base). A row that the base lacks comes whole from
 the first model that has it, in the order above. The output has as many rows as the model whose tokenizer is written, so that padding
 stays; where the tokenizer comes from elsewhere, as many as its ids need.
+
+Rows that a table has behind its vocabulary, as many in every model, are no padding: they stay at the end, and are merged
+with one another.
 
 Each span of rows is a part of its own, so a method that has to look at the whole tensor first (a trim, a norm) cannot be used.
 """
@@ -22,9 +26,8 @@ from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor
 from paramdelta_dist.checkpoint.header import shown
-from paramdelta_dist.checkpoint.special import special_ids
 from paramdelta_dist.checkpoint.tokenizer import Vocabulary
-from paramdelta_dist.checkpoint.vocabulary import field_changes, find_entries, input_embeddings, vocabulary_fields
+from paramdelta_dist.checkpoint.vocabulary import field_changes, find_entries, input_embeddings, rows_behind, vocabulary_fields
 from paramdelta_dist.errors import HomologyError, UsageError
 from paramdelta_dist.methods import BlockShape, find_method
 from paramdelta_dist.planning.resolve import MethodCall, Resolver
@@ -45,14 +48,16 @@ class VocabularyPlanner:
     """Makes the row maps of a merge."""
 
     def __init__(self, recipe: Recipe, urls: Sequence[str], models: Sequence[Checkpoint], vocabularies: Vocabularies) -> None:
-        """`urls` are those of `models`, the base first; `vocabularies` are needed by token only."""
+        """`urls` are those of `models`, the base first; `vocabularies` are needed by token, and where padding may have become a token."""
         self._mode, self._tokenizer = recipe.vocab, recipe.tokenizer_url
         self._urls, self._models, self._vocabularies = tuple(urls), models, vocabularies
         tokens = _plain(vocabularies.get(recipe.base)) if recipe.vocab == "by-token" else 0
         self._known = find_entries(_contents(models), recipe.answers, tokens=tokens, moved=False).known
+        self._behind = rows_behind(_contents(models), self._known)
         self._writer = self._urls.index(self._tokenizer) if self._tokenizer in self._urls else None
-        self._columns: dict[tuple[str, tuple[int, ...]], list[list[int]]] = {}
-        """For each mode and heights of a tensor in the models, the row of each model for each row of the output."""
+        self._columns: dict[tuple[str, tuple[int, ...], int], list[list[int]]] = {}
+        """For each mode and heights of a tensor in the models, and how many of its rows are behind the vocabulary, the row of each
+        model for each row of the output."""
 
     def row_maps(self, calls: Sequence[MethodCall], call_of: Mapping[str, int]) -> dict[str, RowMap]:
         """The map of each vocabulary tensor that is not the same in all models, among those that are merged: `call_of` has the
@@ -62,7 +67,7 @@ class VocabularyPlanner:
         cannot be used, or the deltas contradict one another.
         """
         maps: dict[str, RowMap] = {}
-        made: list[tuple[tuple[int, ...], MethodCall, RowMap]] = []
+        made: list[tuple[tuple[int, ...], int, MethodCall, RowMap]] = []
         """Embeddings and heads that are alike share one."""
         if self._mode == "strict":
             return maps
@@ -70,10 +75,11 @@ class VocabularyPlanner:
             heights, call = self._heights(name), calls[call_of[name]]
             if heights is None:
                 continue
-            found = next((rows for other, same, rows in made if (other, same) == (heights, call)), None)
+            alike = heights, self._behind.get(name, 0), call
+            found = next((rows for *others, rows in made if tuple(others) == alike), None)
             if found is None:
                 found = self.row_map(self._mode, heights, call, name)
-                made.append((heights, call, found))
+                made.append((*alike, found))
             if not found.plain:
                 tensor = self._models[0].tensors[name]
                 _require_cuttable(call, name, len(tensor.shape), self._known[name])
@@ -111,15 +117,19 @@ class VocabularyPlanner:
             return f"not possible: {error}"
 
     def row_map(self, mode: str, heights: tuple[int, ...], call: MethodCall, name: str) -> RowMap:
-        if (mode, heights) not in self._columns:
-            self._columns[mode, heights] = _by_number(heights) if mode == "pad" else self._by_token(heights, name)
+        behind = self._behind.get(name, 0)
+        if (mode, heights, behind) not in self._columns:
+            of_tokens = tuple(height - behind for height in heights)
+            columns = self._by_number(of_tokens) if mode == "pad" else self._by_token(of_tokens, name)
+            ends = [range(height, height + behind) for height in of_tokens]
+            self._columns[mode, heights, behind] = [[*column, *end] for column, end in zip(columns, ends, strict=True)]
 
         def source_of(present: tuple[bool, ...]) -> RowSource:
             if mode == "pad":
                 return _merged(call, range(len(present))) if all(present) else self._whole(call, present)
             return self._standing_in(call, present) if present[0] else self._whole(call, present)
 
-        return map_rows(self._columns[mode, heights], source_of)
+        return map_rows(self._columns[mode, heights, behind], source_of)
 
     def _heights(self, name: str) -> tuple[int, ...] | None:
         shapes = [model.tensors[name].shape for model in self._models if name in model.tensors]
@@ -132,6 +142,15 @@ class VocabularyPlanner:
     def dimensions(self) -> Mapping[str, int]:
         """Which dimension of a tensor has an entry for each token."""
         return self._known
+
+    def _by_number(self, heights: tuple[int, ...]) -> list[list[int]]:
+        tables = [self._vocabularies.get(url) for url in self._urls]
+        named = [None if table is None or table.ids is None else set(table.tokens.values()) for table in tables]
+        of_some = {row for own, height in zip(named, heights, strict=True) for row in own or () if row < height}
+        return [
+            [row if row < height and (own is None or row in own or row not in of_some) else ABSENT for row in range(max(heights))]
+            for height, own in zip(heights, named, strict=True)
+        ]
 
     def _by_token(self, heights: tuple[int, ...], name: str) -> list[list[int]]:
         tables = [self._tokens(url) for url in self._urls]
@@ -217,10 +236,6 @@ def _require_cuttable(call: MethodCall, name: str, dimensions: int, dimension: i
         )
 
 
-def _by_number(heights: Sequence[int]) -> list[list[int]]:
-    return [[row if row < height else ABSENT for row in range(max(heights))] for height in heights]
-
-
 def _column(rows: int, token_at: Mapping[int, str], table: Mapping[str, int], height: int) -> list[int]:
     """For each row of the output, the row of a model: that of the token, or for a row without one the unnamed row of this number."""
     named = set(table.values())
@@ -261,29 +276,13 @@ def _in_words(rows: RowMap, urls: Sequence[str]) -> str:
     return ", ".join(words)
 
 
-def config_changes(
-    recipe: Recipe,
-    models: Sequence[Checkpoint],
-    writer: Checkpoint | None,
-    maps: Mapping[str, RowMap],
-    dimensions: Mapping[str, int],
-    vocabularies: Vocabularies,
-) -> dict[str, Any]:
-    """Fields of the base's config.json, by dotted name, that another vocabulary or tokenizer makes wrong, and what they should be:
-    those that count rows, and the ids of special tokens. `writer` is the model whose tokenizer is written; None where that is no model
-    of the recipe.
-
-    Raises HomologyError where a token that the config names is not in the tokenizer that is written.
-    """
+def row_counts(models: Sequence[Checkpoint], maps: Mapping[str, RowMap], dimensions: Mapping[str, int]) -> dict[str, int]:
+    """Fields of the base's config.json, by dotted name, that count rows and that another vocabulary makes wrong, and what they
+    should be."""
     base = models[0]
     sizes = {name: rows.rows for name, rows in maps.items()}
-    changes: dict[str, Any] = dict(field_changes(_contents(models), dimensions, sizes))
+    changes = dict(field_changes(_contents(models), dimensions, sizes))
     name = input_embeddings(base.tensors)
     if name in sizes and not vocabulary_fields(base.config) and sizes[name] != base.tensors[name].shape[dimensions[name]]:
         changes["vocab_size"] = sizes[name]
-    if recipe.tokenizer_url == recipe.base:
-        return changes
-    ours, theirs = vocabularies.get(recipe.base), vocabularies.get(recipe.tokenizer_url)
-    moved = ours is not None and theirs is not None and recipe.vocab == "by-token"
-    tokens = (ours.tokens, theirs.tokens) if moved and ours is not None and theirs is not None else None
-    return changes | special_ids(base.config, writer.config if writer else None, tokens, redact(recipe.tokenizer_url))
+    return changes

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.extras import is_variance, without_variances
 from paramdelta_dist.errors import CheckpointError, NonFinite
 from paramdelta_dist.kernels.raw import RawElements
 from paramdelta_dist.methods import Reduction, find_method
@@ -54,6 +56,8 @@ class TileComputer:
     def __init__(self, job: MergeContext, shard: Shard) -> None:
         self._job, self._calls = job, shard.calls
         self._torch: TorchComputer | None = None
+        self._variances: dict[int, list[tuple[int, int]]] = {}
+        """Elements of a span, by its start, that are variances."""
 
     def make(self, fetched: FetchedTile, out: memoryview, statistics: tuple[Any, ...] | None = None) -> int:
         """Fill `out` with the tile. Returns how many elements are NaN or infinite, where the recipe lets them through.
@@ -81,6 +85,7 @@ class TileComputer:
                 wrong = Segment(segment.span, segment.first + first, segment.first + first + 1)
                 raise NonFinite(self._nonfinite_message(wrong, 0, self._sources(fetched, wrong)))
             nonfinite += count
+            self._require_variances(segment, piece)
         return nonfinite
 
     def reduce(self, fetched: FetchedTile, segment: Segment, reduction: Reduction, statistics: tuple[Any, ...]) -> list[Any]:
@@ -126,6 +131,27 @@ class TileComputer:
             f"tensor {tensor.name!r}, element {element}: the result is NaN or infinite: {cause}. "
             "Nothing was published; `allow_nonfinite: true` in the recipe lets such values through"
         )
+
+    def _require_variances(self, segment: Segment, piece: memoryview) -> None:
+        """Raise CheckpointError for a variance below zero: the root that a model takes of it is NaN, and so is all that it says."""
+        span, width = segment.span, DTYPES[segment.span.dtype].itemsize
+        if span.start not in self._variances:
+            ends = list(accumulate(tensor.elements for tensor in span.tensors))
+            self._variances[span.start] = [
+                (end - tensor.elements, end) for tensor, end in zip(span.tensors, ends, strict=True) if is_variance(tensor.name)
+            ]
+        for begin, end in self._variances[span.start]:
+            first, last = max(begin, segment.first), min(end, segment.last)
+            held = bytes(piece[max(0, first - segment.first) * width : max(0, last - segment.first) * width])
+            signs = held[width - 1 :: width]
+            for place in (place for place, sign in enumerate(signs) if sign & 128):
+                value = held[place * width : (place + 1) * width]
+                if any(value[:-1]) or value[-1] != 128:  # zero has a sign, too
+                    tensor, element = span.tensor_at(first + place)
+                    raise CheckpointError(
+                        f"tensor {tensor.name!r}, element {element}: the result is a variance below zero, and the model would say nothing "
+                        f"but NaN. Nothing was published; {without_variances([tensor.name])}, or lower the weights"
+                    )
 
     def _copy(self, fetched: FetchedTile, segment: Segment, piece: memoryview) -> None:
         """Take the tensor from the first model that has it; rows of a vocabulary are in that model's dtype, not yet the output's."""

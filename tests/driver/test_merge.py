@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from paramdelta_dist import api
-from paramdelta_dist.errors import HomologyError, NonFinite
+from paramdelta_dist.errors import CheckpointError, HomologyError, NonFinite
 from tests import oracle
 from tests.models import ARCHITECTURES, make_models, recipe, save_model
 
@@ -206,6 +206,27 @@ def test_a_result_that_is_not_finite_is_an_error_naming_tensor_element_and_model
     out = merged(tmp_path, new, post, old, name="allowed", allow_nonfinite=True)
     assert torch.isnan(oracle.load(out)["w"][4321])
     assert json.loads((out / ".paramdelta/report.json").read_text())["nonfinite"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"method": "ties", "parameters": {"density": 1.0, "normalize": "none"}}])
+def test_a_variance_below_zero_is_an_error_naming_tensor_and_element_and_the_way_on_takes_the_bases(tmp_path, dtype, options):
+    folders = []
+    for name, value in (("new", 0.5), ("post", 0.25), ("old", 1.0)):
+        variances = torch.ones(5)
+        variances[3] = value
+        if name == "new":
+            variances[2] = 0.0  # which is none below zero, with either sign
+        tensors = {"a.weight": torch.randn(7), "a.bn.running_mean": torch.zeros(5), "a.bn.running_var": variances, "b.bias": -torch.ones(3)}
+        folders.append(save_model(tmp_path / name, {key: tensor.to(dtype) for key, tensor in tensors.items()}))
+    report = api.check(recipe(*folders, tmp_path / "out", **options))
+    assert any("variances" in note and "'*running_[mv]*'" in note for note in report.notes)
+    with pytest.raises(CheckpointError, match=r"'a.bn.running_var', element 3.*below zero"):
+        merged(tmp_path, *folders, **options)
+    assert not (tmp_path / "out" / "config.json").exists()
+    out = oracle.load(merged(tmp_path, *folders, name="kept", exclude=["*running_[mv]*"], **options))
+    new = oracle.load(folders[0])
+    oracle.assert_same(*({key: tensors[key] for key in ("a.bn.running_mean", "a.bn.running_var")} for tensors in (out, new)))
 
 
 def test_a_tensor_larger_than_every_buffer_is_merged_in_pieces(tmp_path):

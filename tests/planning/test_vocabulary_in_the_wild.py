@@ -199,21 +199,74 @@ def test_a_conversation_stops_where_the_tokenizer_that_is_written_says(tmp_path,
 
 def test_ids_of_special_tokens_that_only_the_bases_config_names_follow_their_tokens(tmp_path):
     folders = three(tmp_path, lambda v: {EMBEDDINGS: (v, 8)}, lambda v: {"vocab_size": v}, post=WORDS[::-1], old=WORDS[::-1])
-    own = {"image_token_id": 3, "vision_config": {"stop_token_ids": [1, 2]}, "eos_token_id": 0}
+    own = {"image_token_id": 3, "vision_config": {"stop_token_ids": [1, 2]}, "eos_token_id": 0, "suppress_tokens": [4]}
     (folders[0] / "config.json").write_text(json.dumps(config_of(folders[0]) | own))
     api.merge(recipe(*folders, tmp_path / "out", vocab="by-token"))
     config = config_of(tmp_path / "out")
     assert (config["image_token_id"], config["eos_token_id"]) == (16, 19)
+    assert (config["vision_config"]["stop_token_ids"], config["suppress_tokens"]) == ([18, 17], [15])
 
 
 def test_a_special_token_of_the_config_that_is_not_in_the_tokenizer_written_is_refused_with_a_way_out(tmp_path):
     tokens = {"post": WORDS[::-1][:-1], "old": WORDS[::-1][:-1]}
     folders = three(tmp_path, lambda v: {EMBEDDINGS: (v, 8)}, lambda v: {"vocab_size": v}, **tokens)
     (folders[0] / "config.json").write_text(json.dumps(config_of(folders[0]) | {"image_token_id": 0}))
-    with pytest.raises(HomologyError, match=r"'image_token_id' is the id of 'w0'.*`tokenizer_from: base`"):
+    with pytest.raises(HomologyError, match=r"(?s)'image_token_id' of the base's config.json is the id of 'w0'.*`tokenizer_from: base`"):
         api.plan(recipe(*folders, tmp_path / "out", vocab="by-token"))
+    assert [found.subject for found in api.check(recipe(*folders, tmp_path / "out", vocab="by-token")).mismatches] == ["special tokens"]
     api.merge(recipe(*folders, tmp_path / "out", vocab="by-token", tokenizer_from="base"))
     assert config_of(tmp_path / "out")["image_token_id"] == 0
+
+
+def folder_of_words(root, words, added=(), **files):
+    """A folder with a tokenizer and no model."""
+    root.mkdir()
+    for name, content in {"tokenizer.json": tokenizer_json(words, added), **files}.items():
+        (root / name.replace("__", ".")).write_text(json.dumps(content))
+    return str(root)
+
+
+@pytest.mark.parametrize("vocab", ["strict", "pad", "by-token"])
+def test_the_special_tokens_are_those_that_a_folder_with_nothing_but_a_tokenizer_names(tmp_path, vocab):
+    own = {"eos_token_id": 0, "pad_token_id": None, "bos_token_id": 4, "text_config": {"eos_token_id": 0}, "image_token_id": 6}
+    folders = three(tmp_path, lambda v: {EMBEDDINGS: (v, 8)}, lambda v: {"vocab_size": v, **own}, post=WORDS, old=WORDS)
+    words = WORDS[::-1] if vocab == "by-token" else WORDS
+    names = {"eos_token": {"content": "w2"}, "pad_token": "w3", "bos_token": None}
+    elsewhere = folder_of_words(tmp_path / "words", words, tokenizer_config__json=names)
+    api.merge(recipe(*folders, tmp_path / "out", vocab=vocab, tokenizer_from=elsewhere))
+    config, place = config_of(tmp_path / "out"), words.index
+    assert (config["eos_token_id"], config["text_config"]["eos_token_id"]) == (place("w2"), place("w2"))
+    assert (config["pad_token_id"], config["bos_token_id"], config["image_token_id"]) == (place("w3"), place("w4"), place("w6"))
+
+
+def test_a_folder_with_a_config_and_no_weights_says_its_special_tokens_by_that_config(tmp_path):
+    folders = three(tmp_path, lambda v: {EMBEDDINGS: (v, 8)}, lambda v: {"vocab_size": v, "eos_token_id": 0}, post=WORDS, old=WORDS)
+    files = {"config__json": {"eos_token_id": [5, 6]}, "tokenizer_config__json": {"eos_token": "w7"}}
+    elsewhere = folder_of_words(tmp_path / "words", WORDS, **files)
+    api.merge(recipe(*folders, tmp_path / "out", tokenizer_from=elsewhere))
+    assert config_of(tmp_path / "out")["eos_token_id"] == [5, 6]
+
+
+def test_the_stop_tokens_of_such_a_folder_are_written_in_both_places(tmp_path):
+    folders = three(tmp_path, lambda v: {EMBEDDINGS: (v, 8)}, lambda v: {"vocab_size": v, "eos_token_id": 0}, post=WORDS, old=WORDS)
+    files = {"generation_config__json": {"eos_token_id": [5, 6]}, "special_tokens_map__json": {"eos_token": "w5"}}
+    elsewhere = folder_of_words(tmp_path / "words", WORDS, **files)
+    api.merge(recipe(*folders, tmp_path / "out", tokenizer_from=elsewhere))
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert config_of(tmp_path / "out")["eos_token_id"] == generation["eos_token_id"] == [5, 6]
+
+
+@pytest.mark.parametrize("vocab", ["strict", "pad"])
+def test_an_id_of_the_base_follows_its_token_where_another_took_its_place_though_ids_of_words_did_not_move(tmp_path, vocab):
+    shapes, fields = {EMBEDDINGS: (24, 8)}, {"vocab_size": 24}
+    names = {"new": [("<pad>", 20), ("<|reserved_1|>", 21)], "post": [("<tool>", 21), ("<pad>", 20)], "old": []}
+    new, post, old = (make(tmp_path / name, seed, shapes, fields, added=added) for seed, (name, added) in enumerate(names.items()))
+    (new / "config.json").write_text(json.dumps(config_of(new) | {"pad_token_id": 20, "spare_token_id": 21}))
+    with pytest.raises(HomologyError, match=r"(?s)'spare_token_id'.*reserved_1.*`accept: \[spare_token_id\]`"):
+        api.plan(recipe(new, post, old, tmp_path / "out", vocab=vocab))
+    api.merge(recipe(new, post, old, tmp_path / "out", vocab=vocab, accept=["spare_token_id"]))
+    config = config_of(tmp_path / "out")
+    assert (config["pad_token_id"], config["spare_token_id"]) == (20, 21)
 
 
 def test_a_tokenizer_from_elsewhere_is_compared_and_its_remedies_work(tmp_path):
@@ -275,3 +328,51 @@ def test_columns_of_too_many_pieces_are_refused_with_the_way_out(tmp_path, monke
     folders = three(tmp_path, lambda v: {EMBEDDINGS: (v, 8), "cls.predictions.dense.weight": (5, v)}, lambda v: {"vocab_size": v})
     with pytest.raises(UsageError, match=r"a column for each token.*tokenizer_from: base"):
         api.plan(recipe(*folders, tmp_path / "out", vocab="by-token"))
+
+
+@pytest.mark.parametrize("vocab", ["pad", "by-token"])
+def test_a_token_that_a_post_has_where_the_others_have_padding_keeps_its_row_whole(tmp_path, vocab):
+    """All have 24 rows: 20 words, and padding, in which the post and the new base each have made tokens of their own."""
+    shapes, names = {EMBEDDINGS: (24, 8), HEAD: (24, 8)}, {"new": [("<n>", 22)], "post": [("<a>", 20), ("<n>", 22)], "old": []}
+    folders = [make(tmp_path / name, seed, shapes, {"vocab_size": 24}, added=added) for seed, (name, added) in enumerate(names.items())]
+    result = api.merge(recipe(*folders, tmp_path / "out", vocab=vocab))
+    out, (new, post, old) = oracle.load(tmp_path / "out"), map(oracle.load, folders)
+    for name in (EMBEDDINGS, HEAD):
+        want = (new[name].double() + (post[name].double() - old[name].double())).float()
+        want[20] = post[name][20]
+        want[22] = (post if vocab == "pad" else new)[name][22]
+        oracle.assert_within_one_rounding({name: out[name]}, {name: want}, share=0.02)
+        assert torch.equal(out[name][20], post[name][20])
+    assert vocab != "pad" or any("taken whole" in note for note in result.report["notes"])
+    assert api.verify(str(tmp_path / "out"), deep=True, recompute=1.0)["ok"]
+
+
+def test_rows_behind_the_vocabulary_that_are_padding_keep_their_numbers_and_come_from_the_base_where_only_it_has_them(tmp_path):
+    rows, counts = {"new": 32, "post": 26, "old": 24}, {"new": 20, "post": 22, "old": 20}
+    words = [*WORDS, "x", "y"]
+    folders = [
+        make(tmp_path / name, seed, {EMBEDDINGS: (rows[name], 8)}, {"vocab_size": rows[name]}, words[: counts[name]])
+        for seed, name in enumerate(rows)
+    ]
+    report = api.check(recipe(*folders, tmp_path / "out", vocab="pad"))
+    assert dict(report.vocabulary)["pad"] == f"22 of 32 rows merged, 6 whole from {folders[0]}, 4 whole from {folders[1]}"
+    api.merge(recipe(*folders, tmp_path / "out", vocab="pad"))
+    out, (new, post, old) = oracle.load(tmp_path / "out")[EMBEDDINGS], [oracle.load(folder)[EMBEDDINGS] for folder in folders]
+    merged = (new[:24].double() + (post[:24].double() - old.double())).float()
+    merged[20:22] = post[20:22]
+    oracle.assert_within_one_rounding({"t": out}, {"t": torch.cat([merged, post[24:26], new[26:]])}, share=0.02)
+    assert config_of(tmp_path / "out")["vocab_size"] == 32
+
+
+@pytest.mark.parametrize("vocab", ["pad", "by-token"])
+def test_a_row_behind_the_vocabulary_that_every_model_has_stays_behind_it(tmp_path, vocab):
+    """As Moshi, whose table of words has one more for what comes before the first."""
+    folders = three(
+        tmp_path, lambda v: {EMBEDDINGS: (v + 1, 8), HEAD: (v, 8)}, lambda v: {"vocab_size": v}, post=[*WORDS, "x", "y"], old=WORDS
+    )
+    api.merge(recipe(*folders, tmp_path / "out", vocab=vocab))
+    out, models = oracle.load(tmp_path / "out"), [oracle.load(folder)[EMBEDDINGS] for folder in folders]
+    assert (len(out[EMBEDDINGS]), len(out[HEAD]), config_of(tmp_path / "out")["vocab_size"]) == (23, 22, 22)
+    new, post, old = (model[-1].double() for model in models)
+    oracle.assert_within_one_rounding({"last": out[EMBEDDINGS][-1]}, {"last": (new + (post - old)).float()}, share=0.2)
+    assert torch.equal(out[EMBEDDINGS][20:22], models[1][20:22])

@@ -3,7 +3,6 @@
 ELSEWHERE = "tested elsewhere: "
 STEP = "a step inside: what is raised here is translated, or repeated with the way out, by who called"
 AGAIN = "a file changed under way: the way is to run again, which "
-MERGEKIT = "tests/recipe/test_mergekit_import.py: the message says what a recipe has in its place, or that it has nothing"
 VOCABULARY = "tests/planning/test_vocabulary.py, and the walk of a method that looks at all of a tensor"
 SETTING = "a setting of a service or of the environment, told apart and put right in "
 
@@ -20,6 +19,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ("checkpoint/meanings.py", " differs from the base's and cannot be read", "its remedies are walked, each by itself"),
     ("checkpoint/meanings.py", "{} {}, such as {}", "its remedies are walked, each by itself"),
     ("checkpoint/meanings.py", " of another token than elsewhere, such as {}", "its remedies are walked, each by itself"),
+    ("api/models.py", "special tokens", "its texts are those of checkpoint/special.py, which are walked"),
     ("checkpoint/exact.py", "_unlike_kinds", "its texts are those of `treatment`, which are walked"),
     ("checkpoint/exact.py", "is quantised; dequantise", "check tells first, by the same scales: see the walk of what is quantised"),
     ("checkpoint/index.py", "{}: {}", STEP),
@@ -82,38 +82,9 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ("recipe/mergekit.py", "written out it has more than", "a text that no person writes, and there is no way on with it"),
     ("recipe/mergekit.py", "should be that of one config alone", "tests/recipe/test_mergekit_import.py; the message is the form to write"),
     ("recipe/mergekit.py", "are made of one another", "a circle has no first merge: there is no way on with it"),
-    ("recipe/mergekit.py", ' has no equal here: ', MERGEKIT),
-    ("recipe/mergekit.py", ' should be true or false', MERGEKIT),
-    ("recipe/mergekit.py", ' should be a number', MERGEKIT),
-    ("recipe/mergekit.py", ' should be a whole number', MERGEKIT),
-    ("recipe/mergekit.py", 'true has no equal here: ', MERGEKIT),
-    ("recipe/mergekit.py", 'document', MERGEKIT),
-    ("recipe/mergekit.py", ': there is no such method here yet', MERGEKIT),
-    ("recipe/mergekit.py", ': should be lines of `name: value`', MERGEKIT),
-    ("recipe/mergekit.py", 'modules: should be lines of `name:`, with models or slices b', MERGEKIT),
-    ("recipe/mergekit.py", ' are merged in different ways, and a recipe has one list of ', MERGEKIT),
-    ("recipe/mergekit.py", ': there should be one of models and slices', MERGEKIT),
-    ("recipe/mergekit.py", 'slices have different base_models; a recipe has one base', MERGEKIT),
-    ("recipe/mergekit.py", 'slices: should be a list, each entry with `sources:`', MERGEKIT),
-    ("recipe/mergekit.py", ': should have `sources:`, each with `model:` and `layer_rang', MERGEKIT),
-    ("recipe/mergekit.py", ': layer_range should be two whole numbers, such as [0, 32]', MERGEKIT),
-    ("recipe/mergekit.py", ': puts together layers of different numbers; a recipe merges', MERGEKIT),
-    ("recipe/mergekit.py", ': layer_range is missing', MERGEKIT),
-    ("recipe/mergekit.py", ': layers are left out, repeated or moved, and a recipe merge', MERGEKIT),
-    ("recipe/mergekit.py", ': has other models than the slices before it; a recipe merge', MERGEKIT),
-    ("recipe/mergekit.py", ': a LoRA or another architecture; merge the LoRA into its mo', MERGEKIT),
-    ("recipe/mergekit.py", ': should name a model', MERGEKIT),
-    ("recipe/mergekit.py", ' merges two models, of which base_model is one; ', MERGEKIT),
-    ("recipe/mergekit.py", " is not among the slices' models; mergekit's ", MERGEKIT),
-    ("recipe/mergekit.py", ' merges two models beside base_model; ', MERGEKIT),
-    ("recipe/mergekit.py", "_value", MERGEKIT),
-    ("recipe/mergekit.py", 'tokenizer: should be lines of `key: value`, `source:` among ', MERGEKIT),
-    ("recipe/mergekit.py", 'tokenizer and tokenizer_source stand both there, which merge', MERGEKIT),
-    ("recipe/mergekit.py", "chat_template: a template of one's own cannot be mapped; put", MERGEKIT),
-    ("recipe/mergekit.py", 'should be a value, a gradient, or a list of `{filter, value}', MERGEKIT),
-    ("recipe/mergekit.py", 'a gradient of anything but numbers cannot be mapped', MERGEKIT),
-    ("recipe/mergekit.py", 'a gradient of shares that leaves 0 to 1 cannot be mapped', MERGEKIT),
-    ("recipe/mergekit.py", ' is not a value', MERGEKIT),
+    ("recipe/mergekit.py", "document", "its text is that of a method that is not known, which is walked"),
+    ("recipe/mergekit.py", ": there is no such method here yet", "one for each known: tests/recipe/test_mergekit_import.py"),
+    ("recipe/mergekit.py", "_value", "the frame around what is wrong with a value, which is walked"),
     # stores
     ("storage/local.py", "is a folder, not a file", "tests/attacks/test_hostile_links.py"),
     ("storage/local.py", "{}: {}", STEP),

@@ -336,6 +336,20 @@ def pictured(world: World) -> None:
     world.recipe.update(vocab="by-token")
 
 
+def without_an_end(world: World) -> None:
+    """A folder with a tokenizer that names a token it has not as the end of a text."""
+    world.write("words/tokenizer.json", tokenizer(WORDS))
+    world.write("words/tokenizer_config.json", {"eos_token": "</s>"})
+    world.recipe.update(tokenizer_from="words")
+
+
+def counted_from(world: World) -> None:
+    """The config of the base has the first of the ids that stand for pictures, and tokens move."""
+    world.configure("new", vision_config={"vocab_offset": 4})
+    world.recipe.update(vocab="by-token")
+    moved(world)
+
+
 def elsewhere(world: World) -> None:
     """A folder that is no model of the recipe, with the tokens the other way round."""
     world.write("words/tokenizer.json", tokenizer(WORDS[::-1]))
@@ -523,7 +537,35 @@ MODELS = [
         pictured,
         "set `tokenizer_from: base`",
         recipe(tokenizer_from="base"),
-        ("plan", "merge"),
+    ),
+    Walk("checkpoint/special.py", ", which the tokenizer in ", pictured, "`accept: [image_token_id]`", recipe(accept="image_token_id")),
+    Walk(
+        "checkpoint/special.py",
+        "which has no id in the tokenizer: nothing written with it would end",
+        without_an_end,
+        "name a token of it as eos_token in tokenizer_config.json",
+        lambda world: world.write("words/tokenizer_config.json", {"eos_token": "w1"}),
+    ),
+    Walk(
+        "checkpoint/special.py",
+        "which has no id in the tokenizer: nothing written with it would end",
+        without_an_end,
+        "or set `tokenizer_from: base`",
+        recipe(tokenizer_from="base"),
+    ),
+    Walk(
+        "checkpoint/special.py",
+        ": nobody can tell whether it speaks of tokens of the tokenizer",
+        counted_from,
+        "set `tokenizer_from: base`",
+        recipe(tokenizer_from="base"),
+    ),
+    Walk(
+        "checkpoint/special.py",
+        ": nobody can tell whether it speaks of tokens of the tokenizer",
+        counted_from,
+        "`accept: [vision_config.vocab_offset]`",
+        recipe(accept="vision_config.vocab_offset"),
     ),
     Walk(
         MEANINGS,
@@ -625,7 +667,29 @@ def large_table(world: World) -> None:
     world.add(new={"a.table": table}, post={"a.table": changed}, old={"a.table": table})
 
 
+def shrunk(world: World) -> None:
+    """Variances which the post has made smaller by more than the new base has."""
+    variances = {"new": 0.5, "post": 0.25, "old": 1.0}
+    world.add(**{name: {"encoder.bn.running_var": torch.full((4,), value)} for name, value in variances.items()})
+
+
 PLANS = [
+    Walk(
+        "shards/compute.py",
+        ": the result is a variance below zero",
+        shrunk,
+        "`exclude: ['*running_[mv]*']` takes the base's means and variances",
+        lambda world: world.recipe.update(exclude=["*running_[mv]*"]) or world.options.append("--overwrite"),
+        MERGED,
+    ),
+    Walk(
+        "shards/compute.py",
+        ": the result is a variance below zero",
+        shrunk,
+        "or lower the weights",
+        lambda world: world.recipe["deltas"][0].update(weight=0.5) or world.options.append("--overwrite"),
+        MERGED,
+    ),
     Walk(
         "planning/build.py",
         "has no config.json; the output would not be a model that loads",
@@ -807,6 +871,54 @@ def imported(says, offers, bad, good=None, code=2):
     )
 
 
+def weighing(weight):
+    return {**GOOD, "models": [{"model": "post", "parameters": {"weight": weight}}]}
+
+
+def weighed(*models):
+    return [{"model": model, "parameters": {"weight": 0.5}} for model in models]
+
+
+def over(**parameters):
+    return {"merge_method": "multislerp", "base_model": "new", "models": weighed("post", "old"), "parameters": parameters}
+
+
+def linear(**parameters):
+    return {"merge_method": "linear", "models": weighed("post", "old"), "parameters": parameters}
+
+
+def karcher(rounds):
+    return {"merge_method": "karcher", "models": [{"model": "post"}, {"model": "old"}], "parameters": {"max_iter": rounds}}
+
+
+def pair(base, *models):
+    return {"merge_method": "slerp", "base_model": base, "models": [{"model": model} for model in models], "parameters": {"t": 0.5}}
+
+
+def nuslerp(*models):
+    return {"merge_method": "nuslerp", "base_model": "new", "models": weighed(*models)}
+
+
+def ties(density):
+    models = [{"model": "post", "parameters": {"weight": 1.0, "density": density}}]
+    return {"merge_method": "ties", "base_model": "new", "models": models}
+
+
+def in_modules(modules):
+    return {key: value for key, value in GOOD.items() if key != "models"} | {"modules": modules}
+
+
+def sliced(slices):
+    return {key: value for key, value in GOOD.items() if key != "models"} | {"slices": slices, "parameters": {"weight": 0.5}}
+
+
+def part(span, base=None, **others):
+    """A slice of the post and of others, each with the layers that are taken of it."""
+    spans = others if others and span is None else {"post": span, **others}
+    sources = [{"model": model} | ({"layer_range": layers} if layers is not None else {}) for model, layers in spans.items()]
+    return {"sources": sources} | ({"base_model": base} if base else {})
+
+
 IMPORTS = [
     imported(": not valid YAML: ", "not valid YAML", "a: ["),
     imported("not a mergekit config, which is lines of `key: value`", "`merge_method:` among them", "- a\n"),
@@ -845,5 +957,116 @@ IMPORTS = [
         "stacks layers of models",
         {"merge_method": "passthrough", "models": [{"model": "post"}, {"model": "old"}]},
     ),
+    imported("this cannot be mapped to a recipe:", "known are linear, task_arithmetic", {**GOOD, "merge_method": "task"}),
+    imported(
+        ": {} is missing, which mergekit needs as well".partition("{} ")[2],
+        "weight is missing",
+        {**GOOD, "models": [{"model": "post"}]},
+    ),
+    imported(" has no equal here: ", "1e-8 is fixed", over(eps=1e-6), over(eps=1e-8)),
+    imported(" should be true or false", "should be true or false", linear(normalize="maybe"), linear(normalize="yes")),
+    imported(" should be a number", "should be a number", weighing("much"), weighing("0.5")),
+    imported(" should be a whole number", "should be a whole number", karcher(2.5), karcher(5)),
+    imported(
+        "true has no equal here: ",
+        "divide the weights by their sum instead",
+        {**GOOD, "parameters": {"normalize": True}},
+        weighing(1.0),
+    ),
+    imported(": should be lines of `name: value`", "parameters: should be lines of", {**GOOD, "parameters": [1]}),
+    imported(
+        "modules: should be lines of `name:`, with models or slices below each",
+        "with models or slices below each",
+        in_modules([1]),
+        in_modules({"default": {"models": GOOD["models"]}}),
+    ),
+    imported(
+        ": there should be one of models and slices",
+        "there should be one of models and slices",
+        in_modules({"default": {}}),
+        in_modules({"default": {"models": GOOD["models"]}}),
+    ),
+    Walk(
+        "importing.py",
+        " are merged in different ways, and a recipe has one list of ",
+        lambda world: setattr(world, "mergekit", in_modules({"text": {"models": GOOD["models"]}, "other": {"models": [{"model": "old"}]}})),
+        "write it by hand, with rules that have `match` or `component`",
+        lambda world: setattr(world, "mergekit", None) or one_weight([{"match": "lm_head*", "value": 0}, {"value": 1}])(world),
+        ("import",),
+        2,
+    ),
+    imported("slices: should be a list, each entry with `sources:`", "each entry with `sources:`", sliced(5), sliced([part([0, 1])])),
+    imported(": should have `sources:`, each with ", "each with `model:` and `layer_range:`", sliced([{}]), sliced([part([0, 1])])),
+    imported(": layer_range should be two whole numbers", "such as [0, 32]", sliced([part("all")]), sliced([part([0, 1])])),
+    imported(": layer_range is missing", "layer_range is missing", sliced([part([0, 1]), part(None)]), sliced([part([0, 1])])),
+    imported(
+        ": puts together layers of different numbers",
+        "a recipe merges layers of the same number",
+        sliced([part([0, 1], old=[1, 2])]),
+        sliced([part([0, 1], old=[0, 1])]),
+    ),
+    imported(
+        " does not go on at layer ",
+        "a recipe merges whole models",
+        sliced([part([0, 1]), part([2, 3])]),
+        sliced([part([0, 1])]),
+    ),
+    imported(
+        ": has other models than the slices before it",
+        "a recipe merges the same ones everywhere",
+        sliced([part([0, 1]), part(None, old=[1, 2])]),
+        sliced([part([0, 1], old=[0, 1])]),
+    ),
+    imported(
+        "slices have different base_models; a recipe has one base",
+        "a recipe has one base",
+        sliced([part([0, 1], base="new"), part([1, 2], base="old")]),
+        sliced([part([0, 1], base="new")]),
+    ),
+    imported(
+        " is not among the slices' models; mergekit's ",
+        "would take config and tokenizer from it",
+        {**sliced([part([0, 1])]), "merge_method": "linear"},
+        {**sliced([part([0, 1], new=[0, 1])]), "merge_method": "linear"},
+    ),
+    imported(
+        ": a LoRA or another architecture; merge the LoRA",
+        "merge the LoRA into its model first (peft: merge_and_unload)",
+        {**GOOD, "models": [{"model": {"model": "post", "lora": "l"}, "parameters": {"weight": 1.0}}]},
+    ),
+    imported(": should name a model", "models.0: should name a model", {**GOOD, "models": [{"model": 5, "parameters": {"weight": 1.0}}]}),
+    imported(" merges two models, of which base_model is one; ", "merges two models", pair("new", "post", "old"), pair("new", "post")),
+    imported(" merges two models beside base_model; ", "merges two models beside base_model", nuslerp("post"), nuslerp("post", "old")),
+    imported(
+        "tokenizer: should be lines of `key: value`, `source:` among them",
+        "`source:` among them",
+        {**GOOD, "tokenizer": "base"},
+        {**GOOD, "tokenizer": {"source": "base"}},
+    ),
+    imported(
+        "tokenizer and tokenizer_source stand both there",
+        "tokenizer and tokenizer_source stand both there",
+        {**GOOD, "tokenizer": {"source": "base"}, "tokenizer_source": "base"},
+        {**GOOD, "tokenizer_source": "base"},
+    ),
+    imported(
+        "this cannot be mapped to a recipe:",
+        "save it in a folder and name that as its source",
+        {**GOOD, "tokenizer": {"source": "base", "tokens": {"<x>": {"source": "post"}}}},
+        {**GOOD, "tokenizer": {"source": "old"}},
+    ),
+    Walk(
+        "importing.py",
+        "chat_template: a template of one's own cannot be mapped; put it into the folder",
+        lambda world: setattr(world, "mergekit", {**GOOD, "chat_template": "{{ messages }}"}),
+        "put it into the folder that tokenizer_from names",
+        lambda world: world.write("post/chat_template.jinja", "{{ messages }}") or setattr(world, "mergekit", GOOD),
+        ("import",),
+        2,
+    ),
+    imported("should be a value, a gradient, or a list of ", "a list of `{filter, value}`", weighing({"a": 1}), weighing([{"value": 1}])),
+    imported("a gradient of anything but numbers cannot be mapped", "numbers", weighing([0.5, "x"]), weighing([0.5, 1])),
+    imported("a gradient of shares that leaves 0 to 1", "0 to 1", ties([0.5, 1.5]), ties([0.5, 1.0])),
+    imported(" is not a value", "is not a value", weighing([[1]]), weighing([1])),
 ]
 WALKS = [*HEADERS, *INDEXES, *FILES, *PLACES, *MODELS, *PLANS, *RECIPES, *IMPORTS]
