@@ -19,7 +19,7 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ("checkpoint/meanings.py", " differs from the base's and cannot be read", "its remedies are walked, each by itself"),
     ("checkpoint/meanings.py", "{} {}, such as {}", "its remedies are walked, each by itself"),
     ("checkpoint/meanings.py", " of another token than elsewhere, such as {}", "its remedies are walked, each by itself"),
-    ("api/models.py", "special tokens", "its texts are those of checkpoint/special.py, which are walked"),
+    ("driver/open_inputs.py", "special tokens", "its texts are those of checkpoint/special.py, which are walked"),
     ("checkpoint/exact.py", "_unlike_kinds", "its texts are those of `treatment`, which are walked"),
     ("checkpoint/exact.py", "is quantised; dequantise", "check tells first, by the same scales: see the walk of what is quantised"),
     ("checkpoint/index.py", "{}: {}", STEP),

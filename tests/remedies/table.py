@@ -987,7 +987,7 @@ IMPORTS = [
         in_modules({"default": {"models": GOOD["models"]}}),
     ),
     Walk(
-        "importing.py",
+        "recipe/mergekit.py",
         " are merged in different ways, and a recipe has one list of ",
         lambda world: setattr(world, "mergekit", in_modules({"text": {"models": GOOD["models"]}, "other": {"models": [{"model": "old"}]}})),
         "write it by hand, with rules that have `match` or `component`",
@@ -1056,7 +1056,7 @@ IMPORTS = [
         {**GOOD, "tokenizer": {"source": "old"}},
     ),
     Walk(
-        "importing.py",
+        "recipe/mergekit.py",
         "chat_template: a template of one's own cannot be mapped; put it into the folder",
         lambda world: setattr(world, "mergekit", {**GOOD, "chat_template": "{{ messages }}"}),
         "put it into the folder that tokenizer_from names",
