@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+# A hundred processes that import torch or Ray would each compile them again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Read at import by the libraries concerned, here and in the processes that tests start.
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -111,20 +115,24 @@ def shared_ray(s3_server) -> Iterator[str]:
     A process that has had a Ray inside (`ray.init("local")`, a merge with `engine="ray"` and no RAY_ADDRESS) cannot join one that was
     there before, whose actors then never start: tests leave that to processes they start.
     """
-    from ray.cluster_utils import Cluster
+    from tests.clusters import node_in_this_process
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.environ.items():
             patch.setenv(name, value)
-        options = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 80 << 20}
-        for attempt in range(3):
-            try:
-                cluster = Cluster(initialize_head=True, head_node_args=options)
-                break
-            except Exception as error:  # Ray's own word for a node that took half a minute to start, as on a busy machine
-                if "timed out during startup" not in str(error) or attempt == 2:
-                    raise
+        cluster = node_in_this_process(num_cpus=3)
     yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[Any]:
+    """The cluster of a head that runs no workers and soon notices that a node is lost; tests add the nodes."""
+    from tests.clusters import node_in_this_process
+
+    periods = {"health_check_period_ms": 500, "health_check_initial_delay_ms": 0, "metrics_report_interval_ms": 500}
+    cluster = node_in_this_process(num_cpus=0, _system_config={**periods, "health_check_failure_threshold": 3})
+    yield cluster
     cluster.shutdown()
 
 
