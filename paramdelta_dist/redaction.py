@@ -20,6 +20,8 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 HIDDEN = "***"
+_Patterns = tuple[tuple[str, re.Pattern[str]], ...]
+"""Values that are secret, and what finds each."""
 
 SHORTEST = 8
 """Characters that a variable's value must have to be looked for: shorter ones are parts of ordinary words."""
@@ -73,7 +75,14 @@ _FORMS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
 
 def redacted(text: str) -> str:
     """`text` with `***` for every secret in it."""
-    return by_form(_by_value(text))
+    return _redacted(text, _patterns(_secrets()))
+
+
+def _redacted(text: str, patterns: _Patterns) -> str:
+    for value, pattern in patterns:
+        if value in text:
+            text = pattern.sub(HIDDEN, text)
+    return by_form(text)
 
 
 def by_form(text: str) -> str:
@@ -87,23 +96,21 @@ def by_form(text: str) -> str:
 
 def redacted_values(value: Any) -> Any:
     """A document, as JSON knows them, with every text in it redacted, names of fields included."""
-    if isinstance(value, str):
-        return redacted(value)
-    if isinstance(value, dict):
-        return {redacted(key) if isinstance(key, str) else key: redacted_values(each) for key, each in value.items()}
-    return [redacted_values(each) for each in value] if isinstance(value, (list, tuple)) else value
+    patterns = _patterns(_secrets())  # once: a document has a text for each of a hundred thousand tensors
+
+    def within(value: Any) -> Any:
+        if isinstance(value, str):
+            return _redacted(value, patterns)
+        if isinstance(value, dict):
+            return {_redacted(key, patterns) if isinstance(key, str) else key: within(each) for key, each in value.items()}
+        return [within(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+    return within(value)
 
 
 def is_signed(url: str) -> bool:
     """Whether a URL carries a signature, a token or a password as a parameter."""
     return bool(_SIGNED.search(url))
-
-
-def _by_value(text: str) -> str:
-    for value, pattern in _patterns(_secrets()):
-        if value in text:
-            text = pattern.sub(HIDDEN, text)
-    return text
 
 
 def _secrets() -> tuple[str, ...]:
@@ -143,7 +150,7 @@ def _of_url(value: str) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def _patterns(secrets: tuple[str, ...]) -> tuple[tuple[str, re.Pattern[str]], ...]:
+def _patterns(secrets: tuple[str, ...]) -> _Patterns:
     """Every spelling in which a value may come back, the longest first."""
     spellings: dict[str, bool] = {}
     for secret in secrets:
