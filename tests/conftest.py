@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -40,8 +41,8 @@ def _leave_nobodys_settings(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
 
 
-_RAYS = re.compile(r"test_stragglers|test_kills|test_on_a_cluster|test_a_lost_node|(?<![a-z])ray(?![a-z])")
-"""In the names of tests that start a Ray."""
+_RAYS = re.compile(r"test_stragglers|tests/chaos/|test_on_a_cluster|test_a_lost_node|(?<![a-z])ray(?![a-z])")
+"""In the names of tests that start a Ray, or share fixtures with one that does."""
 
 
 def _group(nodeid: str) -> str:
@@ -86,7 +87,11 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[servers.S3Server]:
-    with servers.s3_server() as server:
+    """With it, what botocore has on disk of AWS's services is read once, not for every session that a test makes."""
+    import botocore.session
+
+    with pytest.MonkeyPatch.context() as patch, servers.s3_server() as server:
+        patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
         yield server
 
 
