@@ -29,11 +29,15 @@ settings.load_profile("busy")
 
 from tests import azurite, google_xml, servers  # noqa: E402
 
-_FOREIGN = ("AWS_", "AZURE_", "GOOGLE_", "GCE_METADATA_", "CLOUDSDK_", "STORAGE_EMULATOR_HOST", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_FOREIGN = (
+    "AWS_", "AZURE_", "GOOGLE_", "GCE_METADATA_", "CLOUDSDK_", "STORAGE_EMULATOR_HOST", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS",
+    "SSL_CERT_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+)  # fmt: skip
+"""How the names of variables begin, in upper case, that say which stores, clusters, authorities and proxies a user has."""
 
 
 def _leave_nobodys_settings(patch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
+    for name in [name for name in os.environ if name.upper().startswith(_FOREIGN)]:
         patch.delenv(name)
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     patch.setenv("CLOUDSDK_CONFIG", os.devnull)
