@@ -15,7 +15,7 @@ import pytest
 from paramdelta_dist.errors import AlreadyExists, InputChanged, InputError, IntegrityError, NotFound
 from paramdelta_dist.storage import Identity, Store, uploads
 
-PART = 5 << 20
+SMALLEST_PART = 5 << 20
 """The smallest that S3 takes, and a multiple of what Google does."""
 LARGE = 12_500_000
 """Three parts of an upload, the last one short."""
@@ -84,7 +84,7 @@ def same(left: bytes | memoryview, right: bytes) -> bool:
 class StoreContract:
     @pytest.fixture(autouse=True)
     def _small_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(uploads, "PART_SIZE", PART)
+        monkeypatch.setattr(uploads, "PART_SIZE", SMALLEST_PART)
 
     def test_identify_tells_the_size(self, store: Store) -> None:
         for size in (0, 1, 1000):
@@ -170,7 +170,7 @@ class StoreContract:
         store.write("empty", b"")
         assert store.read("empty", limit=0) == b""
 
-    @pytest.mark.parametrize("size", [0, 1, 100_000, 6_000_001, 2 * PART, LARGE])
+    @pytest.mark.parametrize("size", [0, 1, 100_000, 6_000_001, 2 * SMALLEST_PART, LARGE])
     def test_put_writes_the_chunks_although_their_memory_is_reused(self, store: Store, size: int) -> None:
         data = content(size)
         identity = store.put("object", borrowed(data, 7919 if size < 1_000_000 else 3_000_001), size=size)
