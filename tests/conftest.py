@@ -49,6 +49,10 @@ _RAYS = re.compile(r"test_stragglers|tests/chaos/|test_on_a_cluster|test_a_lost_
 """In the names of tests that start a Ray, or share fixtures with one that does."""
 
 
+_LONG = tuple(f"tests/{name}" for name in ("test_stopping", "storage/", "methods/test_contract", "memory/", "execution/", "docs/"))
+"""Modules that would be waited for at the end."""
+
+
 def _group(nodeid: str) -> str:
     """What of the tests is one process's where processes share them (`-n 2`): a module, for its fixtures; and all Rays, one of
     which at a time is enough for a small machine."""
@@ -57,7 +61,7 @@ def _group(nodeid: str) -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: _group(item.nodeid) != "rays")  # what takes longest begins first
+        items.sort(key=lambda item: (_group(item.nodeid) != "rays", not item.nodeid.startswith(_LONG)))  # what takes longest begins first
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -55,15 +55,12 @@ def asked(s3_server, monkeypatch, tmp_path):
 
     from paramdelta_dist import api
     from paramdelta_dist.errors import ParamDeltaError
-    from paramdelta_dist.storage import uploads
-    from tests.contracts.store_contract import SMALLEST_PART
     from tests.models import save_model
 
-    monkeypatch.setattr(uploads, "PART_SIZE", SMALLEST_PART)
     client = s3_server.client()
     for bucket in (INPUTS, OUTPUTS):
         client.create_bucket(Bucket=bucket)
-    numbers = torch.arange(SMALLEST_PART // 4 * 9 // 4, dtype=torch.float32)  # an upload in parts with either engine
+    numbers = torch.arange(5 << 20, dtype=torch.float32)  # 20 MiB: an upload in parts
     for number, name in enumerate(("old", "post", "new")):
         for path in save_model(tmp_path / name, {"a.weight": numbers + number}).iterdir():
             client.put_object(Bucket=INPUTS, Key=f"{name}/{path.name}", Body=path.read_bytes())
