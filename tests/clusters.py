@@ -12,14 +12,19 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from tests.servers import START_SECONDS, free_ports
 
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+T = TypeVar("T")
 ROOT = str(Path(__file__).parent.parent)
 RAY = Path(sys.executable).with_name("ray")
 
@@ -62,16 +67,33 @@ def ray_cluster(environ: Mapping[str, str], *, workers: int = 2, ray: Path = RAY
         yield RayServer(url, folder, nodes)
 
 
+def node_in_this_process(**options: Any) -> Cluster:
+    """A cluster whose head belongs to this process."""
+    from ray.cluster_utils import Cluster
+
+    options = {"include_dashboard": False, "object_store_memory": 80 << 20, **options}
+    return _at_last(lambda: Cluster(initialize_head=True, head_node_args=options))
+
+
 def _started_node(
     stack: ExitStack, folder: str, name: str, ray: Path, options: list[str], environ: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """A node that runs. Ray gives one up that takes half a minute to start, as on a busy machine: then it is started again."""
-    for _ in range(3):
+    def start() -> subprocess.Popen[bytes]:
         node = _node(stack, folder, name, ray, options, environ)
-        _wait(lambda node=node: node.poll() is not None or "Ray runtime started" in _log(folder, name).read_text(), folder, name)
-        if node.poll() is None:
-            return node
-    raise RuntimeError(f"{name} did not start:\n{_log(folder, name).read_text(errors='replace')[-3000:]}")
+        _wait(lambda: node.poll() is not None or "Ray runtime started" in _log(folder, name).read_text(), folder, name)
+        if node.poll() is not None:
+            raise RuntimeError(f"{name} did not start:\n{_log(folder, name).read_text(errors='replace')[-3000:]}")
+        return node
+
+    return _at_last(start)
+
+
+def _at_last(start: Callable[[], T]) -> T:
+    """Ray gives a node up that takes half a minute to start, as on a busy machine: then it is started again."""
+    for _ in range(2):
+        with suppress(Exception):
+            return start()
+    return start()
 
 
 def _own_address() -> str:

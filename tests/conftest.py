@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+# A hundred processes that import torch or Ray would each compile them again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Read at import by the libraries concerned, here and in the processes that tests start.
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -24,11 +29,15 @@ settings.load_profile("busy")
 
 from tests import azurite, google_xml, servers  # noqa: E402
 
-_FOREIGN = ("AWS_", "AZURE_", "GOOGLE_", "GCE_METADATA_", "CLOUDSDK_", "STORAGE_EMULATOR_HOST", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_FOREIGN = (
+    "AWS_", "AZURE_", "GOOGLE_", "GCE_METADATA_", "CLOUDSDK_", "STORAGE_EMULATOR_HOST", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS",
+    "SSL_CERT_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+)  # fmt: skip
+"""How the names of variables begin, in upper case, that say which stores, clusters, authorities and proxies a user has."""
 
 
 def _leave_nobodys_settings(patch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
+    for name in [name for name in os.environ if name.upper().startswith(_FOREIGN)]:
         patch.delenv(name)
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     patch.setenv("CLOUDSDK_CONFIG", os.devnull)
@@ -36,8 +45,14 @@ def _leave_nobodys_settings(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
 
 
-_RAYS = re.compile(r"test_stragglers|test_kills|test_on_a_cluster|test_a_lost_node|(?<![a-z])ray(?![a-z])")
-"""In the names of tests that start a Ray."""
+_RAYS = re.compile(r"test_stragglers|tests/chaos/|test_on_a_cluster|test_a_lost_node|(?<![a-z])ray(?![a-z])")
+"""In the names of tests that start a Ray, or share fixtures with one that does."""
+
+
+_LONG = tuple(
+    f"tests/{name}" for name in ("test_stopping", "storage/", "methods/test_contract", "memory/", "output/", "shards/", "engine/", "docs/")
+)
+"""Modules that would be waited for at the end."""
 
 
 def _group(nodeid: str) -> str:
@@ -48,7 +63,7 @@ def _group(nodeid: str) -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: _group(item.nodeid) != "rays")  # what takes longest begins first
+        items.sort(key=lambda item: (_group(item.nodeid) != "rays", not item.nodeid.startswith(_LONG)))  # what takes longest begins first
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -83,7 +98,11 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[servers.S3Server]:
-    with servers.s3_server() as server:
+    """With it, what botocore has on disk of AWS's services is read once, not for every session that a test makes."""
+    import botocore.session
+
+    with pytest.MonkeyPatch.context() as patch, servers.s3_server() as server:
+        patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
         yield server
 
 
@@ -112,20 +131,24 @@ def shared_ray(s3_server) -> Iterator[str]:
     A process that has had a Ray inside (`ray.init("local")`, a merge with `engine="ray"` and no RAY_ADDRESS) cannot join one that was
     there before, whose actors then never start: tests leave that to processes they start.
     """
-    from ray.cluster_utils import Cluster
+    from tests.clusters import node_in_this_process
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.environ.items():
             patch.setenv(name, value)
-        options = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 80 << 20}
-        for attempt in range(3):
-            try:
-                cluster = Cluster(initialize_head=True, head_node_args=options)
-                break
-            except Exception as error:  # Ray's own word for a node that took half a minute to start, as on a busy machine
-                if "timed out during startup" not in str(error) or attempt == 2:
-                    raise
+        cluster = node_in_this_process(num_cpus=3)
     yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[Any]:
+    """The cluster of a head that runs no workers and soon notices that a node is lost; tests add the nodes."""
+    from tests.clusters import node_in_this_process
+
+    periods = {"health_check_period_ms": 500, "health_check_initial_delay_ms": 0, "metrics_report_interval_ms": 500}
+    cluster = node_in_this_process(num_cpus=0, _system_config={**periods, "health_check_failure_threshold": 3})
+    yield cluster
     cluster.shutdown()
 
 

@@ -1,8 +1,11 @@
 """Checkpoints of real architectures, made by transformers from small configs; nothing is downloaded."""
 
+import tempfile
+from functools import cache, partial
+from pathlib import Path
+
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 SMALL = {
     "hidden_size": 64,
@@ -13,26 +16,47 @@ SMALL = {
     "vocab_size": 503,
 }
 
+
+def made(family, **config):
+    """A model of random weights. The library takes longer to import than most tests that need none of it take to run."""
+    import transformers
+
+    return getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**SMALL, **config))
+
+
 ARCHITECTURES = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=False)),
-    "llama_tied": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=True)),
-    "qwen2_biases": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=False)),
-    "mixtral_experts": lambda: MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)),
+    "llama": partial(made, "Llama", tie_word_embeddings=False),
+    "llama_tied": partial(made, "Llama", tie_word_embeddings=True),
+    "qwen2_biases": partial(made, "Qwen2", tie_word_embeddings=False),
+    "mixtral_experts": partial(made, "Mixtral", num_local_experts=4, num_experts_per_tok=2),
 }
 
 
 def make_models(root, make, dtype=torch.bfloat16, cuts=("60KB", "100KB", "150KB")):
     """old, post and new below `root`: one architecture, three cuts into shards. Returns the folders in this order."""
+    for name, content in _files(make, dtype, cuts).items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    torch.manual_seed(0)
+    return root / "old", root / "post", root / "new"
+
+
+@cache
+def _files(make, dtype, cuts):
+    """What is in the three folders. Every test gets the same, so they are made once."""
     torch.manual_seed(0)
     model = make().to(dtype)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for name, scale, cut in zip(("old", "post", "new"), (0.0, 1e-3, 4e-3), cuts, strict=True):
-        drifted = {
-            key: (t.double() + scale * torch.randn(t.shape).double()).to(dtype) if t.is_floating_point() else t for key, t in start.items()
-        }
-        model.load_state_dict(drifted)
-        model.save_pretrained(root / name, max_shard_size=cut)
-    return root / "old", root / "post", root / "new"
+    with tempfile.TemporaryDirectory() as root:
+        for name, scale, cut in zip(("old", "post", "new"), (0.0, 1e-3, 4e-3), cuts, strict=True):
+            drifted = {
+                key: (t.double() + scale * torch.randn(t.shape).double()).to(dtype) if t.is_floating_point() else t
+                for key, t in start.items()
+            }
+            model.load_state_dict(drifted)
+            model.save_pretrained(Path(root, name), max_shard_size=cut)
+        return {str(path.relative_to(root)): path.read_bytes() for path in sorted(Path(root).rglob("*.*"))}
 
 
 def save_model(folder, tensors, *, files=1, config=None):

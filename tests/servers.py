@@ -25,6 +25,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -89,17 +90,7 @@ class S3Server:
         }
 
     def client(self) -> Any:
-        from botocore.config import Config
-        from botocore.session import Session
-
-        return Session().create_client(
-            "s3",
-            region_name=self.region,
-            endpoint_url=self.endpoint,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            config=Config(retries={"max_attempts": 2}, s3={"addressing_style": "path"}),
-        )
+        return _client(self)
 
     def make_bucket(self) -> str:
         name = f"bucket-{secrets.token_hex(4)}"
@@ -109,6 +100,22 @@ class S3Server:
     def open_uploads(self, bucket: str) -> list[str]:
         """Keys of the multipart uploads that were begun and neither completed nor aborted."""
         return [each["Key"] for each in self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+
+
+@cache
+def _client(server: S3Server) -> Any:
+    """One, which threads may share, for all: it takes a tenth of a second to make."""
+    from botocore.config import Config
+    from botocore.session import Session
+
+    return Session().create_client(
+        "s3",
+        region_name=server.region,
+        endpoint_url=server.endpoint,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+        config=Config(retries={"max_attempts": 2}, s3={"addressing_style": "path"}),
+    )
 
 
 def _weed() -> str:

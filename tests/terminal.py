@@ -7,7 +7,9 @@ import os
 import subprocess
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +18,6 @@ WIDE = {"TERM": "dumb", "COLUMNS": "200"}
 
 def call(*arguments: str | os.PathLike[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """What `paramdelta-dist` with these arguments gives in a folder. What a process would end with as a traceback is one here."""
-    from paramdelta_dist.cli import commands as cli
-
     out, err = _terminal(), _terminal()
     line = list(map(os.fspath, arguments))
     code = 0
@@ -26,13 +26,23 @@ def call(*arguments: str | os.PathLike[str], cwd: Path, **environment: str) -> s
         for name, value in {**WIDE, **environment}.items():
             patch.setenv(name, value)
         try:
-            cli.app(line, prog_name="paramdelta-dist")
+            command()(line, prog_name="paramdelta-dist")
         except SystemExit as ending:
             code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         except Exception:
             traceback.print_exc()
             code = 1
     return subprocess.CompletedProcess(line, code, _text(out), _text(err))
+
+
+@cache
+def command() -> Any:
+    """What typer makes of our functions, once: it takes longer than most commands."""
+    import typer
+
+    from paramdelta_dist.cli import commands
+
+    return typer.main.get_command(commands.app)
 
 
 def _terminal() -> io.TextIOWrapper:

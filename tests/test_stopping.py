@@ -100,12 +100,19 @@ def as_user_of(url):
     return {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
 
 
-@pytest.fixture
-def bucket(s3_server, models):
-    """A bucket with the models, and a proxy before the server."""
+@pytest.fixture(scope="module")
+def inputs(s3_server, models):
+    """A bucket with the models."""
     name = s3_server.make_bucket()
     for file in sorted(models.rglob("*.*")):
         s3_server.client().put_object(Bucket=name, Key=str(file.relative_to(models)), Body=file.read_bytes())
+    return name
+
+
+@pytest.fixture
+def bucket(s3_server):
+    """An empty bucket, and a proxy before the server."""
+    name = s3_server.make_bucket()
     with fault_proxy(s3_server.endpoint) as proxy:
         yield name, proxy, {**s3_server.environ, "AWS_ENDPOINT_URL": proxy.endpoint}
 
@@ -185,9 +192,9 @@ def test_a_store_that_refuses_connections_does_not_hold_a_stop_up(tmp_path, engi
 
 
 @pytest.mark.parametrize("what", ["reads stall", "uploads stall", pytest.param("everything is refused", marks=pytest.mark.slow)])
-def test_a_store_that_goes_away_during_a_merge_does_not_hold_a_stop_up(tmp_path, bucket, what):
+def test_a_store_that_goes_away_during_a_merge_does_not_hold_a_stop_up(tmp_path, inputs, bucket, what):
     name, proxy, environment = bucket
-    process = start("merge", recipe_file(tmp_path, source=f"s3://{name}", output=f"s3://{name}/out"), **environment)
+    process = start("merge", recipe_file(tmp_path, source=f"s3://{inputs}", output=f"s3://{name}/out"), **environment)
     if what == "reads stall":
         proxy.rule(stalled(), method="GET", path=r"model", skip=10, times=math.inf)
     elif what == "uploads stall":
@@ -195,14 +202,14 @@ def test_a_store_that_goes_away_during_a_merge_does_not_hold_a_stop_up(tmp_path,
     else:
         proxy.rule(refused(503, "SlowDown"), method="GET", path=r"model", skip=10, times=math.inf)
     wait_for(lambda: proxy.faults, process)
-    time.sleep(2)
+    time.sleep(1)
     seconds, _, _ = stop(process)
     assert seconds < AWAY_SECONDS + BUSY_SECONDS
 
 
-def test_a_stop_takes_back_what_is_being_uploaded_where_the_store_answers(tmp_path, s3_server, bucket):
+def test_a_stop_takes_back_what_is_being_uploaded_where_the_store_answers(tmp_path, s3_server, inputs, bucket):
     name, proxy, environment = bucket
-    process = start("merge", recipe_file(tmp_path, source=f"s3://{name}", output=f"s3://{name}/out"), **environment)
+    process = start("merge", recipe_file(tmp_path, source=f"s3://{inputs}", output=f"s3://{name}/out"), **environment)
     wait_for(lambda: proxy.count("PUT", "partNumber=1&"), process)
     stop(process, signal.SIGTERM)
     assert s3_server.open_uploads(name) == []
@@ -239,7 +246,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
         )
         wait_for(lambda: connections, process)
         process.send_signal(signal.SIGTERM)
-        time.sleep(2)
+        time.sleep(1)
         assert process.poll() is None, "its planning waits for requests that nobody answers"
         seconds, _, err = stop(process, signal.SIGTERM)
     assert seconds < 30

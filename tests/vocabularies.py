@@ -3,8 +3,8 @@
 import json
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests import oracle
 
@@ -22,7 +22,8 @@ def make_tokenizer(words=120, special=("<s>", "</s>"), order=1):
     content = json.loads(tokenizer.to_str())
     tokens = list(content["model"]["vocab"])[::order]
     content["model"]["vocab"] = {token: number for number, token in enumerate(tokens)}
-    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), bos_token=special[0], eos_token=special[1])
+    turned = Tokenizer.from_str(json.dumps(content))
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=turned, bos_token=special[0], eos_token=special[1])
     made.add_special_tokens({"additional_special_tokens": list(special[2:])})
     return made
 
@@ -30,12 +31,12 @@ def make_tokenizer(words=120, special=("<s>", "</s>"), order=1):
 def make_model(folder, tokenizer, *, rows=None, tied=False, dtype=torch.bfloat16, seed=0, cut="30KB", save=True):
     """A small Llama whose embeddings have `rows` rows (default: one for each token), and its tokenizer."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=rows or len(tokenizer), tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size=cut)
+    transformers.LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size=cut)
     if save:
         tokenizer.save_pretrained(folder)
     return folder

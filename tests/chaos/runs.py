@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
+
+from tests.terminal import call
 
 SITE = Path(__file__).parent / "site"
 SHARDS = 6
@@ -158,12 +159,6 @@ def write_recipe(path: Path, place: Place, **more: Any) -> Path:
     return path
 
 
-@cache
-def can_clean() -> bool:
-    done = subprocess.run([sys.executable, "-m", "paramdelta_dist", "clean", "--help"], capture_output=True, check=False)
-    return done.returncode == 0
-
-
 def model_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """The part of an output that does not depend on where it is and how often it was tried: all that a loader reads."""
     return {name: data for name, data in files.items() if not name.startswith(".paramdelta/") and name != "README.md"}
@@ -182,12 +177,11 @@ def assert_complete(place: Place, quiet: Mapping[str, bytes]) -> dict[str, Any]:
         name: blake3(files[name]).hexdigest() for name in commit["files"]
     }
     assert commit["fingerprint"] == json.loads(files[PLAN])["fingerprint"]
-    state = end(start("status", place.output, "--json", place=place))
-    assert json.loads(state.output)["state"] == "complete", state
-    if can_clean():
-        cleaned = end(start("clean", place.output, "--older-than", "0s", "--yes", place=place))
-        assert cleaned.code == 0, cleaned
-        assert place.leftovers() == []
-        assert place.files() == files
+    state = call("status", place.output, "--json", cwd=Path(), **place.environ)
+    assert json.loads(state.stdout)["state"] == "complete", state
+    cleaned = call("clean", place.output, "--older-than", "0s", "--yes", cwd=Path(), **place.environ)
+    assert cleaned.returncode == 0, cleaned
+    assert place.leftovers() == []
+    assert place.files() == files
     report: dict[str, Any] = json.loads(files[REPORT])
     return report

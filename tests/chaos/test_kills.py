@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from itertools import product
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from tests.chaos.runs import COMMIT, SHARD_READS, SHARDS, Chaos, alive, assert_complete, end, merge_arguments, start, wait_for, write_recipe
 
@@ -64,28 +63,28 @@ def test_a_killed_worker_costs_the_shards_it_had(role, point, place, quiet, tmp_
 
 
 @pytest.mark.parametrize(("role", "point", "place"), cases(("node",), IN_A_SHARD), indirect=["place"])
-def test_a_killed_node_costs_the_shards_it_had(role, point, place, quiet, tmp_path, monkeypatch, head):
+def test_a_killed_node_costs_the_shards_it_had(role, point, place, quiet, tmp_path, monkeypatch, ray_head):
     arguments = merge_arguments(write_recipe(tmp_path / "recipe.yaml", place), "ray")
     chaos = Chaos(tmp_path / "chaos", point, role)
-    with nodes(head, place, chaos, monkeypatch):
-        done = end(start(*arguments, place=place, chaos=chaos, environ={"RAY_ADDRESS": head.address}))
+    with nodes(ray_head, place, chaos, monkeypatch):
+        done = end(start(*arguments, place=place, chaos=chaos, environ={"RAY_ADDRESS": ray_head.address}))
     assert done.code == 0, done
     assert_one_worker_was_lost(chaos, assert_complete(place, quiet))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["disk", "s3"], indirect=True)
-def test_a_driver_killed_on_a_cluster_leaves_no_worker_behind_and_its_command_goes_on(place, quiet, tmp_path, monkeypatch, head):
+def test_a_driver_killed_on_a_cluster_leaves_no_worker_behind_and_its_command_goes_on(place, quiet, tmp_path, monkeypatch, ray_head):
     arguments = merge_arguments(write_recipe(tmp_path / "recipe.yaml", place), "ray")
     chaos = Chaos(tmp_path / "chaos", pace=0.1)
-    with nodes(head, place, chaos, monkeypatch):
-        process = start(*arguments, place=place, chaos=chaos, environ={"RAY_ADDRESS": head.address})
+    with nodes(ray_head, place, chaos, monkeypatch):
+        process = start(*arguments, place=place, chaos=chaos, environ={"RAY_ADDRESS": ray_head.address})
         wait_for(lambda: len(chaos.started) > WORKERS)
         process.kill()
         assert end(process).code == -signal.SIGKILL
         wait_for(lambda: not any(alive(process) for _, process in chaos.started))
         assert COMMIT not in place.names()
-        done = end(start(*arguments, place=place, environ={"RAY_ADDRESS": head.address}))
+        done = end(start(*arguments, place=place, environ={"RAY_ADDRESS": ray_head.address}))
     assert done.code == 0, done
     assert assert_complete(place, quiet)["shards"]["kept"] > 0
 
@@ -111,13 +110,3 @@ def assert_one_worker_was_lost(chaos, report):
     again = report["retries"] + report["copies"] + report["restarts"]
     assert again >= 1, "it was begun again when the loss was noticed, or as a late one"
     assert SHARDS + 1 <= len(chaos.started) <= SHARDS + again, "one was being made, and nothing is begun that is not told"
-
-
-@pytest.fixture(scope="module")
-def head():
-    """A Ray cluster without workers, which notices lost nodes soon."""
-    health = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
-    options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20, "_system_config": health}
-    cluster = Cluster(initialize_head=True, head_node_args=options)
-    yield cluster
-    cluster.shutdown()

@@ -4,13 +4,12 @@ import json
 import re
 
 import pytest
-import typer
 import yaml
 
 from paramdelta_dist import errors
-from paramdelta_dist.cli import commands as cli
 from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests.docs.pages import DOCS, PAGES, REPOSITORY, blocks, named_files, our_commands, recipe_files
+from tests.terminal import command
 
 BLOCKS = [block for page in (*PAGES, REPOSITORY / "README.md") for block in blocks(page)]
 SHELL = [block for block in BLOCKS if block.language in ("bash", "sh", "console", "text")]
@@ -18,10 +17,10 @@ SHELL = [block for block in BLOCKS if block.language in ("bash", "sh", "console"
 
 def parse(arguments):
     """What the real command line makes of these arguments, without running anything."""
-    group = typer.main.get_command(cli.app)
+    group = command()
     with group.make_context("paramdelta-dist", list(arguments)) as context:
-        name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
-        with command.make_context(name, rest, parent=context) as inner:
+        name, chosen, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+        with chosen.make_context(name, rest, parent=context) as inner:
             return inner.params
 
 

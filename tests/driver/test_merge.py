@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+import transformers
 
 from paramdelta_dist import api
 from paramdelta_dist.errors import CheckpointError, HomologyError, NonFinite
@@ -29,10 +29,10 @@ def merged(tmp_path, *models, name="out", **options):
 def test_a_merged_model_gives_the_logits_of_a_merge_in_memory(tmp_path, architecture):
     old, post, new = make_models(tmp_path, ARCHITECTURES[architecture])
     out = merged(tmp_path, new, post, old, shard_size="100KB")
-    opened, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16, output_loading_info=True)
+    opened, info = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict() for folder in (new, post, old)]
+    models = [transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict() for folder in (new, post, old)]
     expected = copy.deepcopy(opened)
     expected.load_state_dict(oracle.merge(models[0], [(models[1], models[2], 1.0)]))
     tokens = torch.arange(24).reshape(2, 12) * 17 % 503
@@ -74,7 +74,7 @@ def test_the_recipe_chooses_the_output_dtype_and_the_config_says_so(tmp_path):
     out = merged(tmp_path, new, post, old, dtype="float32")
     expected = oracle.merge(oracle.load(new), [(oracle.load(post), oracle.load(old), 1.0)], dtype=torch.float32)
     oracle.assert_same(oracle.load(out), expected)
-    assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.float32
+    assert transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype == torch.float32
 
 
 def test_two_deltas_with_their_own_bases_and_weights_are_added_in_order(tmp_path):
@@ -124,7 +124,7 @@ def test_trained_weights_with_integer_buffers_are_merged(tmp_path):
     out = merged(tmp_path, tmp_path / "new", tmp_path / "post", source, shard_size="20MB")
     expected = oracle.merge(oracle.load(tmp_path / "new"), [(oracle.load(tmp_path / "post"), base, 1.0)])
     oracle.assert_within_one_rounding(oracle.load(out), expected)
-    model, tokenizer = AutoModel.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    model, tokenizer = transformers.AutoModel.from_pretrained(out), transformers.AutoTokenizer.from_pretrained(out)
     with torch.no_grad():
         states = model(**tokenizer("merged without training", return_tensors="pt")).last_hidden_state
     assert torch.isfinite(states).all()

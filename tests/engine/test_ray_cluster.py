@@ -17,7 +17,6 @@ import ray
 import torch
 from ray._raylet import GcsClient
 from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 import paramdelta_dist
@@ -33,24 +32,14 @@ from tests.models import recipe, save_model
 from tests.stop_after_first import Watcher, weights
 
 GB = 1 << 30
-SOON = {
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 3,
-    "health_check_initial_delay_ms": 0,
-    "metrics_report_interval_ms": 500,
-}
-"""So that nothing here waits for Ray's own periods of many seconds."""
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(ray_head):
     """A cluster whose head, where the driver is, runs no workers."""
-    options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20, "_system_config": SOON}
-    cluster = Cluster(initialize_head=True, head_node_args=options)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield cluster
+    ray.init(address=ray_head.address, log_to_driver=False, logging_level="ERROR")
+    yield ray_head
     ray.shutdown()
-    cluster.shutdown()
 
 
 @contextmanager

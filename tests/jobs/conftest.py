@@ -86,19 +86,26 @@ class Site:
         return {entry["Key"].partition("/")[2] for entry in listed}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def s3_proxy(s3_server) -> Iterator[FaultProxy]:
     with fault_proxy(s3_server.endpoint) as proxy:
         yield proxy
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # it does not rest: what would run beside it to the end of the tests takes a third of a core
 def cluster(s3_server, s3_proxy) -> Iterator[RayServer]:
     with ray_cluster({**s3_server.environ, "AWS_ENDPOINT_URL": s3_proxy.endpoint}) as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
+def head(s3_server, s3_proxy) -> Iterator[RayServer]:
+    """A cluster on which nothing can be merged, there in a third of the time."""
+    with ray_cluster({**s3_server.environ, "AWS_ENDPOINT_URL": s3_proxy.endpoint}, workers=0) as started:
+        yield started
+
+
+@pytest.fixture(scope="package")
 def models(s3_server, tmp_path_factory) -> str:
     """A bucket with new, post and old: eight tensors of 1 MB."""
     root, bucket = tmp_path_factory.mktemp("models"), s3_server.make_bucket()
@@ -108,6 +115,13 @@ def models(s3_server, tmp_path_factory) -> str:
         for path in save_model(root / name, {n: t * scale for n, t in tensors.items()}, files=2).iterdir():
             s3_server.client().put_object(Bucket=bucket, Key=f"{name}/{path.name}", Body=path.read_bytes())
     return bucket
+
+
+@pytest.fixture
+def site_of_a_head(head, models, s3_server, s3_proxy, tmp_path) -> Iterator[Site]:
+    s3_proxy.clear()
+    yield Site(head, models, s3_server, s3_proxy, tmp_path)
+    s3_proxy.clear()
 
 
 @pytest.fixture

@@ -98,13 +98,13 @@ def test_a_stopped_job_is_no_success_and_the_next_attempt_finishes_it_over_a_con
     assert status["result"]["shards"]["made"] + status["result"]["shards"]["kept"] == 8
 
 
-def test_what_cannot_be_merged_is_told_before_anything_is_submitted(site):
-    done = site.run("submit", site.recipe("missing", base="nowhere"), address="http://127.0.0.1:1")
+def test_what_cannot_be_merged_is_told_before_anything_is_submitted(site_of_a_head):
+    done = site_of_a_head.run("submit", site_of_a_head.recipe("missing", base="nowhere"), address="http://127.0.0.1:1")
     assert done.returncode == 3
     assert "nowhere" in done.stderr
-    bad = site.recipe("bad")
+    bad = site_of_a_head.recipe("bad")
     bad.write_text(bad.read_text().replace("deltas", "delats"))
-    assert site.run("submit", bad, address="http://127.0.0.1:1").returncode == 2
+    assert site_of_a_head.run("submit", bad, address="http://127.0.0.1:1").returncode == 2
 
 
 @pytest.mark.slow
@@ -130,8 +130,8 @@ def test_an_output_is_verified_and_deltas_are_analyzed_on_the_cluster(site):
     assert "layers." in str(json.loads(broken.stdout)["result"]["problems"])
 
 
-def test_an_interpreter_without_the_package_is_named(site):
-    done = site.run("submit", site.recipe("bare"), "--python", "/nowhere/bin/python")
+def test_an_interpreter_without_the_package_is_named(site_of_a_head):
+    done = site_of_a_head.run("submit", site_of_a_head.recipe("bare"), "--python", "/nowhere/bin/python")
     assert done.returncode == 2
     assert "no Python at /nowhere/bin/python" in done.stderr
     assert "--python PATH" in done.stderr

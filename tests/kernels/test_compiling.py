@@ -9,17 +9,13 @@ from pathlib import Path
 
 import pytest
 
+ROOT = str(Path(__file__).parents[2])
 CODE = """
 import errno, os, sys
 import numba.core.caching as caching
 {before}
-import numpy as np
-from paramdelta_dist.kernels.sum_cpu import add_deltas
-from paramdelta_dist.kernels.raw import RawElements
-one, two, out = (np.full(8, n, np.float32) for n in (1, 2, 0))
-add_deltas(RawElements(memoryview(out).cast("B"), "F32"), RawElements(memoryview(one).cast("B"), "F32"),
-           [(RawElements(memoryview(two).cast("B"), "F32"), RawElements(memoryview(one).cast("B"), "F32"))], [1.0])
-assert out.tolist() == [2.0] * 8, out
+from tests.kernels.two_functions import four_times
+assert four_times(21) == 84
 """
 FULL = """
 def full(self, path):
@@ -29,7 +25,7 @@ caching.IndexDataCacheFile._open_for_write = full
 
 
 def add(cache, before=""):
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": ROOT}
     return subprocess.run([sys.executable, "-c", CODE.format(before=before)], env=environment, capture_output=True, text=True)
 
 
@@ -57,11 +53,13 @@ def test_a_full_disk_under_the_cache_costs_time_only(tmp_path):
     assert kept(tmp_path) == []
 
 
-@pytest.mark.parametrize("damage", ["empty", "noise"])
-def test_a_damaged_cache_is_compiled_again(cache, tmp_path, damage):
+@pytest.mark.parametrize("damaged", [".nbi", ".nbc"])
+def test_a_damaged_cache_is_compiled_again(cache, tmp_path, damaged):
+    """Of the two functions in it, one is damaged in each of the ways."""
     shutil.copytree(cache, tmp_path / "cache")
-    for path in kept(tmp_path):
-        path.write_bytes(b"" if damage == "empty" else b"\x93" + path.read_bytes()[1:])
+    empty, noise = (path for path in kept(tmp_path) if path.suffix == damaged)
+    empty.write_bytes(b"")
+    noise.write_bytes(b"\x93" + noise.read_bytes()[1:])
     done = add(tmp_path / "cache")
     assert done.returncode == 0, done.stderr
 

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import transformers
 
 from paramdelta_dist import api
 from paramdelta_dist.recipe.model import Recipe
@@ -97,7 +97,7 @@ def both(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("mergekit")
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=False)).float()
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, tie_word_embeddings=False)).float()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     common = {name: torch.randn_like(tensor) for name, tensor in start.items()}
     for name, size in (("base", 0.0), ("a", 2e-3), ("b", 2e-3), ("c", 3e-3)):

@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 import torch
+import transformers
 import yaml
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from paramdelta_dist import api
 from paramdelta_dist.recipe.mergekit import import_mergekit
@@ -77,7 +77,7 @@ def root(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("trained")
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=True)).float()
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SMALL, tie_word_embeddings=True)).float()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     for name, tensor in start.items():
         if tensor.dim() == 2:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pyarrow.parquet
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import transformers
 
 from paramdelta_dist import api
 from paramdelta_dist.checkpoint import open_checkpoint
@@ -59,10 +59,10 @@ def test_rows_follow_the_tokens_of_the_tokenizer_that_is_written(tmp_path, tied,
     tokenizers = three_tokenizers()
     out, expected = by_token(tmp_path, tokenizers, tied=tied, written=written)
     oracle.assert_within_one_rounding(oracle.load(out), expected)
-    opened, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    opened, info = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]
-    tokenizer = AutoTokenizer.from_pretrained(out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     assert tokenizer.get_vocab() == tokenizers[written].get_vocab()
     ids = tokenizer("A merge moves each byte<|im_end|>", return_tensors="pt").input_ids[0]
     assert torch.equal(opened.get_input_embeddings()(ids), opened.get_input_embeddings().weight[ids])
@@ -179,7 +179,7 @@ def test_pad_takes_the_rows_that_only_some_have_from_the_model_whose_tokenizer_i
         common = (models[0][name][:count].double() + 0.5 * (models[1][name][:count].double() - models[2][name].double())).bfloat16()
         expected = torch.cat([common, models[1][name][count:], models[0][name][count + 2 :]])
         oracle.assert_within_one_rounding({name: out[name]}, {name: expected})
-    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert opened.config.vocab_size == count + 5
 
 

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 import torch
+import transformers
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from paramdelta_dist import api
 from paramdelta_dist.recipe.mergekit import import_mergekit
@@ -88,7 +88,8 @@ def theirs(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("imported")
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**SMALL, "num_hidden_layers": LAYERS}, tie_word_embeddings=False)).float()
+    config = transformers.LlamaConfig(**{**SMALL, "num_hidden_layers": LAYERS}, tie_word_embeddings=False)
+    model = transformers.LlamaForCausalLM(config).float()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, size in (("base", 0.0), ("a", 2e-3), ("b", 3e-3)):
         model.load_state_dict({key: t + size * torch.randn_like(t) for key, t in start.items()})

@@ -56,7 +56,7 @@ class Cloud:
         return json.loads(done.stdout) if done.stdout else {}
 
 
-@pytest.fixture(params=["az", "abfss", "gs"])
+@pytest.fixture(params=["az", pytest.param("abfss", marks=pytest.mark.slow), "gs"])
 def cloud(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     if request.param == "gs":
         google: GoogleServer = request.getfixturevalue("google_server")
@@ -131,6 +131,7 @@ def test_a_killed_merge_goes_on_and_its_output_is_verified_and_cleaned_up_after(
     assert digests(out) != reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cloud", ["az"], indirect=True)
 def test_ray_does_not_change_a_byte_on_azure(
     cloud: Cloud, local_models: tuple[Path, Path, Path], reference: dict[str, str], tmp_path: Path

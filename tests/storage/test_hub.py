@@ -18,6 +18,7 @@ from paramdelta_dist.errors import CredentialsError, InputChanged, NotFound, Tra
 from paramdelta_dist.storage import StorageConfig, Store, StoreSettings, normalize, open_store, retry
 from tests.hub_server import TOKEN, Hub, Repository, running_hub
 from tests.models import ARCHITECTURES, make_models, recipe
+from tests.terminal import call
 
 WEIGHTS = os.urandom(200_000)
 FILES: dict[str, bytes | None] = {"config.json": b"{}", "model.safetensors": WEIGHTS, "sub/of/it.json": b"[1]"}
@@ -44,8 +45,9 @@ def whole(store: Store, name: str = "model.safetensors") -> bytes:
     return bytes(store.read_range(name, 0, identity.size, identity=identity))
 
 
-def call(*words: str, hub: Hub, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    given = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cwd / "home"), **environment}
+def in_a_process(*words: str, hub: Hub, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command as the environment alone has it, without what the fixture sets in this process."""
+    given = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cwd / "home")}
     return subprocess.run(
         [sys.executable, "-m", "paramdelta_dist", *words], capture_output=True, text=True, env=given, cwd=cwd, timeout=300, check=False
     )
@@ -208,6 +210,8 @@ def test_being_offline_is_said_and_not_tried(hub: Hub, monkeypatch: pytest.Monke
 
 
 def test_a_hub_that_is_busy_or_away_is_tried_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_DELAY_SECONDS", 0.1)
     answers = [503, 500, 502, 429, 504]
     hub.before = lambda method, path: (answers.pop(), {}) if answers else None
     assert whole(opened()) == WEIGHTS
@@ -265,7 +269,7 @@ def test_a_merge_of_models_on_the_hub_is_the_one_of_their_folders(hub: Hub, tmp_
 
     hub.before = push
     (tmp_path / "r.yaml").write_text("base: hf://org/new\ndeltas: [{post: hf://org/post, base: hf://org/old}]\noutput: out\n")
-    done = call("merge", "r.yaml", hub=hub, cwd=tmp_path)
+    done = in_a_process("merge", "r.yaml", hub=hub, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert hub.repositories["org/post"].history[-1][2] == "a push"
     paramdelta_dist.merge(recipe(new, post, old, tmp_path / "here"))
@@ -282,10 +286,10 @@ def test_the_command_line_tells_it_in_one_line_with_its_exit_code(hub: Hub, tmp_
         ("hf://org/model@never", 3, "no branch, tag or commit"),
         ("hf://gpt2", 2, "hf://OWNER/gpt2"),
     ):
-        done = call("inspect", url, hub=hub, cwd=tmp_path)
+        done = call("inspect", url, cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
         assert words in done.stderr
-    done = call("inspect", "hf://org/never", hub=hub, cwd=tmp_path, HF_TOKEN=TOKEN)
+    done = call("inspect", "hf://org/never", cwd=tmp_path, HF_TOKEN=TOKEN)
     assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
 
 
@@ -297,11 +301,12 @@ def test_an_output_that_is_a_part_of_a_repository_is_refused_before_anything_is_
     assert hub.asked("^(?!GET)") == []
 
 
-def test_a_merge_is_published_by_one_commit_to_a_new_private_repository(hub: Hub, tmp_path: Path) -> None:
+def test_a_merge_is_published_by_one_commit_to_a_new_private_repository(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And until then the main branch shows nothing of it; a run that was ended goes on; verify and status know it."""
     make_models(tmp_path, ARCHITECTURES["llama"])
     (tmp_path / "r.yaml").write_text("base: new\ndeltas: [{post: post, base: old}]\noutput: hf://me/merged\nshard_size: 100KB\n")
-    environment = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    environment = {"HF_TOKEN": TOKEN}
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     seen: list[set[str]] = []
     puts = 0
 
@@ -314,13 +319,13 @@ def test_a_merge_is_published_by_one_commit_to_a_new_private_repository(hub: Hub
         return (403, {}) if method == "PUT" and puts == 2 else None
 
     hub.before = watch
-    done = call("merge", "r.yaml", hub=hub, cwd=tmp_path, **environment)
+    done = call("merge", "r.yaml", cwd=tmp_path, **environment)
     assert done.returncode == 4, done.stderr
     assert seen
     assert all(files == {".gitattributes"} for files in seen)
     hub.repositories["me/merged"].push({"NOTES.md": b"by a person, meanwhile"})
     uploads = len(hub.asked("^PUT"))
-    done = call("merge", "r.yaml", hub=hub, cwd=tmp_path, **environment)
+    done = call("merge", "r.yaml", cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     merged = hub.repositories["me/merged"]
     assert merged.private
@@ -338,7 +343,7 @@ def test_a_merge_is_published_by_one_commit_to_a_new_private_repository(hub: Hub
     assert {name: data for name, data in published.items() if name.endswith(".safetensors")} == here
     assert len(hub.asked("^PUT")) - uploads < len(here)  # what the first run had finished was kept
     for words in (["verify", "hf://me/merged", "--deep"], ["status", "hf://me/merged"], ["merge", "r.yaml"]):
-        done = call(*words, hub=hub, cwd=tmp_path, **environment)
+        done = call(*words, cwd=tmp_path, **environment)
         assert done.returncode == 0, done.stderr
     assert list(merged.branches) == ["main"]
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore.retries import standard
 
 from paramdelta_dist.errors import CredentialsError, ParamDeltaError, TransientStorageError, UsageError
 from paramdelta_dist.storage import StorageConfig, StoreSettings, find_leftovers, open_store, retry, trust
@@ -48,6 +49,7 @@ def environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> pytest.
         monkeypatch.delenv(variable.upper(), raising=False)
     for name, value in s3_server.environ.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(standard.ExponentialBackoff, "delay_amount", lambda *_: 0.0)  # of botocore, before each of its four attempts
     return monkeypatch
 
 
