@@ -19,7 +19,7 @@ from paramdelta_dist.errors import (
     StorageError,
     TransientStorageError,
 )
-from paramdelta_dist.storage import Identity, StorageConfig, Store, StoreSettings, open_store, retry, multipart
+from paramdelta_dist.storage import Identity, StorageConfig, Store, StoreSettings, multipart, open_store, retry
 from tests.contracts.store_contract import SMALLEST_PART, borrowed, content, same
 from tests.faults import Fault, FaultProxy, cut, fault_proxy, flipped_upload, lost, refused, shortened, stalled
 from tests.servers import S3Server
