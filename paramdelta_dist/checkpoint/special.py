@@ -13,7 +13,7 @@ from paramdelta_dist.errors import HomologyError
 
 _ID = re.compile(r".*_token_(id|ids|index)")
 _ROLE = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|decoder_start|forced_bos|forced_eos)_token_id")
-"""What any conversation has: where it begins and ends."""
+"""The fields of ids that any conversation has: of its beginning and its end."""
 _OF_CODES = re.compile(r"codec|codebook|audio_code|tts_codec")
 
 

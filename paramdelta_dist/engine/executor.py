@@ -1,4 +1,4 @@
-"""What runs work: one function over many units, results in the order of completion."""
+"""The interface of an executor, which runs one function over many units and gives results in the order of completion."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Executor(Protocol):
     """Runs a function over units somewhere. Knows nothing of what it computes."""
 
     workers: int
-    """How many units run at a time; on a cluster, how many ran at most, known when a run has ended."""
+    """Units that run at a time; on a cluster, the most that ran at a time, known when a run has ended."""
     nodes: int
-    """Machines on which units were made,"""
+    """Machines on which units were made, in runs that have ended."""
     lost: int
-    """and workers that ended by themselves, in runs that have ended."""
+    """Workers that ended by themselves, in runs that have ended."""
     retries: int
     """Attempts at units that failed or were lost and were made up for, in runs that have ended."""
     copies: int
@@ -55,7 +55,7 @@ class Executor(Protocol):
 
     @property
     def causes(self) -> Mapping[str, int]:
-        """Why units were begun again, and how often, in the words of `metering.RETRIES`."""
+        """Why units were begun again, and how often, in the words of `metrics.RETRIES`."""
         ...
 
     def counts(self) -> Mapping[str, int]:
