@@ -49,10 +49,8 @@ _RAYS = re.compile(r"test_stragglers|tests/chaos/|test_on_a_cluster|test_a_lost_
 """In the names of tests that start a Ray, or share fixtures with one that does."""
 
 
-_SLOW_ROOMS = ("test_stopping", "storage/", "methods/test_contract", "memory/", "output/", "shards/", "engine/", "docs/")
-_LONG = tuple(f"tests/{name}" for name in _SLOW_ROOMS)
-    f"tests/{name}" for name in ("test_stopping", "storage/", "methods/test_contract", "memory/", "output/", "shards/", "engine/", "docs/")
-)
+_LONG_ONES = ("test_stopping", "storage/", "methods/test_contract", "memory/", "output/", "shards/", "engine/", "docs/")
+_LONG = tuple(f"tests/{name}" for name in _LONG_ONES)
 """Modules that would be waited for at the end."""
 
 

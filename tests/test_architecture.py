@@ -52,6 +52,10 @@ ROOMS = {
     "rich": ("cli/",),
 }
 
+PLAIN = ("storage", "engine", "jobs", "checkpoint")
+"""Rooms whose docstrings have been put into plain words."""
+QUESTIONS = ("What ", "Who ", "Whose ", "Which ", "How ", "Where ")
+
 
 @cache
 def imports(path):
@@ -112,6 +116,17 @@ def test_a_library_is_named_only_in_its_room(library):
 def test_every_module_says_first_what_it_is():
     for path in MODULES:
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if room_of(path) in PLAIN], ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_docstring_names_the_thing_and_is_whole(path):
+    """It opens with a noun or a verb and not as a question does, and does not go on in that of the next field."""
+    said = [node.value.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Expr) and _is_text(node.value)]
+    assert [text for text in said if text.startswith(QUESTIONS) or text.endswith(",") or text.startswith(("and ", "or "))] == []
+
+
+def _is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from paramdelta_dist.storage import Identity, Store
 SMALL = 256 << 10
 """Bytes of the longest run that is read whole."""
 PLACES = 4
-"""Where a longer one is looked at: in so many pieces all over it, which together are as much."""
+"""Pieces, spread all over a longer run, that are read of it; together they are as long as SMALL."""
 
 
 class Stretch(NamedTuple):

@@ -1,5 +1,5 @@
-"""What lies in a model's folder besides its weights and the side files that are known: what of it goes along with a merge, and
-what stays behind for which reason."""
+"""Unknown files of a model's folder, beside its weights and the side files that are known: which of them go along with a merge, and
+which stay behind for which reason."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def why_left(name: str, size: int) -> str | None:
 
 
 def find_beside(store: Store, others: Mapping[str, Identity]) -> Beside:
-    """What goes along and what does not of the unknown files of a folder. Looks into those that could be pointers to a file."""
+    """The unknown files of a folder: those that go along, and those that do not. Looks into those that could be pointers to a file."""
     files: dict[str, Identity] = {}
     left: list[tuple[str, str]] = []
     for name, identity in sorted(others.items(), key=lambda item: (not item[0].endswith(".safetensors"), item[0].count("/"), item[0])):
@@ -106,7 +106,7 @@ class Folder(NamedTuple):
 
 
 def notes_beside(base: Folder, beside: Beside, others: Sequence[Folder], written: Folder) -> Iterator[str]:
-    """What is said of them: of the base, of the other models, and of the folder whose tokenizer is `written`. Looks into weights
+    """Notes about such files: of the base, of the other models, and of the folder whose tokenizer is `written`. Looks into weights
     beside the model, in some places of large ones."""
     yield from _weights_beside(base, beside, others)
     if code := [name for name in (*base.known, *beside.files) if name.endswith(".py")]:

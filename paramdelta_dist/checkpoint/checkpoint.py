@@ -34,16 +34,16 @@ NOTHING_BESIDE = Beside({}, ())
 
 
 class Companion(NamedTuple):
-    """Where a tensor is that lies beside the model and is merged with it."""
+    """The place of a tensor that lies beside the model and is merged with it."""
 
     file: str
     name: str
-    """What it is called there."""
+    """Its name in that file."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a model folder holds. Tensors are in the order of the files and, inside a file, of the bytes."""
+    """A model folder, known by its headers. Tensors are in the order of the files and, inside a file, of the bytes."""
 
     url: str
     files: tuple[WeightFile, ...]
@@ -59,7 +59,7 @@ class Checkpoint:
     others: Mapping[str, Identity] = field(default_factory=dict)
     """Whatever else lies in the folder, by relative name."""
     beside: Beside = NOTHING_BESIDE
-    """What of it goes along with a merge: of the base of one alone."""
+    """Those of them that go along with a merge, and those that stay behind; told of the base of a merge alone."""
     companions: Mapping[str, Companion] = field(default_factory=dict)
     """Of each tensor that lies beside the model and is merged with it, by the name that it has here."""
     tie: Tie | None = None
@@ -253,7 +253,7 @@ def _refuse(url: str, names: list[str], headers: list[dict[str, Tensor]], index:
 
 
 def _read_config(store: Store, identity: Identity, room: Room) -> dict[str, Any]:
-    """What is in config.json. Raises CheckpointError when it is no JSON object, InputChanged when it is another by now."""
+    """The content of config.json. Raises CheckpointError when it is no JSON object, InputChanged when it is another by now."""
     where = f"{store.url}/{CONFIG_NAME}"
     data = read_whole(store, CONFIG_NAME, identity, limit=MAX_CONFIG)
     room.take(len(data) + json_cost(data), where)

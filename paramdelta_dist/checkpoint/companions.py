@@ -40,7 +40,7 @@ def with_companions(models: Mapping[str, Checkpoint], base: str, storage: Storag
 
 
 def _tensors(model: Checkpoint, file: str, storage: StorageConfig, parser: Parser) -> dict[str, Tensor]:
-    """What a file beside a model holds; nothing where that is no safetensors file."""
+    """The tensors of a file beside a model; none where that is no safetensors file."""
     store, weights = open_store(model.url, storage), WeightFile(file, model.others[file])
     try:
         text = read_header(store, weights, parser.room)
@@ -72,6 +72,6 @@ def _joined(model: Checkpoint, file: str, tensors: Mapping[str, Tensor]) -> Chec
 
 
 def companions_noted(base: Checkpoint, url: str) -> Iterator[str]:
-    """What is said of them."""
+    """Notes about the weights beside the model that are merged."""
     if files := sorted({companion.file for companion in base.companions.values()}):
         yield f"{url}: weights beside the model that all models have alike are merged too: {', '.join(map(repr, files))}"

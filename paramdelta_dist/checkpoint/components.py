@@ -1,4 +1,4 @@
-"""What part of a model a tensor belongs to, and to which layer, told from its name alone.
+"""The part of a model that a tensor belongs to, and its layer, told from its name alone.
 
 Names are read segment by segment between the dots, by what the libraries that save checkpoints call their modules, and not by
 substrings: `mlp.gate.weight` chooses experts, `mlp.gate_proj.weight` is a projection. A name that says nothing known is
@@ -24,7 +24,7 @@ class Component(str, Enum):
     MLP = "mlp"
     """The feed-forward network that every token passes."""
     ROUTER = "router"
-    """What chooses or weighs experts."""
+    """The tensors that choose or weigh experts."""
     EXPERT = "expert"
     """Feed-forward networks of a mixture, the shared ones among them."""
     NORM = "norm"
@@ -36,7 +36,7 @@ class Component(str, Enum):
 
 
 class Place(NamedTuple):
-    """Where in a model a tensor stands."""
+    """The component and the layer of a tensor."""
 
     component: Component
     layer: int | None

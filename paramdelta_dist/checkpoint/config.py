@@ -12,7 +12,7 @@ from paramdelta_dist.errors import CheckpointError
 
 
 def render_config(data: bytes | bytearray, dtype: str | None, changes: Mapping[str, Any], without: Sequence[str] = ()) -> bytes:
-    """What is written, given what the base has: with `dtype` where the recipe chose another one, and the fields, by dotted name,
+    """The config that is written, given the base's: with `dtype` where the recipe chose another one, and the fields, by dotted name,
     that a changed vocabulary changes, and `without` those that are left out.
 
     Raises CheckpointError where a field to be changed has no place.

@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What the numbers are, and so what a merge does with them."""
+    """The kind of numbers that a dtype holds, which decides what a merge does with them."""
 
     FLOAT = "float"
     """Arithmetic works on the values: merged."""

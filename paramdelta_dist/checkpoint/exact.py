@@ -31,7 +31,7 @@ _FEW, _MOST_GLOBS = 3, 64
 
 
 class Agreement(NamedTuple):
-    """What looking at what is copied has shown."""
+    """The outcome of comparing the tensors that are copied."""
 
     mismatches: tuple[Mismatch, ...]
     notes: tuple[str, ...]
@@ -105,9 +105,9 @@ def _in_all(name: str, tensor: Tensor, others: Sequence[Checkpoint]) -> bool:
 
 
 def _unlike_kinds(names: Sequence[str], models: Sequence[Checkpoint]) -> Iterator[Mismatch]:
-    """What can be neither merged nor copied; what is quantised is told elsewhere."""
+    """Mismatches of tensors that can be neither merged nor copied; quantised ones are told elsewhere."""
     seen: dict[tuple[str, ...], str | None] = {}
-    """What is wrong with tensors of these dtypes, if anything is."""
+    """The problem with tensors of these dtypes; None where there is none."""
     for name in names:
         dtypes = tuple([model.tensors[name].dtype for model in models])
         if dtypes not in seen:

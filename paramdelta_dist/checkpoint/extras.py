@@ -30,7 +30,7 @@ def _dotted(endings: Sequence[str]) -> tuple[str, ...]:
 
 _MASK_ENDS, _COUNTER_ENDS = _dotted(_MASKS), _dotted(_COUNTERS)
 _ENDS = (*_MASK_ENDS, *_COUNTER_ENDS, *_dotted(_POSITIONS))
-"""What a name ends with once a dot is before it: one test in C, since it is asked of every tensor of every model."""
+"""Endings of names, with a dot before them: one test in C, since it is asked of every tensor of every model."""
 
 
 _VARIANCE_ENDS = _dotted(_VARIANCES)
@@ -48,7 +48,7 @@ def without_variances(names: Iterable[str]) -> str:
 
 
 def variances_noted(tensors: Mapping[str, Tensor], left_out: Callable[[str], bool]) -> Iterator[str]:
-    """What is said of variances that are merged."""
+    """Notes about variances that are merged."""
     found = [name for name in tensors if is_variance(name) and not left_out(name)]
     if found:
         yield (
@@ -88,7 +88,7 @@ def not_in_all(models: Sequence[Mapping[str, Tensor]]) -> frozenset[str]:
 def differences_noted(
     base: Mapping[str, Tensor], others: Sequence[tuple[str, Mapping[str, Tensor]]], left_out: Callable[[str], bool], missing: str
 ) -> Iterator[str]:
-    """What becomes, in words, of tensors that not all models have and nobody has to be asked about; `others` by what they are called."""
+    """Notes about tensors that not all models have and nobody has to be asked about; `others` by what they are called."""
     for url, tensors in others:
         if tensors is base:
             continue

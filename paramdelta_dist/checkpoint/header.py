@@ -21,7 +21,7 @@ MAX_HEADER = 100_000_000
 """Longest header the format allows, in bytes."""
 LENGTH_FIELD = 8
 ALIGNMENT = 4096
-"""Where tensor data starts in the files we write: on a page, so that it can be written and mapped as it lies; any start is read."""
+"""Tensor data starts at a multiple of this in the files we write: on a page, it can be written and mapped as it lies. Any start is read."""
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
@@ -53,7 +53,7 @@ class WeightFile(NamedTuple):
 
 
 def damaged(problem: str) -> CheckpointError:
-    """What is raised for a file whose content cannot be what a library wrote, with the one way on that there is."""
+    """The error for a file whose content cannot be what a library wrote, with the one way on that there is."""
     return CheckpointError(f"{problem}; get the model's files once more from where they came, or save the model again")
 
 

@@ -132,7 +132,7 @@ def compare(
 
 
 def _quantised(model: Checkpoint, copied: Callable[[str], bool]) -> list[Quantised]:
-    """What is quantised in a model and would be merged, if only in part."""
+    """The quantised matrices of a model that would be merged, if only in part."""
     return [found for found in find_quantised(model.tensors, model.config) if not all(map(copied, found.tensors))]
 
 
@@ -327,7 +327,7 @@ def _entries_asked_about(models: Sequence[Checkpoint], entries: Entries, copied:
 def _vocabulary_differences(
     base: Checkpoint, others: Sequence[Checkpoint], written: Named | None, vocab: str, tokenizers: Tokenizers, rowed: Sequence[str]
 ) -> tuple[list[Mismatch], list[str]]:
-    """What tells the vocabularies apart, that of a folder that is no model and whose tokenizer is written among them."""
+    """Differences of the vocabularies, that of a folder that is no model and whose tokenizer is written among them."""
     if vocab == "ignored":
         return [], []
     first, *rest = [Named(redact(model.url), tokenizers.of(model.url, model.side_files)) for model in (base, *others)]

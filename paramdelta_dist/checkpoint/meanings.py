@@ -1,4 +1,4 @@
-"""What ids mean in the models of a merge: whether each is the same token in all of them, the added and special ones included.
+"""The meaning of ids in the models of a merge: whether each is the same token in all of them, the added and special ones included.
 
 Three things are no contradiction, because nothing points at such rows: an id without a token (padding), a token whose name says
 that it stands for nothing yet (`<|reserved_special_token_7|>`, `<unused3>`), and a token that one model has added where another
@@ -29,7 +29,7 @@ class Named(NamedTuple):
     """A folder with a tokenizer."""
 
     url: str
-    """What it is called in messages."""
+    """Its name in messages."""
     tokenizer: Tokenizer | None
     is_model: bool = True
     """Or only the folder that the tokenizer is taken from."""
@@ -75,8 +75,8 @@ def unreadable(folders: Sequence[Named], tokenizers: Tokenizers) -> Iterator[Dif
 def compare_meanings(
     base: Named, others: Sequence[Named], tokenizers: Tokenizers, *, rows: int | None, all_rows: int | None, rowed: Sequence[str] = ()
 ) -> tuple[list[Difference], list[str]]:
-    """Where ids below `rows` (all of them where that is None) have different tokens, or a token different ids, in two folders; and what
-    is to be said of the rest. `all_rows` are those of the output: a tokenizer from elsewhere may have no ids beyond. `rowed` are the
+    """Differences of ids below `rows` (of all where that is None): different tokens, or a token with different ids, in two folders; and
+    notes about the rest. `all_rows` are those of the output: a tokenizer from elsewhere may have no ids beyond. `rowed` are the
     tensors with an entry for each token. The vocabulary of the base stays in memory, those of the others do not.
 
     Raises InputChanged when a tokenizer is another by now, OverBudget when there is no room.

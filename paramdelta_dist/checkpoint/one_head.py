@@ -38,7 +38,7 @@ def ties_of(base: Checkpoint, others: Sequence[Checkpoint]) -> dict[str, str]:
 
 
 def ties_noted(base: Checkpoint, others: Sequence[Checkpoint], urls: Sequence[str]) -> list[str]:
-    """What is said of the ties of the models, which are called `urls`, the base first."""
+    """Notes about the ties of the models, which are called `urls`, the base first."""
     notes = [
         f"{url}: {', '.join(map(shown, model.tie.copies[:3]))} and {shown(model.tie.embedding)} are tied by the config and differ: the "
         "tensors decide, each is merged from its own (transformers 5 does not tie them then, others may drop the output head)"

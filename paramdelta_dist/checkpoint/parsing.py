@@ -23,7 +23,7 @@ class Parser:
     """
 
     def __init__(self, room: Room | None = None) -> None:
-        """What is made of a text takes its place in `room` for good."""
+        """The values that are made of a text take their place in `room` for good."""
         self.room = room or Room()
         self._turn = Lock()
         self._indexes: dict[bytes, dict[str, str]] = {}
@@ -33,7 +33,7 @@ class Parser:
         """By the names of the files, their tables and the index, which are kept above and so are told apart by their addresses."""
 
     def index(self, text: bytes | bytearray, *, where: str) -> dict[str, str]:
-        """What `parse_index` returns, and raises. Raises OverBudget where there is no room."""
+        """The index, as `parse_index` returns it; raises what that raises, and OverBudget where there is no room."""
         key = sha256(text).digest()
         with self._turn:
             if key not in self._indexes:

@@ -59,7 +59,7 @@ def refuse_absent(store: Store, url: str) -> NoReturn:
 
 
 def _as_an_id(path: str) -> str:
-    """What to do about a path that is not there, which may have been meant as the id of a model on the Hub."""
+    """The way out for a path that is not there, which may have been meant as the id of a model on the Hub."""
     given = os.path.relpath(path)
     if _ID.fullmatch(given):
         return f"for the model of this name on the Hugging Face hub write hf://{given}"

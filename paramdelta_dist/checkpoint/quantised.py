@@ -1,4 +1,4 @@
-"""Which tensors of a model are codes that mean nothing without a scale, whatever dtype they hide in.
+"""Quantised tensors of a model: codes that mean nothing without a scale, whatever dtype they hide in.
 
 A dtype does not say it: codes of four bits come as U8 and I32, scales as U8, and a list in the config of what is left out is often
 wrong. The names do: a tensor is quantised if the scale that goes with it is there too.
@@ -77,7 +77,7 @@ def find_quantised(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | No
 
 
 def _scheme(tensors: Mapping[str, Tensor], parts: Mapping[str, str]) -> str | None:
-    """What a matrix is quantised by, told from its parts and their dtypes; None where these are common to several schemes."""
+    """The scheme that a matrix is quantised by, told from its parts and their dtypes; None where these are common to several schemes."""
     has = {part: tensors[name] for name, part in parts.items()}
     codes = {tensors[name].dtype for name, part in parts.items() if part not in _SCALES}
     scales = {tensors[name].dtype for name, part in parts.items() if part in ("scale", "scales", "scale_inv")}

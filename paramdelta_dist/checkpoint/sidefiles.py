@@ -43,7 +43,7 @@ MODEL_FILES = (
     "NOTICE.txt",
     "USE_POLICY.md",
 )
-"""What the structure of the model needs, and the licence it comes under."""
+"""Files that the structure of the model needs, and the licence it comes under."""
 
 MODEL_PATTERNS = (*MODEL_FILES, "sentence_*_config.json", "[0-9]_*/config.json", "*.py")
 
@@ -54,7 +54,7 @@ PEOPLE_PATTERNS = (
     "*.md", "license*", "licence*", "copying*", "notice*", "use_policy*", "citation*", ".gitattributes", ".gitignore",
     "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp",
 )  # fmt: skip
-"""What people read and no loader does, in lower case: the card, licences, pictures, and what git and the Hub keep for themselves."""
+"""Files that people read and no loader does, in lower case: the card, licences, pictures, and what git and the Hub keep for themselves."""
 
 MAX_SIDE_FILE = 512 << 20
 """Largest side file that is copied, in bytes; a tokenizer has some tens of MB."""

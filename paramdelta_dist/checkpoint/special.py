@@ -24,7 +24,7 @@ _OTHERS = re.compile(r"forced_decoder_ids|force_words_ids|vocabulary_map|lang_to
 _OFFSET = re.compile(r"(.*_)?(token|vocab)_offset")
 """Fields that hold the first id of a run that goes on to the last one."""
 _ROLE = re.compile(rf"({'|'.join(_ROLES)}|decoder_start|forced_bos|forced_eos)_token_id")
-"""What any conversation has: where it begins and ends."""
+"""Fields that any conversation needs: its beginning and its end."""
 _EVERY_MODEL = ("bos", "eos", "pad")
 """Roles that every config has a field for, written or not."""
 _OF_CODES = re.compile(r"codec|codebook|(.*_)?audio_(code|stream)|(.*_)?tts_codec|t2u_|vocoder_|unit_|tag_|subs_")
@@ -43,12 +43,12 @@ _DEEP = 16
 
 
 class SpecialIds(NamedTuple):
-    """What becomes of the ids of tokens in the base's config."""
+    """The changes to ids of tokens in the base's config."""
 
     changes: dict[str, Any]
     """Fields, by dotted name, that the tokenizer that is written makes wrong, and what they should be."""
     problems: tuple[tuple[str, str], ...] = ()
-    """What cannot be put right, each with its remedy."""
+    """Problems that cannot be put right, each with its remedy."""
     notes: tuple[str, ...] = ()
 
 
@@ -74,7 +74,7 @@ def special_ids(
     vocabularies: TokensMoved,
     accepted: Callable[[str], bool],
 ) -> SpecialIds:
-    """What the ids of tokens in the base's config should be beside the tokenizer of `written`.
+    """The ids of tokens that the base's config should have beside the tokenizer of `written`.
 
     What the config of that folder says counts. Where it says nothing, ids of what begins and ends a text are those that its
     generation_config.json and its tokenizer name, and any other is that of the token that the base means. Numbers of codes stay, and
@@ -143,7 +143,7 @@ class _Ids:
         return self._translated(name, value, unsure=codes is None)
 
     def _theirs_of(self, name: str) -> Any:
-        """What the config of the folder says of a field, wherever in it, if that is one thing."""
+        """The value of a field in the config of the folder, wherever in it, if it is one value."""
         if name in self._theirs or not follows_tokenizer(name) or name not in self._ours:
             return self._theirs.get(name)
         leaf = name.rpartition(".")[2]
@@ -185,7 +185,7 @@ class _Ids:
             self.changes |= dict.fromkeys(here or [leaf], found)
 
     def _named(self, name: str, role: str) -> Any:
-        """What generation_config.json and the tokenizer name for a role; None where they do not."""
+        """The token that generation_config.json and the tokenizer name for a role; None where they do not."""
         said = self._written.generation.get(f"{role}_token_id")
         if _is_id(said) or (isinstance(said, list) and said and all(map(_is_id, said))):
             return said
@@ -319,7 +319,7 @@ def _sections(section: Mapping[str, Any], prefix: str = "", level: int = 0) -> I
 
 
 def _sizes(section: Mapping[str, Any], prefix: str = "", level: int = 0) -> Iterator[int]:
-    """What counts codes and is no vocabulary by its name."""
+    """Fields that count codes and are no vocabulary by their name."""
     for key, value in section.items():
         if isinstance(value, Mapping) and level < _DEEP:
             yield from _sizes(value, f"{prefix}{key}.", level + 1)

@@ -1,4 +1,4 @@
-"""What lies in a file's place while its content is elsewhere: pointers of Git LFS and git-annex, and pages saved by mistake."""
+"""Stand-ins, which lie in a file's place while its content is elsewhere: pointers of Git LFS and git-annex, and pages saved by mistake."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _SOURCES = ("tokenizer.json", "vocab.json", "vocab.txt", *_BINARY)
 """Files that a vocabulary can be in; the first that is there is the one. Where none is, all files of a tokenizer are, that are not
 among those below."""
 _ADDED = ("added_tokens.json", "tokenizer_config.json")
-"""Where tokens are kept beside the vocabulary."""
+"""Files that keep tokens beside the vocabulary."""
 _NO_SOURCE = re.compile(r"(.*[._-])?(config|map|merges|template|normalizer|added_tokens)([._-].*)?\.(json|txt)|.*\.py", re.IGNORECASE)
 """Files of a tokenizer that say how it is used, or in what order its pieces are joined."""
 
@@ -39,7 +39,7 @@ KEPT = ENTRY + NUMBER + 24
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Which tokenizer a folder has."""
+    """The tokenizer of a folder, known by its files."""
 
     store: Store
     files: Mapping[str, Identity]
@@ -111,7 +111,7 @@ class Tokenizers:
         return self._found[url]
 
     def vocabulary(self, tokenizer: Tokenizer) -> Vocabulary:
-        """What is in it, kept until it is dropped; of what is broken or of a strange format, that it is. Raises
+        """The vocabulary of a tokenizer, kept until it is dropped; of a broken file or a strange format, that it is one. Raises
         InputChanged when it is another by now, OverBudget when there is no room.
         """
         if tokenizer.key not in self._kept:

@@ -1,4 +1,4 @@
-"""Which tensors have an entry for each token: a row of embeddings and output heads, a column, a number of a bias.
+"""Entries of vocabulary tensors, one for each token: a row of embeddings and output heads, a column, a number of a bias.
 
 Sizes tell: every field of a config, at any depth, that counts a vocabulary, and the tensors that have such a size in a dimension.
 Names help with what it means: they say which of them are known, which vocabularies are of words, and which are codes of sound or
@@ -83,7 +83,7 @@ class Field(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What a recipe says of tensors that have the size of a vocabulary: globs on their names."""
+    """The answers of a recipe about tensors that have the size of a vocabulary: globs on their names."""
 
     tensors: tuple[str, ...] = ()
     """Those that have an entry for each token."""
@@ -95,7 +95,7 @@ NO_ANSWERS = Answers()
 
 
 class Entries(NamedTuple):
-    """Which dimension of which tensor has an entry for each token."""
+    """The dimension that has an entry for each token, of each tensor that has one."""
 
     known: dict[str, int]
     asked: dict[str, int]
@@ -190,7 +190,7 @@ def _sections(section: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _other_numbers(section: Mapping[str, Any]) -> Iterator[int]:
-    """What a config counts besides vocabularies: a tensor inside a layer that has such a size has it for that."""
+    """The sizes that a config has besides those of vocabularies: a tensor inside a layer that has such a size has it for that."""
     for key, value in section.items():
         if isinstance(value, Mapping):
             yield from _other_numbers(value)
@@ -217,7 +217,7 @@ def differ_in_one(one: Sequence[int], other: Sequence[int], dimension: int | Non
 
 
 def rows_behind(models: Sequence[Model], entries: Mapping[str, int]) -> dict[str, int]:
-    """How many entries the tensors `entries` tell of have behind those of their vocabulary, where that is the same number in every
+    """The number of entries that the tensors of `entries` have behind those of their vocabulary, where that is the same number in every
     model and not 0, as in a table with a row for what begins a text: such a row belongs to no token, and stands at the end wherever
     that is."""
     fields = [{field.name: field.size for field in vocabulary_fields(config)} for config, _ in models]
@@ -235,7 +235,7 @@ def rows_behind(models: Sequence[Model], entries: Mapping[str, int]) -> dict[str
 
 
 def field_changes(models: Sequence[Model], entries: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:
-    """What the fields of the first model's config that count vocabularies become, by dotted name, where the tensors `entries` tell of
+    """New values, by dotted name, of the fields of the first model's config that count vocabularies, where the tensors `entries` tell of
     get the `sizes`: each as the tensors that have its size, in every model where that decides; one that no tensor has exactly, as those
     that are longer than it by the same number in all models."""
     changes: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""What a config calls a model, without what wraps it: the class of a trainer, a vision or speech model around the same language model."""
+"""The name that a config has for a model, without its wrappers: the class of a trainer, a vision or speech model around it."""
 
 from __future__ import annotations
 

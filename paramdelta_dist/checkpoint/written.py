@@ -1,4 +1,4 @@
-"""What the folder of the tokenizer that is written says of its special tokens, besides their ids."""
+"""Special tokens as the folder of the tokenizer that is written names them, besides their ids."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Written(NamedTuple):
 
 
 def read_written(url: str, store: Store, files: Mapping[str, Identity], config: Mapping[str, Any] | None, room: Room) -> Written:
-    """What the side `files` of a folder say, given its `config` where it is a model that has been opened. What cannot be read says
-    nothing.
+    """The special tokens that the side `files` of a folder name, given its `config` where it is a model that has been opened. What cannot
+    be read says nothing.
 
     Raises InputChanged when a file is another by now, OverBudget when there is no room for one.
     """

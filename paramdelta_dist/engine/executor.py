@@ -1,4 +1,4 @@
-"""What runs work: one function over many units, results in the order of completion."""
+"""The interface of an executor, which runs one function over many units and gives results in the order of completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine lets us use: cores, memory and GPUs, as containers and schedulers limit them."""
+"""The resources of this machine that we may use: cores, memory and GPUs, as containers and schedulers limit them."""
 
 from __future__ import annotations
 

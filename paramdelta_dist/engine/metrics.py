@@ -1,4 +1,4 @@
-"""What is counted while work goes on, for whoever publishes it: bytes, shards, retries, and where threads spend their seconds.
+"""Counts that are kept while work goes on, for whoever publishes them: bytes, shards, retries, and seconds of threads by stage.
 
 Counting takes a microsecond and happens once a tile, so it is always on; only the Ray engine publishes what was counted.
 Labels have the values listed here and no others: what a monitoring system stores does not grow with models or runs.
@@ -18,9 +18,9 @@ class Metric:
     name: str
     description: str
     label: str = ""
-    """Name of its one label, if it has one,"""
+    """Name of its one label; empty where it has none."""
     values: tuple[str, ...] = ("",)
-    """and what that can be."""
+    """All values that the label can have."""
 
 
 READ_BYTES = Metric("paramdelta_read_bytes", "Bytes of inputs that were asked for.")
@@ -66,7 +66,7 @@ class Meter:
             return dict(self._totals)
 
     def total(self, metric: Metric) -> dict[str, int]:
-        """What was counted of one metric, by its label; only what is not zero."""
+        """The counts of one metric, by its label; only those that are not zero."""
         return {value: round(amount) for (of, value), amount in self.totals().items() if of is metric and amount}
 
 

@@ -26,7 +26,7 @@ class RunStats:
     bytes_read_again: int = 0
     """Input bytes of attempts that failed; of those whose worker was lost, the last figure that it had told."""
     causes: Mapping[str, int] = field(default_factory=dict)
-    """How often units were begun again, by the cause, in the words of `metrics.RETRIES`."""
+    """Units that were begun again, counted by the cause, in the words of `metrics.RETRIES`."""
 
     def __add__(self, other: RunStats) -> RunStats:
         return RunStats(

@@ -1,4 +1,4 @@
-"""Which worker does which unit and when, stragglers included. Pure: no Ray and no clock, so that it can be tested alone.
+"""The schedule: decides which worker does which unit when, stragglers included. Pure: no Ray and no clock, so that it is tested alone.
 
 The rules, where a unit is expected to take as long as recent ones of its size did, or as those did that read and wrote as much,
 whichever is longer (the first holds where arithmetic takes the time, the second where storage does):
@@ -40,31 +40,31 @@ log = logging.getLogger(__name__)
 AHEAD = 2
 """Units a worker is given at most: one being made, one waiting so that the next starts at once."""
 LATE = 2.0
-"""How many times the expected time an attempt takes that is late."""
+"""Multiple of the expected time after which an attempt is late."""
 JUDGED_AFTER = 0.5
 """Part of the expected time after which progress tells how long an attempt will take."""
 JUDGED_FROM = 0.05
 """Part of a unit that must be done for its progress to tell anything."""
 HUNG = 3.0
-"""How many times the expected time an attempt may take before it is taken to hang, whatever its progress was."""
+"""Multiple of the expected time after which an attempt is taken to hang, whatever its progress was."""
 LEAST_SECONDS = 0.5
 """Age of an attempt below which nothing is done about it."""
 CHECK_INTERVAL_SECONDS = 0.25
-"""How often stragglers are looked for."""
+"""Seconds between two looks for stragglers."""
 COPIES = 2
-"""How many copies of a unit there may be at a time besides the first attempt; the second if the first copy is late too."""
+"""Copies of a unit that there may be at a time besides the first attempt; the second if the first copy is late too."""
 STOP_SECONDS = 15.0
-"""What an attempt gets to abandon its upload before its worker is ended."""
+"""Seconds that an attempt has to abandon its upload before its worker is ended."""
 KNOWN_UNITS = 2
-"""How many units must have finished for a typical time to be known."""
+"""Units that must have finished for a typical time to be known."""
 LEAVE_SECONDS = 10.0
-"""How long before a node goes its last unit must be done: an attempt that is stopped then still takes back its upload."""
+"""Seconds before a node goes in which its last unit must be done: an attempt that is stopped then still takes back its upload."""
 NODE_LOSSES = 20
-"""How many nodes may be lost while at one unit: losing nodes is routine, but a unit that ends every node must end the run."""
+"""Nodes that may be lost while at one unit: losing nodes is routine, but a unit that ends every node must end the run."""
 
 
 class Order(Enum):
-    """What is to be done about an attempt."""
+    """An order about an attempt."""
 
     START = "start"
     WITHDRAW = "withdraw"
@@ -76,12 +76,12 @@ class Order(Enum):
 
 
 class Pace(NamedTuple):
-    """What units take, in seconds; 0 while unknown."""
+    """The time that units take, in seconds a byte; 0 while unknown."""
 
     by_size: float = 0.0
-    """For each byte of their size,"""
+    """Seconds for each byte of a unit's size."""
     by_effort: float = 0.0
-    """and of their bytes_moved."""
+    """Seconds for each byte that a unit moves."""
 
     @classmethod
     def of(cls, unit: Unit, seconds: float) -> Pace:
@@ -108,9 +108,9 @@ class Task:
     begun: int = 0
     """Attempts so far."""
     failures: int = 0
-    """Attempts that ended in an error or with their worker,"""
+    """Attempts that ended in an error or with their worker."""
     node_losses: int = 0
-    """and those that ended with the node."""
+    """Attempts that ended with their node."""
     restarted: bool = False
     shown: int = 0
     """Bytes that the observer has been told of."""
@@ -140,19 +140,19 @@ class Attempt:
     ticket: int
     """Its number; later attempts have higher ones."""
     number: int
-    """Which attempt at its unit it is, from 1."""
+    """Its number among the attempts at its unit, from 1."""
     began: float
     """When it was given to the worker, or came first there."""
     done: int = 0
-    """Bytes of the unit's size,"""
+    """Bytes of the unit's size that are done, by its last report."""
     moved: int = 0
-    """and of its bytes_moved, that are done,"""
+    """Bytes that were read and written for it, by its last report."""
     worked: float = 0.0
-    """after this many seconds,"""
+    """Seconds that it had worked by its last report."""
     read: int = 0
-    """and the bytes of inputs it had read then."""
+    """Bytes of inputs that it had read by its last report."""
     reported: float | None = None
-    """When it said so."""
+    """When it reported last, by the clock of the schedule; None before its first report."""
     withdrawing: bool = False
     stopped: float | None = None
     """When it was told to stop."""
@@ -294,7 +294,7 @@ class Schedule:
             self._later.append((now + 2.0**task.failures, task))
 
     def orders(self, now: float) -> list[tuple[Order, Attempt]]:
-        """What is to be done now; the schedule takes it as done."""
+        """The orders that are due now; the schedule takes them as done."""
         due = [task for when, task in self._later if when <= now]
         if due:
             self._queue.extend(due)

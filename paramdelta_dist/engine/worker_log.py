@@ -28,7 +28,7 @@ class WorkerLog(logging.Handler):
         logging.getLogger("paramdelta_dist").setLevel(logging.INFO)
 
     def doing(self, file: str = "", attempt: int = 0) -> None:
-        """What the lines are about from here on; without a file, nothing."""
+        """Say what the lines are about from here on; without a file, that the worker is idle."""
         self._doing = place(file, attempt, self._node) if file else f"idle on {self._node}"
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -46,5 +46,5 @@ class WorkerLog(logging.Handler):
 
 
 def place(file: str, attempt: int, node: str) -> str:
-    """How a log names what it is about."""
+    """The name by which a log calls an attempt at a file."""
     return f"{file} (attempt {attempt} on {node})"

@@ -1,4 +1,4 @@
-"""Which cluster is meant: what was given, else what the environment names, else the one on this machine."""
+"""The address of the cluster that is meant: the one given, else the one that the environment names, else the one on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Address:
     text: str | None
     """A dashboard's URL or a cluster's host:port; None is whatever cluster runs on this machine."""
     source: str
-    """Who said so, for messages."""
+    """Its origin (an option, a variable or this machine), for messages."""
 
     def __str__(self) -> str:
         return f"{redact(self.text)} ({self.source})" if self.text else self.source

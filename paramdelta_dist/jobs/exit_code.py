@@ -1,4 +1,4 @@
-"""How a job ended: the exit code that its submitter gives on, and what to do now."""
+"""The end of a job: the exit code that its submitter gives on, and the way to go on."""
 
 from __future__ import annotations
 

@@ -10,13 +10,13 @@ from paramdelta_dist.errors import EngineError, NotFound
 from paramdelta_dist.jobs.job import Cluster, Job, Unreachable
 
 GIVE_UP_SECONDS = 300.0
-"""How long a cluster may not answer until following it ends; the job runs on."""
+"""Seconds that a cluster may not answer until following it ends; the job runs on."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Seconds between two attempts to connect again."""
 SILENT_PIECES = 4
 """After so many a connection is given up for a new one: it may be open on this side only."""
 LOG_ATTEMPTS = 5
-"""How often the last part of the log of a job that is over is asked for: the node that has it may be gone for good."""
+"""Times that the last part of the log of a job that is over is asked for: the node that has it may be gone for good."""
 
 
 def follow(cluster: Cluster, job_id: str, show: Callable[[str], None], note: Callable[[str], None]) -> Job:

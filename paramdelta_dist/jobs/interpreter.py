@@ -1,4 +1,4 @@
-"""Which Python a submitted job runs with, where its submitter named one: driver and workers alike."""
+"""The Python that a submitted job runs with, where its submitter named one: driver and workers alike."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Job:
     exit_code: int | None = None
     """Of the process, once it ended by itself; negative or above 128 where a signal ended it."""
     message: str = ""
-    """What the cluster says about its end."""
+    """The cluster's own words about its end."""
     failure: str | None = None
     """The cluster's word for what went wrong around the process, such as RUNTIME_ENV_SETUP_FAILURE."""
     began: float | None = None
@@ -45,12 +45,12 @@ class Job:
 
 
 class Cluster(Protocol):
-    """Where jobs run. Every call raises Unreachable when no answer comes, CredentialsError when it is refused, and
+    """A cluster that runs jobs. Every call raises Unreachable when no answer comes, CredentialsError when it is refused, and
     NotFound for a job that the cluster does not know."""
 
     url: str
     hint: str
-    """What commands about this cluster need to be told to find it: ` --address …`, or nothing."""
+    """The option that commands about this cluster need to find it: ` --address …`, or nothing."""
 
     def submit(self, job_id: str, command: str, *, folder: Path, environment: Mapping[str, str], metadata: Mapping[str, str]) -> None:
         """Run `command` in a copy of `folder`. Raises JobExists when the id is taken."""

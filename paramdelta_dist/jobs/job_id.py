@@ -1,4 +1,4 @@
-"""What a job is called: the same merge has the same name, and each try of it a number."""
+"""The id of a job: the same merge has the same name, and each try of it a number."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Silent:
 
 @dataclass
 class JobProgress:
-    """How far a driver has come, by its own lines."""
+    """The progress of a driver, by its own lines."""
 
     what: str | None = None
     bytes_done: int = 0
@@ -86,7 +86,7 @@ class LogReader:
     def __init__(self, listener: Listener | None = None) -> None:
         self.progress = JobProgress()
         self.document: dict[str, Any] | None = None
-        """What `merge`, `verify` or `analyze --json` printed at its end: the result, or `{"error": …}`."""
+        """The document that `merge`, `verify` or `analyze --json` printed at its end: the result, or `{"error": …}`."""
         self._listener = listener or Silent()
         self._rest = ""
         self._held: list[str] = []
@@ -128,7 +128,7 @@ class LogReader:
         self.document, self._held = document, []
 
     def _give_up(self) -> None:
-        """What was held back is no document."""
+        """Pass on the lines that were held back: they are no document."""
         held, self._held = self._held, []
         for line in held:
             self._listener.line(line)

@@ -30,9 +30,9 @@ from paramdelta_dist.jobs.job import Job, JobExists, State, Unreachable
 from paramdelta_dist.storage import bundle, explained, redact
 
 REQUEST_SECONDS = (10.0, 120.0)
-"""How long a request may take to connect, and to be answered: the dashboard itself asks other processes."""
+"""Seconds that a request may take to connect, and to be answered: the dashboard itself asks other processes."""
 CONNECT_SECONDS = 10.0
-"""How long an address is tried when nothing listens there."""
+"""Seconds for which an address is tried when nothing listens there."""
 SILENCE_SECONDS = 15.0
 """After so much of it the state of a followed job is asked for; a driver speaks every ten seconds."""
 _DENIED = getattr(ray.exceptions, "AuthenticationError", ())
@@ -257,7 +257,7 @@ def _refused(url: str, job_id: str | None, status: int, text: str) -> ParamDelta
 
 
 def _denied(url: str) -> str:
-    """What to do about a token that is missing or wrong; never the token."""
+    """The way out where a token is missing or wrong, in words; never the token."""
     source = next((f"the token in {name} was sent" for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)), "")
     source = source or ("the token in ~/.ray/auth_token was sent" if (Path.home() / ".ray/auth_token").exists() else "there is no token")
     if "authorization" in map(str.lower, _headers()):

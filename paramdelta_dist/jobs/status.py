@@ -1,4 +1,4 @@
-"""What a job does and did, as plain values: while it runs, from its log; when it is over, with how it ended."""
+"""The state of a job as plain values: while it runs, from its log; when it is over, with its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paramdelta_dist.jobs.submit import STOP_SECONDS
 
 POLL_SECONDS = 0.5
 STOP_ATTEMPT_SECONDS = 15.0
-"""How long a job that is only being started may take until it can be told to stop."""
+"""Seconds that a job which is only being started may take until it can be told to stop."""
 
 
 def watch(cluster: Cluster, job_id: str, listener: Listener) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def watch(cluster: Cluster, job_id: str, listener: Listener) -> dict[str, Any]:
 
 
 def job_state(cluster: Cluster, job_id: str) -> dict[str, Any]:
-    """How far a job has come, or how it ended."""
+    """The progress of a job that runs, or the end of one that is over."""
     job, reader = cluster.job(job_id), LogReader()
     try:
         log = cluster.log(job_id)

@@ -20,13 +20,13 @@ from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import redact
 
 STOP_SECONDS = 30
-"""How long a driver that is stopped may take to end its workers and uploads; Ray itself would kill it after three."""
+"""Seconds that a driver which is stopped may take to end its workers and uploads; Ray itself would kill it after three."""
 OVERWRITE, OPTIONS = "overwrite", "options"
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to run."""
+    """A merge, or another task about its output, that is to run as a job."""
 
     recipe: Recipe
     fingerprint: str | None
@@ -42,7 +42,7 @@ class Submission:
     python: str | None = None
     """The interpreter that has the package, on every node of the cluster; None for the one that Ray runs with."""
     task: tuple[str, ...] = parcel.MERGE
-    """What is to be done: a command and what it is about."""
+    """The command to run, and what it is about."""
     target: str | None = None
     """The folder that it is about, where that is not the recipe's output."""
 

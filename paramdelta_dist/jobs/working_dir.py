@@ -1,4 +1,4 @@
-"""What travels to the cluster: the recipe as a file, this package where it is wanted, and the command that runs there."""
+"""The working directory that travels to the cluster: the recipe as a file, this package where it is wanted, and the command to run."""
 
 from __future__ import annotations
 

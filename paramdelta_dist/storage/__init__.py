@@ -1,4 +1,4 @@
-"""Where bytes live: one interface, four engines. Nothing outside this folder names fsspec, obstore, huggingface_hub or botocore."""
+"""Stores of bytes: one interface, four engines. Nothing outside this folder names fsspec, obstore, huggingface_hub or botocore."""
 
 from paramdelta_dist.storage.direct_write import WRITE_MEMORY
 from paramdelta_dist.storage.hub_places import hub_place

@@ -1,4 +1,4 @@
-"""What AWS's own tools would use: credentials, region and endpoint from the environment, profiles and roles.
+"""AWS settings as its own tools find them: credentials, region and endpoint from the environment, profiles and roles.
 
 obstore alone knows environment variables and the metadata service; profiles, SSO and the rest come through botocore.
 """
@@ -23,12 +23,12 @@ DENIED_CODES = {
     "AccessDenied", "AccountProblem", "ExpiredToken", "Forbidden", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed",
     "SignatureDoesNotMatch", "TokenRefreshRequired",
 }  # fmt: skip
-"""What S3 says to credentials, some of it with status 400."""
+"""Error codes of S3 about credentials; some come with status 400."""
 PASSING_CODES = {
     "BadDigest", "ConditionalRequestConflict", "IncompleteBody", "NoSuchUpload", "OperationAborted", "RequestTimeout",
     "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
-"""What S3 says with status 4xx although it is no one's mistake: bytes were lost on the way, another request was in the way, or an
+"""Error codes of S3 with status 4xx that are no one's mistake: bytes were lost on the way, another request was in the way, or an
 upload was completed or removed."""
 
 
@@ -57,7 +57,7 @@ def ca_bundle(settings: StoreSettings) -> str | None:
 
 
 def verify(settings: StoreSettings) -> str | None:
-    """Whose certificates botocore is to trust, as a file; None for those it trusts by itself."""
+    """The file of certificates that botocore is to trust; None for those it trusts by itself."""
     path = trust.bundle(ca_bundle(settings))
     return str(path) if path else None
 
@@ -73,7 +73,7 @@ def requester_pays() -> bool:
 
 
 def encryption() -> dict[str, Any]:
-    """How S3 is to encrypt what is written, in botocore's words, by the variables that obstore reads too."""
+    """Options, in botocore's words, by which S3 encrypts what is written; from the variables that obstore reads too."""
     kind, key = os.environ.get("AWS_SERVER_SIDE_ENCRYPTION"), os.environ.get("AWS_SSE_KMS_KEY_ID")
     if not kind and not key:
         return {}
@@ -105,7 +105,7 @@ def _scoped(settings: StoreSettings) -> dict[str, Any]:
 
 
 def _misread(settings: StoreSettings, error: BaseException, where: str) -> CredentialsError:
-    """Who named the profile or the file that is missing or broken."""
+    """The error that says who named the profile or the file that is missing or broken."""
     sources = [("`profile:` under `storage:` in the recipe", settings.profile)]
     sources += [(name, os.environ.get(name)) for name in _NAMES_OF_FILES]
     told = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""What Azure's own tools would use: account, key, SAS and endpoint from the environment, and what a URL says of its account.
+"""Azure credentials as its own tools find them: account, key, SAS and endpoint from the environment, and the account in a URL.
 
 obstore reads its own names of the environment's variables; those of `az` and the SDKs that it does not know, connection strings
 above all, are read here.
@@ -25,12 +25,12 @@ DENIED_CODES = {
     "AuthorizationResourceTypeMismatch", "AuthorizationServiceMismatch", "AuthorizationSourceIPMismatch", "InsufficientAccountPermissions",
     "InvalidAuthenticationInfo", "KeyBasedAuthenticationNotPermitted", "NoAuthenticationInformation", "PublicAccessNotPermitted",
 }  # fmt: skip
-"""What Azure says to credentials, some of it with status 400 or 409."""
+"""Error codes of Azure about credentials; some come with status 400 or 409."""
 REFUSED_CODES = {
     "BlobArchived", "BlobBeingRehydrated", "BlobImmutableDueToPolicy", "BlobTypeNotSupported", "InvalidBlobType", "LeaseIdMissing",
     "SnapshotsPresent",
 }  # fmt: skip
-"""What Azure says with status 409 or 412, those of a name that is taken or a blob that has changed, to requests that meet neither."""
+"""Error codes of Azure with status 409 or 412, those of a taken name or a changed blob, for requests that meet neither."""
 
 _CONNECTION = "AZURE_STORAGE_CONNECTION_STRING"
 _ACCOUNT = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
@@ -42,7 +42,7 @@ _CLOUD = "core.windows.net"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a URL says."""
+    """The container, path and account that a URL names."""
 
     container: str
     prefix: str

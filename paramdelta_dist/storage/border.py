@@ -1,4 +1,4 @@
-"""Where libraries end: whatever one raises becomes an error of our tree here, and nowhere else."""
+"""The border to libraries: whatever one raises becomes an error of our tree here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from paramdelta_dist.errors import ParamDeltaError
 
 OURS = (ParamDeltaError, KeyboardInterrupt, SystemExit, GeneratorExit)
-"""What goes through as it is. All else is the library's, exceptions outside `Exception` included: a panic of Rust is one."""
+"""Exceptions that go through as they are. All else is the library's, exceptions outside `Exception` included: a panic of Rust is one."""
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from paramdelta_dist.errors import InputChanged, InputError, NotFound
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LINK = (errno.ENOTDIR, errno.ELOOP)
-"""What opening a folder gives where there is a link that must not be followed: on Linux, and on a Mac."""
+"""Error numbers of opening a folder where a link must not be followed: on Linux, and on a Mac."""
 _SNAPSHOT = re.compile(r"(?P<cache>.*)/(?P<repository>models--[^/]+)/snapshots/[^/]+(/.*)?", re.DOTALL)
 _SHARED = re.compile(r"(?P<folder>/blobs/(?P<start>[0-9a-f]{2}))/(?P=start)[0-9a-f]{62}")
 _SHARED_MARK = "blobs/.huggingface-shared-blobs"
@@ -57,7 +57,7 @@ def open_inside(root: str, name: str) -> int:
 
 
 def resolve(root: str, name: str) -> tuple[str, list[str]]:
-    """Where a name that has links in it leads: a folder that is as it says, and the rest of the way. Looks at no content.
+    """The place that a name with links in it leads to: a folder that is as it says, and the rest of the way. Looks at no content.
 
     Raises what `open_inside` does.
     """
@@ -156,7 +156,7 @@ def _is_blob(home: str, target: str) -> bool:
 
 
 def _said(root: str, name: str) -> str:
-    """What the first link on the way to a name says, in words."""
+    """The first link on the way to a name, and its target, in words."""
     path = root
     for part in name.split("/"):
         path = os.path.join(path, part)

@@ -20,7 +20,7 @@ from paramdelta_dist.storage.store import Buffer
 WRITE_BLOCK = 4 << 20
 """Bytes of one write from a buffer of ours; a multiple of every disk's own block size."""
 ALIGNMENT = 4096
-"""What direct writes want of places in memory and on disk, and of lengths."""
+"""Bytes of which places in memory and on disk, and lengths, are multiples in a direct write."""
 WRITES_IN_FLIGHT = 2
 WAITING = WRITES_IN_FLIGHT + 1
 """Blocks given to the disk before one of them must be done: one more than it works at, so that it never waits."""

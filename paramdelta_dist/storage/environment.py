@@ -66,7 +66,7 @@ def _check_text(name: str, *, secret: bool) -> None:
 
 
 def problem_of(value: str, *, spaces: bool = False) -> str:
-    """What no header or file name could carry in a value, as a half sentence; empty where there is nothing."""
+    """The characters of a value that no header or file name could carry, as a half sentence; empty where there are none."""
     if value != value.strip():
         what = "a newline" if "\n" in value[:1] + value[-1:] else "white space"
         return f"{'begins' if value != value.lstrip() else 'ends'} with {what}"

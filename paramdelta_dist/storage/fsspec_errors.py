@@ -68,7 +68,7 @@ def classified(error: BaseException, where: str, endpoint: str | None = None) ->
 
 @cache
 def library_errors() -> tuple[type[BaseException], ...]:
-    """What the file systems raise for reasons outside this program: never a bug of ours."""
+    """The exceptions that file systems raise for reasons outside this program: never a bug of ours."""
     errors: list[type[BaseException]] = [OSError, NotImplementedError, asyncio.TimeoutError, FSTimeoutError]
     with suppress(ImportError):
         import aiohttp

@@ -1,4 +1,4 @@
-"""What Google's own tools would use: credentials of every kind, and the requests for open uploads, which obstore has no name for.
+"""Google credentials as its own tools find them, of every kind, and the requests for open uploads, which obstore has no name for.
 
 obstore alone reads keys of service accounts, what `gcloud auth application-default login` writes, and the metadata service;
 workload identity federation and impersonation come through google-auth.

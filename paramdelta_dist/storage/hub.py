@@ -36,11 +36,11 @@ from paramdelta_dist.storage.store import Buffer, Identity, ShortRead, check_ran
 from paramdelta_dist.storage.urls import redact
 
 _EXPIRED = (401, 403, 404, 410)
-"""What a CDN answers where the location it was asked for has had its time."""
+"""Status codes of a CDN for a location that has expired."""
 
 
 OF_THE_HUB = ".gitattributes"
-"""What the Hub puts into every new repository, for itself: a repository with nothing else is empty."""
+"""The file that the Hub puts into every new repository, for itself: a repository with nothing else is empty."""
 
 
 class HubStore:
@@ -55,7 +55,7 @@ class HubStore:
         self._client = HubClient(self._place, settings)
         self._branch = HubBranch(self._client) if self._place.is_whole and not published else None
         self._locations: dict[tuple[str, str], str] = {}
-        """Where a CDN has a file of a commit."""
+        """The CDN's location of each file, by commit and name."""
 
     def _where(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url

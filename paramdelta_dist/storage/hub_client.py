@@ -197,7 +197,7 @@ def _identity(entry: dict[str, Any], commit: str) -> Identity:
 
 
 def elsewhere(response: Any, url: str) -> str:
-    """Where a redirect leads; empty for any other answer."""
+    """The URL that a redirect leads to; empty for any other answer."""
     location = response.headers.get("Location")
     return urljoin(url, location) if location and 300 <= response.status_code < 400 else ""
 

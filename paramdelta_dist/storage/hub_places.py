@@ -1,4 +1,4 @@
-"""What `hf://` URLs mean: a model of the Hugging Face Hub, a version of it, and a folder in it."""
+"""The meaning of `hf://` URLs: a model of the Hugging Face Hub, a version of it, and a folder in it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Place:
 
 
 def hub_place(url: str) -> Place:
-    """What an `hf://` URL names. Raises UsageError for what is no model of the Hub, saying how one is written."""
+    """The place that an `hf://` URL names. Raises UsageError for what is no model of the Hub, saying how one is written."""
     rest = url.partition("://")[2].removesuffix("/")
     first, _, others = rest.partition("/")
     if first == "models" and others.count("/"):

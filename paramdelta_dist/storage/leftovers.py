@@ -1,4 +1,4 @@
-"""What killed processes leave behind in a folder: files being written on disks, open multipart uploads on S3 and Google's storage."""
+"""Leftovers of killed processes in a folder: files being written on disks, open multipart uploads on S3 and Google's storage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Leftover:
 
 
 def find_leftovers(url: str, config: StorageConfig) -> list[Leftover]:
-    """What may be unfinished files and uploads below a normalized URL, oldest first, whoever left them.
+    """Possibly unfinished files and uploads below a normalized URL, oldest first, whoever left them.
 
     Only local disks, S3 and Google's storage have any that can be listed. The stores keep uploads, and have them paid for, until
     somebody aborts them; Azure forgets blocks that were not committed after a week.

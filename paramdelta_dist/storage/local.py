@@ -1,4 +1,4 @@
-"""Folders on a local or mounted disk: positioned reads into the caller's memory, and rename as the moment of truth."""
+"""Folders on a local or mounted disk: positioned reads into the caller's memory, and files published by an atomic rename."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _reserve(file: int, size: int) -> None:
 
 
 def read_named_file(path: str, *, limit: int) -> bytes:
-    """What a user named by itself, such as a recipe: links are followed wherever they lead, and a pipe is read to its end.
+    """A file that a user named by itself, such as a recipe: links are followed wherever they lead, and a pipe is read to its end.
 
     Raises NotFound, and InputError when there are more than `limit` bytes.
     """
@@ -272,7 +272,7 @@ class LocalStore:
             os.unlink(self._target(name))
 
     def _target(self, name: str) -> Path:
-        """Where `name` is written or deleted. A link of that name is replaced itself; one on the way to it must not lead out."""
+        """The path where `name` is written or deleted. A link of that name is replaced itself; one on the way to it must not lead out."""
         target = self._root / name
         home, folder = os.path.realpath(self.url), os.path.realpath(target.parent)
         if folder != home and not folder.startswith(home.rstrip("/") + "/"):

@@ -1,4 +1,4 @@
-"""How large uploads are cut into parts: one rule for every engine and for the memory plan."""
+"""The size of the parts of large uploads: one rule for every engine and for the memory plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies between here and a store: proxies, and what a connection that does not come about says about itself."""
+"""The network between here and a store: proxies, and the causes of connections that do not come about."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def for_obstore(url: str) -> dict[str, str]:
 
 
 def explained(error: BaseException, where: str, endpoint: str | None = None) -> ParamDeltaError | None:
-    """What a connection that failed for a reason no repetition mends means; None for all others.
+    """The error for a connection that failed for a reason no repetition mends; None for all others.
 
     `endpoint` is the URL of the service where it is known; else the first URL in the error's words counts.
     """

@@ -228,7 +228,7 @@ class ObstoreStore:
         return _identity({"size": size, **done})
 
     def _version(self, name: str, expected: Identity) -> dict[str, str]:
-        """What obstore wants to know of the object that a write replaces. Raises InputChanged where it is another one."""
+        """The version, in obstore's words, of the object that a write replaces. Raises InputChanged where it is another one."""
         try:
             meta: Any = obstore.head(self._store, name)
         except FileNotFoundError:
@@ -254,7 +254,7 @@ class _Counted:
     def __init__(self, chunks: Iterable[Buffer]) -> None:
         self._chunks = chunks
         self.error: BaseException | None = None
-        """What the producer raised, to tell it from what obstore raises."""
+        """The exception that the producer raised, to tell it from those of obstore."""
 
     def pieces(self, *, size: int, where: str) -> Iterator[Buffer]:
         sent = 0

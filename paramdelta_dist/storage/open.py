@@ -1,4 +1,4 @@
-"""Which engine serves a URL, and one client per place and process."""
+"""The choice of the engine that serves a URL, and one client per place and process."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _open(url: str, settings: StoreSettings, *, published: bool = False) -> Stor
 
 
 def _check(url: str, scheme: str, settings: StoreSettings) -> None:
-    """What cannot work is told here, before a library reads it."""
+    """Refuse settings that cannot work, before a library reads them."""
     if scheme in (*_OBSTORE_SCHEMES, "gcs", "hf"):
         check_environment(scheme)
         check_proxies()

@@ -25,19 +25,19 @@ from paramdelta_dist.errors import TransientStorageError
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
-"""How often a shard is made before its error counts."""
+"""Times that a shard is made before its error counts."""
 RETRY_SECONDS = 90.0
-"""How long after its beginning a call to a store may still be tried again."""
+"""Seconds after its beginning in which a call to a store may still be tried again."""
 FIRST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 10.0
 CONNECT_SECONDS = 10.0
-"""What a connection may take to come about."""
+"""Seconds that a connection may take to come about."""
 STALL_SECONDS = 60.0
-"""How long a connection may be silent. An upload is silent until its part has arrived, so 4 parts of 16 MiB set a lowest speed."""
+"""Seconds that a connection may be silent. An upload is silent until its part has arrived, so 4 parts of 16 MiB set a lowest speed."""
 LONGEST_WAIT_SECONDS = 900.0
-"""How long a call waits in all because the store says when to ask again; the windows of limits are some minutes long."""
+"""Seconds that a call waits in all because the store says when to ask again; the windows of limits are some minutes long."""
 REQUEST_SECONDS = 120.0
-"""What one request may take, with its body."""
+"""Seconds that one request may take, with its body."""
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from paramdelta_dist.storage.fsspec_errors import classified, library_errors, se
 from paramdelta_dist.storage.settings import StoreSettings
 
 CHECK_INTERVAL_SECONDS = 0.2
-"""How often a stop is looked for."""
+"""Seconds between two looks for a stop."""
 
 
 class PersistentS3(S3FileSystem):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""How to reach a store: engine, endpoint, region, profile. Never a secret: those stay in the environment."""
+"""Settings by which a store is reached: engine, endpoint, region, profile. Never a secret: those stay in the environment."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StorageConfig:
         return self.by_prefix[max(fitting, key=len)] if fitting else StoreSettings()
 
     def locations(self, urls: Iterable[str]) -> dict[str, dict[str, str]]:
-        """What the settings say of where the bytes at each of these URLs live; nothing of those of which they say nothing.
+        """The endpoint, region and profile that the settings give for each of these URLs; URLs without any are left out.
 
         What the environment says is no part of it: on a cluster that is the nodes', and the same for every job.
         """

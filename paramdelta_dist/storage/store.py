@@ -1,4 +1,4 @@
-"""What a place that holds files promises: the interface every engine implements and every caller relies on."""
+"""The promises of a store: the interface that every engine implements and every caller relies on."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which bytes an object holds, without reading them. Two equal identities of one name mean the same content."""
+    """The version of an object, which tells its bytes without reading them. Two equal identities of one name mean the same content."""
 
     size: int
     """Length in bytes."""
     tag: str
     """ETag, generation or modification time, whichever the store has; opaque."""
     version: str = field(default="", compare=False, repr=False)
-    """Where a store that keeps every version has this one, such as a commit. No part of what the bytes are: another version may
+    """The name of this version where a store keeps every one, such as a commit. No part of what the bytes are: another version may
     hold the same."""
 
 
 NO_FILE = Identity(0, "")
-"""What a listing says of a name under which there is something else than a file of the folder: reading it says what it is."""
+"""The identity that a listing gives to what is no file of the folder; reading it says what it is."""
 
 
 class Store(Protocol):

@@ -1,4 +1,4 @@
-"""Whose certificates are trusted: the public authorities, and whoever the usual variables name, for every library alike.
+"""Trusted certificates: those of the public authorities, and those that the usual variables name, for every library alike.
 
 Each library has a variable of its own and leaves out the others'. Here all of them, and a profile's `ca_bundle`, mean the same: these
 certificates are trusted too, beside those of the system and the public authorities. They add and do not replace, because one run

@@ -1,4 +1,4 @@
-"""The pages of docs/ as tests see them: fenced blocks with what a comment before them says, files and links they name."""
+"""The manual, README and CONTRIBUTING as tests see them: fenced blocks with what a comment before them says, files and links they name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DOCS = REPOSITORY / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
+README = REPOSITORY / "README.md"
+CONTRIBUTING = REPOSITORY / "CONTRIBUTING.md"
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!-- (not run|setup): ([^\n]*) -->\s*$")

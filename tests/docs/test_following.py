@@ -9,16 +9,36 @@ from tests.clusters import ray_cluster
 from tests.docs.pages import DOCS, recipe_files
 
 
+def test_the_page_of_the_first_merge(reader):
+    outputs = reader.follow(DOCS / "start.md")
+    assert "nothing to do" in outputs[-1]
+    assert sorted(path.name for path in reader.folder.iterdir()) == ["merge.yaml", "merged", "models"]
+
+
 def test_the_laptop_page(reader):
-    outputs = reader.follow(DOCS / "laptop.md")
-    assert "nothing to do" in "".join(outputs)
+    outputs = reader.follow(DOCS / "run/laptop.md")
+    assert "nothing to do" in outputs[-1]
     assert sorted(path.name for path in reader.folder.iterdir()) == ["half", "llama.yaml", "merge.yaml", "merged", "models"]
     assert outputs[-1].splitlines()[0] == "166,775,808 bytes to read, 55,604,224 to write"
 
 
+def test_the_page_of_the_recipe(reader):
+    reader.follow(DOCS / "recipe.md")
+    assert (reader.folder / "llama.yaml").read_text().splitlines()[0] == "# yaml-language-server: $schema=recipe.schema.json"
+    assert json.loads((reader.folder / "recipe.schema.json").read_text()) == json.loads((DOCS / "recipe.schema.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_page_of_sweeps(reader):
+    outputs = reader.follow(DOCS / "sweeps.md")
+    points = json.loads((reader.folder / "alpha/sweep.json").read_text())["points"]
+    assert [point["name"] for point in points] == [f"weight={value}" for value in ("0", "0.5", "0.75", "1.0", "1.25")]
+    assert "a sweep of 5 points" in outputs[0]
+
+
 @pytest.mark.slow
 def test_the_nightly_page(reader):
-    output = "".join(reader.follow(DOCS / "nightly.md"))
+    output = "".join(reader.follow(DOCS / "run/nightly.md"))
     folders = sorted(path.name for path in (reader.folder / "nightly").iterdir() if not path.name.startswith("."))
     assert len(folders) == 2, "the page prunes all but the newest"
     assert folders[-1] == "latest.json"
@@ -28,7 +48,7 @@ def test_the_nightly_page(reader):
     assert '"state": "nothing to do"' in output
     pointer = json.loads((reader.folder / "nightly/latest.json").read_text())
     assert f"\n{pointer['output']}\n" in output
-    shown = next(text for text in (DOCS / "nightly.md").read_text().split("```") if text.startswith("json"))
+    shown = next(text for text in (DOCS / "run/nightly.md").read_text().split("```") if text.startswith("json"))
     assert json.loads(shown.removeprefix("json")).keys() == pointer.keys()
 
 
@@ -40,7 +60,7 @@ def cluster():
 
 @pytest.mark.slow
 def test_the_page_of_the_ray_cluster(reader, cluster):
-    output = "".join(reader.follow(DOCS / "ray-cluster.md", {"RAY_ADDRESS": cluster.dashboard, "RAY_AUTH_MODE": "disabled"}))
+    output = "".join(reader.follow(DOCS / "run/ray-cluster.md", {"RAY_ADDRESS": cluster.dashboard, "RAY_AUTH_MODE": "disabled"}))
     assert "merged into" in output
     assert '"state": "nothing to do"' in output
     job = re.search(r"^(pdd-[0-9a-f]{12}-1)\b", output, re.M)[1]
@@ -52,7 +72,7 @@ def test_the_page_of_the_ray_cluster(reader, cluster):
 @pytest.mark.slow
 def test_a_nightly_recipe_can_be_submitted_and_the_second_time_starts_no_job(reader, cluster):
     reader.environ |= {"RAY_ADDRESS": cluster.dashboard, "RAY_AUTH_MODE": "disabled"}
-    (reader.folder / "nightly.yaml").write_text(recipe_files(DOCS / "nightly.md")["nightly.yaml"])
+    (reader.folder / "nightly.yaml").write_text(recipe_files(DOCS / "run/nightly.md")["nightly.yaml"])
     first = reader.run("paramdelta-dist demo models --engine local && paramdelta-dist submit nightly.yaml --json")
     assert first.returncode == 0, first.stderr
     pointer = json.loads((reader.folder / "nightly/latest.json").read_text())

@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 
 
 class AttemptProgress(NamedTuple):
-    """What a worker tells when it is asked."""
+    """The progress that a worker reports when it is asked."""
 
     ticket: int
-    """Of the unit that was begun last,"""
+    """Number of the attempt that was begun last."""
     done: int
-    """the bytes of it that are done,"""
+    """Bytes of the unit's size that are done."""
     moved: int
-    """those that were read and written for it,"""
+    """Bytes that were read and written for it."""
     seconds: float
-    """in this time,"""
+    """Seconds since it was begun."""
     read: int
-    """and the bytes of inputs that were read for it."""
+    """Bytes of inputs that were read for it."""
     warnings: list[str]
-    """Logged since the last time."""
+    """Warnings that were logged since the last report."""
 
 
 class ShardWorker:
@@ -52,7 +52,7 @@ class ShardWorker:
         self._begins = threading.Lock()
         self._ticket, self._began, self._bytes = 0, 0.0, 0
         self._before = METER.totals()
-        """What was counted when the last unit began."""
+        """Totals of the meter when the last unit began."""
         self._unwanted: set[int] = set()
         self._metrics, self._log = Publisher(METER), WorkerLog(self._node)
         self._log.install()

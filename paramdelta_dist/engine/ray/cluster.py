@@ -21,9 +21,9 @@ from paramdelta_dist.errors import CredentialsError, EngineError, UsageError
 from paramdelta_dist.sizes import format_memory
 
 CONNECT_SECONDS = 10.0
-"""How long a cluster's address may take to answer; Ray itself would try for minutes and then end the process."""
+"""Seconds that a cluster's address may take to answer; Ray itself would try for minutes and then end the process."""
 SHUTDOWN_SECONDS = 3.0
-"""What leaving a cluster may take, or ending one of ours."""
+"""Seconds that leaving a cluster may take, or ending one of ours."""
 POLL_SECONDS = 0.5
 EMBEDDED_OBJECT_STORE = 100 << 20
 """Bytes of an embedded Ray's object store: no weights pass through it."""
@@ -33,7 +33,7 @@ FEW = 12
 
 @dataclass(frozen=True)
 class Share:
-    """What each worker asks Ray for."""
+    """The resources that each worker asks Ray for."""
 
     memory: int
     gpus: float = 0
@@ -149,7 +149,7 @@ def diagnose(share: Share) -> str:
 
 
 def explain(share: Share, nodes: Sequence[Node], demand: Sequence[tuple[Mapping[str, float], int]]) -> str:
-    """What was asked for, what the cluster has, what waits for room there, and what can be done."""
+    """A diagnosis in words: the resources asked for, those of the cluster, the demand that waits there, and the way out."""
     lines = [f"A worker needs {share}; the cluster has:"]
     lines += [f"  {node}" for node in nodes[:FEW]]
     if len(nodes) > FEW:
@@ -176,7 +176,7 @@ def _remedy(share: Share, nodes: Sequence[Node]) -> str:
 
 
 def _demand() -> list[tuple[Mapping[str, float], int]]:
-    """What waits for resources in the whole cluster, ours included: resources and how often, as its autoscaler is told."""
+    """The demand that waits in the whole cluster, ours included: resources and how often, as its autoscaler is told."""
     try:
         from ray.autoscaler.v2.sdk import get_cluster_status
 

@@ -42,15 +42,15 @@ from paramdelta_dist.storage.retry import ATTEMPTS
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 900.0
-"""How long the driver waits while it has no worker at all, if it is not told; a cluster may have to start machines first."""
+"""Seconds that the driver waits while it has no worker at all, if it is not told; a cluster may have to start machines first."""
 WARN_SECONDS = 30.0
-"""How long it waits until it says what it waits for."""
+"""Seconds that it waits until it says what it waits for."""
 POLL_SECONDS = 0.5
-"""How often a worker is asked for its progress,"""
+"""Seconds between two questions to a worker for its progress."""
 POLLS_PER_SECOND = 200.0
-"""and how often all of them together at most."""
+"""Most questions for progress in a second, to all workers together."""
 LEAVING_SECONDS = 2.0
-"""How often nodes that are about to go are looked for."""
+"""Seconds between two looks for nodes that are about to go."""
 ASKED_AT_ONCE = 50
 """Workers asked for before events are looked at again: asking takes Ray a millisecond and a half."""
 MOST_WAITING = 1000
