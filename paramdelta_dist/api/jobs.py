@@ -13,7 +13,7 @@ from paramdelta_dist.driver.sizing import NO_PAGE, page_memory, sweep_page_memor
 from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import CredentialsError, EngineError, IntegrityError, OutputOccupied, StorageError, UsageError
 from paramdelta_dist.jobs import connect
-from paramdelta_dist.jobs import status as watching
+from paramdelta_dist.jobs import status as job_reports
 from paramdelta_dist.jobs.job import Cluster
 from paramdelta_dist.jobs.job_id import JobName, parse_job_id
 from paramdelta_dist.jobs.log_reader import Listener, Silent
@@ -76,8 +76,8 @@ def submit(
     by its next attempt, and what is done already is not submitted. A job that runs keeps its options, which is noted where they are
     others, and refused where it would not `overwrite`. With `check` the plan is made here first, unless the
     inputs cannot be reached from here. `memory` is the budget of each worker, in bytes; `patience` and `report_page` as in `merge`, `ship`
-    as in `parcel.pack`; `python` is the cluster's interpreter that has the package, if that is not Ray's own; a `task` is done in place of
-    the merge. What `overwrite` would delete that is not ours is asked of `confirm` here, where the plan can be made here,
+    as in `working_dir.pack`; `python` is the cluster's interpreter that has the package, if that is not Ray's own; a `task` is done in
+    place of the merge. What `overwrite` would delete that is not ours is asked of `confirm` here, where the plan can be made here,
     and allowed to the job then; `yes` allows it unasked.
 
     Returns a document with `state` (`nothing to do`, `pending`, `running`, `succeeded`, `failed`, `stopped`), `job`, its
@@ -117,7 +117,7 @@ def _submitted(cluster: Cluster, wanted: Submission, wait: bool, listener: Liste
     for note in made.notes:
         listener.note(note)
     listener.note(f"job {made.name} {'runs already' if made.joined else 'submitted'} on {redact(cluster.url)}")
-    document = watching.watch(cluster, str(made.name), listener) if wait else watching.job_state(cluster, str(made.name))
+    document = job_reports.watch(cluster, str(made.name), listener) if wait else job_reports.job_state(cluster, str(made.name))
     return {**document, "joined": made.joined, "notes": list(made.notes)}
 
 
@@ -133,7 +133,7 @@ def _made_by(address: str | None, stem: str, listener: Listener) -> str:
 
 def list_jobs(address: str | None = None, *, listener: Listener | None = None) -> list[dict[str, Any]]:
     """The merges that were submitted to a cluster, the latest first."""
-    found = [watching.describe(job) for job in _connect(address, listener).jobs() if parse_job_id(job.id)]
+    found = [job_reports.describe(job) for job in _connect(address, listener).jobs() if parse_job_id(job.id)]
     return sorted(found, key=lambda job: job["began"] or 0, reverse=True)
 
 
@@ -144,19 +144,19 @@ def logs(job_id: str, *, address: str | None = None, listener: Listener | None =
 
 def follow(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
     """Follow a job to its end; returns and raises what `submit` does."""
-    return _nothing(job_id) if _stands_for_none(job_id) else watching.watch(_connect(address, listener), job_id, listener or Silent())
+    return _nothing(job_id) if _stands_for_none(job_id) else job_reports.watch(_connect(address, listener), job_id, listener or Silent())
 
 
 def stop(job_id: str, *, wait: bool = False, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
     """Stop a job, which leaves what is finished for the next attempt; with `wait` return when it has ended."""
     if _stands_for_none(job_id):
         return {**_nothing(job_id), "told_to_stop": False}
-    return watching.stop(_connect(address, listener), job_id, wait=wait)
+    return job_reports.stop(_connect(address, listener), job_id, wait=wait)
 
 
 def job_status(job_id: str, *, address: str | None = None, listener: Listener | None = None) -> dict[str, Any]:
     """How far a job has come, or how it ended: bytes, shards, rate, workers, retries, seconds left."""
-    return _nothing(job_id) if _stands_for_none(job_id) else watching.job_state(_connect(address, listener), job_id)
+    return _nothing(job_id) if _stands_for_none(job_id) else job_reports.job_state(_connect(address, listener), job_id)
 
 
 def _connect(address: str | None, listener: Listener | None) -> Cluster:

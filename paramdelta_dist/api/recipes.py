@@ -7,7 +7,7 @@ from typing import Any
 
 from paramdelta_dist.errors import InputError, NotFound, UsageError
 from paramdelta_dist.methods import all_methods
-from paramdelta_dist.recipe import mergekit as importing
+from paramdelta_dist.recipe import mergekit
 from paramdelta_dist.recipe.mergekit import Imported
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.recipe.schema import recipe_schema
@@ -31,7 +31,7 @@ def import_mergekit(source: str, *, output: str) -> tuple[Imported, ...]:
 
     Raises RecipeError listing all that cannot be mapped.
     """
-    return importing.import_mergekit(_read_text(source, "mergekit config"), where=redact(source), output=output)
+    return mergekit.import_mergekit(_read_text(source, "mergekit config"), where=redact(source), output=output)
 
 
 def _read_text(source: str, what: str) -> str:

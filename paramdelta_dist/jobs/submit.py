@@ -10,8 +10,7 @@ from pathlib import Path
 
 from paramdelta_dist._version import __version__
 from paramdelta_dist.errors import OutputOccupied
-from paramdelta_dist.jobs import interpreter, version
-from paramdelta_dist.jobs import working_dir as parcel
+from paramdelta_dist.jobs import interpreter, version, working_dir
 from paramdelta_dist.jobs.job import PYTHON, Cluster, Job, JobExists
 from paramdelta_dist.jobs.job_id import JobName, parse_job_id, stem_of
 from paramdelta_dist.recipe.model import Recipe
@@ -41,7 +40,7 @@ class Submission:
     ship: str = "image"
     python: str | None = None
     """The interpreter that has the package, on every node of the cluster; None for the one that Ray runs with."""
-    task: tuple[str, ...] = parcel.MERGE
+    task: tuple[str, ...] = working_dir.MERGE
     """The command to run, and what it is about."""
     target: str | None = None
     """The folder that it is about, where that is not the recipe's output."""
@@ -58,14 +57,14 @@ class Submission:
 
     @property
     def text(self) -> str:
-        return parcel.recipe_text(self.recipe)
+        return working_dir.recipe_text(self.recipe)
 
     @property
     def stem(self) -> str:
         output = self.target or self.recipe.output
         location = self.recipe.storage_config.locations([output]).get(output, {})
         what = self.fingerprint or self.text
-        return stem_of(what if self.task == parcel.MERGE else "\n".join((*self.task, what)), output, location)
+        return stem_of(what if self.task == working_dir.MERGE else "\n".join((*self.task, what)), output, location)
 
 
 @dataclass(frozen=True)
@@ -89,11 +88,11 @@ def submit(cluster: Cluster, submission: Submission) -> Submitted:
     options = [*submission.options, *(["--overwrite", *(["--yes"] if submission.yes else [])] if overwrite else [])]
     python = submission.python or cluster.python()
     with tempfile.TemporaryDirectory(prefix="paramdelta-") as folder:
-        parcel.pack(Path(folder), submission.text, submission.ship)
+        working_dir.pack(Path(folder), submission.text, submission.ship)
         try:
             cluster.submit(
                 str(name),
-                parcel.command(python, options, submission.task),
+                working_dir.command(python, options, submission.task),
                 folder=Path(folder),
                 environment={
                     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),

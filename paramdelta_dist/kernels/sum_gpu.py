@@ -145,10 +145,10 @@ def _add(count: int, first: int, start: int, lane: _Lane) -> tuple[int, int]:
 
 def _fused_kernel() -> ModuleType | None:
     try:
-        from paramdelta_dist.kernels import sum_triton as fused
+        from paramdelta_dist.kernels import sum_triton
     except ImportError:
         return None
-    return fused
+    return sum_triton
 
 
 @dataclass
