@@ -227,8 +227,7 @@ def _identity(info: dict[str, Any]) -> Identity:
 
 def _share_certificates() -> None:
     """Tell the libraries behind these file systems whom to trust, which they take from the environment alone."""
-    if path := trust.bundle():
-        os.environ.update({"SSL_CERT_FILE": str(path), "REQUESTS_CA_BUNDLE": str(path)})
+    if path := trust.tell_environment():
         with suppress(ImportError, AttributeError):  # what aiohttp has made of the environment when it was imported
             from aiohttp import connector
 

@@ -28,6 +28,9 @@ _SYSTEM = (
     "/etc/ssl/ca-bundle.pem",  # SUSE
     "/etc/ssl/cert.pem",  # macOS, BSD
 )
+_TOLD = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+_REPLACED: dict[str, str | None] = {}
+"""Values that variables had before they named our bundle."""
 _MAKING = threading.Lock()
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -38,10 +41,30 @@ def bundle(profile_bundle: str | None = None) -> Path | None:
     `profile_bundle` is what an AWS profile names. The file lives as long as this process.
     Raises UsageError, naming the variable, for a file that is not there or holds no certificate.
     """
-    named = [("ca_bundle of the AWS profile", profile_bundle), *((name, os.environ.get(name)) for name in VARIABLES)]
+    named = [("ca_bundle of the AWS profile", profile_bundle), *((name, _given(name)) for name in VARIABLES)]
     given = tuple((source, path) for source, path in named if path)
     with _MAKING:  # models are opened by several threads, and none may read what another is writing
         return _bundle(given) if given else None
+
+
+def tell_environment() -> Path | None:
+    """Name the bundle to libraries that take it from the environment alone; the same as `bundle`.
+
+    Each variable is set once: other threads read the environment meanwhile.
+    """
+    path = bundle()
+    with _MAKING:
+        for name in _TOLD if path else ():
+            if os.environ.get(name) != str(path):
+                _REPLACED[name] = _given(name)
+                os.environ[name] = str(path)
+    return path
+
+
+def _given(name: str) -> str | None:
+    """The value of a variable as it was given: where it names our own bundle, the one before."""
+    value = os.environ.get(name)
+    return _REPLACED.get(name) if value and os.path.dirname(value) == _folder() else value
 
 
 def certificates(profile_bundle: str | None = None) -> bytes | None:

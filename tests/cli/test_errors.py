@@ -277,7 +277,7 @@ def test_a_good_recipe_is_no_mistake_and_a_bad_one_is_one_in_a_process_too(here)
 def test_only_computing_loads_torch_and_nothing_local_loads_ray(here, arguments):
     code = f"""
 import sys
-from paramdelta_dist.cli.app import app
+from paramdelta_dist.cli.commands import app
 app({arguments!r}, standalone_mode=False)
 print(sorted({{"torch", "ray", "transformers", "safetensors"}} & set(sys.modules)), file=sys.stderr)
 """

@@ -71,7 +71,7 @@ def test_tiles_and_threads_change_no_byte(method, parameters, tile, threads, fol
     api.merge(recipe_for(method, folders, tmp_path / "whole", parameters), workers=1)
     recipe = recipe_for(method, folders, tmp_path / "tiles", parameters)
     merge_plan, homology = api.plan(recipe)
-    sized(tile_size=tile, threads=threads)
+    sized(tile_size=tile, threads_per_shard=threads)
     made = api.merge(recipe, workers=1)
     assert differing(tmp_path / "tiles", tmp_path / "whole") == []
     document = api.plan_document(merge_plan, api.plan_workers(merge_plan, workers=1), homology)

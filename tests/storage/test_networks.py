@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -160,6 +161,16 @@ def test_a_private_authority_is_trusted_beside_the_public_ones(environment: pyte
     trusted = path.read_bytes()
     assert authority.pem.read_bytes().strip() in trusted
     assert trusted.count(b"BEGIN CERTIFICATE") >= Path(certifi.where()).read_bytes().count(b"BEGIN CERTIFICATE")
+
+
+def test_a_bundle_that_was_told_to_the_environment_is_not_made_of_itself_again(authority, monkeypatch):
+    """Each open of a file system tells it: one bundle a process, and variables that are set once."""
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(authority.pem))
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    told = trust.tell_environment()
+    assert {os.environ[name] for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")} == {str(told)}
+    assert trust.tell_environment() == trust.bundle() == told
 
 
 def test_threads_that_ask_at_once_find_the_certificates_whole(environment: pytest.MonkeyPatch, authority: Authority) -> None:
