@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paramdelta_dist.redaction import redacted
 from paramdelta_dist.sizes import format_memory
-
-if TYPE_CHECKING:
-    pass
 
 
 def first(names: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paramdelta_dist.kernels.blocks import TensorInfo
 from paramdelta_dist.kernels.raw import RawElements
@@ -11,9 +11,6 @@ from paramdelta_dist.planning.resolve import MethodCall
 from paramdelta_dist.planning.spans import Span
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.shards.reader import FetchedTile
-
-if TYPE_CHECKING:
-    pass
 
 
 def inputs_of(
