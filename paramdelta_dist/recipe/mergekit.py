@@ -6,10 +6,9 @@ What mergekit reads and passes over, such as keys it does not know, is passed ov
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,22 @@ import yaml
 from paramdelta_dist.errors import RecipeError
 from paramdelta_dist.methods import METHODS
 from paramdelta_dist.recipe.fields import FLOATS
+from paramdelta_dist.recipe.mergekit_layers import BEFORE, BEHIND, INSIDE, as_rules, layer_span
+from paramdelta_dist.recipe.mergekit_methods import KNOWN, Change, Known
 from paramdelta_dist.recipe.yaml_text import MAX_RECIPE, parse_recipe
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
+
 _KEYS = {
     "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template",
     "modules", "name",
 }  # fmt: skip
-_WAYS = ("models", "slices", "modules")
-_NAME = re.compile(r"\w[\w.-]*")
-_MOST_VALUES = 100_000
 
-Change = Callable[[Any], Any]
-"""What one of mergekit's values is here. Raises ValueError where nothing is."""
+_WAYS = ("models", "slices", "modules")
+
+_NAME = re.compile(r"\w[\w.-]*")
+
+_MOST_VALUES = 100_000
 
 
 @dataclass(frozen=True)
@@ -44,157 +46,6 @@ class Imported:
     """In what the merge will differ from mergekit's."""
     name: str = ""
     """Of a file of several configs: which of them this is."""
-
-
-@dataclass(frozen=True)
-class _Known:
-    """One of mergekit's methods and what it is here."""
-
-    method: str
-    takes: str
-    """deltas, models, or pair: what the recipe lists; with `over` models are listed beside a base."""
-    each: Mapping[str, tuple[str, Change]] = field(default_factory=dict)
-    """Parameters that each model may have: our name, and what values become."""
-    shared: Mapping[str, tuple[str, Change]] = field(default_factory=dict)
-    given: Mapping[str, Any] = field(default_factory=dict)
-    """mergekit's defaults that are not ours, under our names."""
-    needed: tuple[str, ...] = ()
-    """Parameters without which mergekit refuses a model."""
-    notes: tuple[str, ...] = ()
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _only(expected: Any, why: str) -> Change:
-    def change(value: Any) -> Any:
-        if value != expected:
-            raise ValueError(f"{str(value)[:60].lower()} has no equal here: {why}")
-        return None
-
-    return change
-
-
-_SPELLINGS = {
-    **dict.fromkeys((True, 1, "1", "on", "t", "true", "y", "yes"), True),
-    **dict.fromkeys((False, 0, "0", "off", "f", "false", "n", "no"), False),
-}
-"""What mergekit, by pydantic, takes for true and false."""
-
-
-def _switch(value: Any) -> bool:
-    value = value.lower() if isinstance(value, str) else value
-    if value not in _SPELLINGS:
-        raise ValueError(f"{value!r} should be true or false")
-    return _SPELLINGS[value]
-
-
-def _choice(yes: str, no: str) -> Change:
-    return lambda value: yes if _switch(value) else no
-
-
-def _decimal(value: Any) -> Any:
-    if isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, (int, float)):
-        raise ValueError(f"{str(value)[:60]!r} should be a number")
-    return value
-
-
-def _whole(value: Any) -> Any:
-    value = _decimal(value)
-    if not math.isfinite(value) or value != int(value):
-        raise ValueError(f"{value} should be a whole number")
-    return int(value)
-
-
-def _share(value: Any) -> Any:
-    """Of elements that are kept: above 1 mergekit keeps all, below 0 none."""
-    return min(max(_decimal(value), 0), 1)
-
-
-def _off(why: str) -> Change:
-    def change(value: Any) -> None:
-        if _switch(value):
-            raise ValueError(f"true has no equal here: {why}")
-
-    return change
-
-
-_WEIGHT = {"weight": ("weight", _decimal)}
-_DENSITY = {**_WEIGHT, "density": ("density", _share)}
-_LAMBDA = {"lambda": ("lambda", _decimal)}
-_NORMALIZE = {"normalize": ("normalize", _choice("weight", "none"))}
-_RESCALE = {"rescale": ("rescale", _choice("l1", "none"))}
-_NO_NORMALIZE = {"normalize": ("", _off("divide the weights by their sum instead"))}
-_NO_RESCALE = {"rescale": ("", _off("this method does not rescale what it keeps"))}
-_RANDOM = (
-    "which elements are dropped: mergekit draws from one stream of random numbers, in the order and on the device it happens to work; "
-    "here they depend on `seed`, tensor and element alone, so the same recipe drops the same elements everywhere"
-)
-_SMALL = "of a tensor so small that density keeps no element, mergekit keeps the largest; here none of it is kept"
-_EQUAL = "of elements of equal magnitude at a cut mergekit keeps any; here those with the lower index are the larger ones"
-_ROUGH = "mergekit's divergences are sums in float32 of terms that cancel; of models that hardly differ it takes over other elements"
-_CANCEL = "where directions cancel, as in a tensor that no model changed, mergekit stops; here the result is the weighted mean"
-_ZERO = "where one of two tensors is all zeros the way is straight here; mergekit takes the angle between them to be a right one"
-_TIES = "where the weighted sum at a position is exactly 0 its sign counts as +, as in mergekit"
-
-KNOWN: dict[str, _Known] = {
-    "linear": _Known("linear", "models", _WEIGHT, {"normalize": ("normalize", _switch)}, needed=("weight",)),
-    "task_arithmetic": _Known(
-        "task_arithmetic", "deltas", {**_WEIGHT, "density": ("", _same)}, {**_LAMBDA, **_NO_NORMALIZE, **_NO_RESCALE}, needed=("weight",)
-    ),
-    "ties": _Known(
-        "ties", "deltas", _DENSITY, {**_LAMBDA, **_NORMALIZE, **_NO_RESCALE}, {"normalize": "weight"}, ("weight",), (_SMALL, _EQUAL, _TIES)
-    ),
-    "dare_linear": _Known(
-        "dare_linear", "deltas", _DENSITY, {**_LAMBDA, **_RESCALE, **_NO_NORMALIZE}, {"rescale": "l1"}, ("weight",), (_RANDOM,)
-    ),
-    "dare_ties": _Known(
-        "dare_ties", "deltas", _DENSITY, {**_LAMBDA, **_RESCALE, **_NORMALIZE}, {"rescale": "l1", "normalize": "none"}, ("weight",),
-        (_RANDOM, _TIES),
-    ),
-    "della": _Known(
-        "della", "deltas", {**_DENSITY, "epsilon": ("epsilon", _decimal)}, {**_LAMBDA, **_RESCALE, **_NORMALIZE},
-        {"rescale": "l1", "normalize": "weight"}, ("weight",), (_RANDOM, _TIES),
-    ),
-    "della_linear": _Known(
-        "della_linear", "deltas", {**_DENSITY, "epsilon": ("epsilon", _decimal)}, {**_LAMBDA, **_RESCALE, **_NO_NORMALIZE},
-        {"rescale": "l1"}, ("weight",), (_RANDOM,),
-    ),
-    "breadcrumbs": _Known(
-        "breadcrumbs", "deltas", {**_DENSITY, "gamma": ("gamma", _decimal)}, {**_LAMBDA, **_NO_NORMALIZE, **_NO_RESCALE}, {}, ("weight",),
-        (_EQUAL,),
-    ),
-    "breadcrumbs_ties": _Known(
-        "breadcrumbs_ties", "deltas", {**_DENSITY, "gamma": ("gamma", _decimal)}, {**_LAMBDA, **_NORMALIZE, **_NO_RESCALE},
-        {"normalize": "none"}, ("weight",), (_EQUAL, _TIES),
-    ),
-    "model_stock": _Known("model_stock", "deltas", {}, {"filter_wise": ("filter_wise", _switch)}),
-    "sce": _Known("sce", "deltas", {}, {"select_topk": ("select_topk", _decimal)}),
-    "ram": _Known("ram", "deltas", {}, {"epsilon": ("epsilon", _decimal)}),
-    "ramplus_tl": _Known(
-        "ramplus_tl", "deltas", {}, {"epsilon": ("epsilon", _decimal), "r": ("r", _decimal), "alpha": ("alpha", _decimal)}
-    ),
-    "slerp": _Known("slerp", "pair", {}, {"t": ("t", _decimal)}, notes=(_ZERO,)),
-    "nearswap": _Known("nearswap", "pair", {}, {"t": ("t", _decimal)}),
-    "arcee_fusion": _Known(
-        "arcee_fusion", "pair",
-        notes=("of large tensors mergekit takes quantiles of a random million elements; here they are exact", _ROUGH),
-    ),
-    "nuslerp": _Known(
-        "nuslerp", "two", _WEIGHT, {"nuslerp_flatten": ("nuslerp_flatten", _switch), "nuslerp_row_wise": ("nuslerp_row_wise", _switch)},
-        needed=("weight",), notes=(_ZERO,),
-    ),
-    "multislerp": _Known(
-        "multislerp", "over", _WEIGHT,
-        {"normalize_weights": ("normalize_weights", _switch), "eps": ("", _only(1e-8, "1e-8 is fixed"))}, needed=("weight",),
-        notes=(_CANCEL,),
-    ),
-    "passthrough": _Known("linear", "models", {"scale": ("weight", _decimal)}, given={"normalize": False}),
-    "karcher": _Known("karcher", "models", {}, {"max_iter": ("max_iter", _whole), "tol": ("tol", _decimal)}),
-}  # fmt: skip
 
 
 def import_mergekit(text: str, *, where: str, output: str) -> tuple[Imported, ...]:
@@ -319,7 +170,7 @@ class _Importer:
         known = KNOWN.get(name) if isinstance(name, str) else None
         if known is None:
             self.problems.append(self._unknown_method(name))
-            known = _Known("", "models")
+            known = Known("", "models")
         elif known.method not in {method.name for method in METHODS}:
             self.problems.append(f"merge_method {name}: there is no such method here yet")
         body = self._body()
@@ -454,7 +305,7 @@ class _Importer:
                 self._reference(source["model"], where): self._settings(source.get("parameters"), f"{where}.sources.parameters")
                 for source in sources
             }
-            spans = {_span(source.get("layer_range")) for source in sources}
+            spans = {layer_span(source.get("layer_range")) for source in sources}
             if None in spans:
                 self.problems.append(f"{where}: layer_range should be two whole numbers, such as [0, 32]")
                 continue
@@ -522,7 +373,7 @@ class _Importer:
             )
         return given
 
-    def _parameters(self, known: _Known, slices: Sequence[_Slice]) -> dict[str, Any]:
+    def _parameters(self, known: Known, slices: Sequence[_Slice]) -> dict[str, Any]:
         """What stands under `parameters:`."""
         scopes = [*self.general, *(part.shared for part in slices)]
         for name in dict.fromkeys(name for scope in scopes for name in scope):
@@ -549,7 +400,7 @@ class _Importer:
     def _generally(self, name: str) -> list[Any]:
         return [scope.get(name) for scope in self.general]
 
-    def _entries(self, known: _Known, models: Sequence[str], base: str | None, slices: Sequence[_Slice], *, sliced: bool) -> dict[str, Any]:
+    def _entries(self, known: Known, models: Sequence[str], base: str | None, slices: Sequence[_Slice], *, sliced: bool) -> dict[str, Any]:
         """`base:`, `deltas:` and `models:`."""
         merged = [model for model in models if model != base]
         method = self.config.get("merge_method")
@@ -579,7 +430,7 @@ class _Importer:
             )
         return {**based, section: entries}
 
-    def _own(self, known: _Known, model: str, slices: Sequence[_Slice]) -> dict[str, Any]:
+    def _own(self, known: Known, model: str, slices: Sequence[_Slice]) -> dict[str, Any]:
         """The parameters of one model."""
         made: dict[str, Any] = {}
         own = [part.own.get(model) or {} for part in slices]
@@ -604,13 +455,13 @@ class _Importer:
         """A value, a gradient or rules, from what each slice says, the strongest first."""
         try:
             if len(slices) == 1:
-                rules = list(_rules(levels[0], change, {}))
+                rules = list(as_rules(levels[0], change, {}))
             else:
                 rules = []
                 for part, settings in zip(slices, levels, strict=True):
-                    rules += _rules(settings, change, {"layers": f"{part.first}-{part.last}"}, names=_INSIDE)
-                rules += _rules(levels[0], change, {"component": "embedding"}, names=_BEFORE, outside=True)
-                rules += _rules(levels[-1], change, {}, names=_BEHIND, outside=True)
+                    rules += as_rules(settings, change, {"layers": f"{part.first}-{part.last}"}, names=INSIDE)
+                rules += as_rules(levels[0], change, {"component": "embedding"}, names=BEFORE, outside=True)
+                rules += as_rules(levels[-1], change, {}, names=BEHIND, outside=True)
                 if any("match" in rule for rule in rules):
                     self.notes.append(
                         f"{where}: filters in slices are taken to mean tensors in or out of the layers as in Llama, Mistral, Qwen and GPT; "
@@ -676,7 +527,7 @@ class _Importer:
             )
         return made
 
-    def _tell(self, known: _Known) -> None:
+    def _tell(self, known: Known) -> None:
         dtype = self.config.get("dtype")
         if dtype in (None, "float32"):
             how = "in the widest dtype that the models have a tensor in" if dtype is None else "in float32"
@@ -694,86 +545,3 @@ class _Importer:
 
 _SUMMED_WIDE = ("linear", "slerp", "karcher", "passthrough")
 """Methods of which mergekit's arithmetic is in float32 at least."""
-_BEFORE = ("model.embed_tokens.weight", "transformer.wte.weight", "transformer.wpe.weight", "gpt_neox.embed_in.weight")
-_BEHIND = ("model.norm.weight", "lm_head.weight", "transformer.ln_f.bias", "model.final_layernorm.weight", "embed_out.weight")
-_INSIDE = (
-    *(
-        f"model.layers.0.self_attn.{name}.weight"
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "q_norm", "k_norm", "dense")
-    ),
-    *(
-        f"model.layers.0.mlp.{name}.bias"
-        for name in ("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "experts.0.up_proj")
-    ),
-    *(f"model.layers.0.{name}_layernorm.weight" for name in ("input", "post_attention", "pre_feedforward", "post_feedforward")),
-    *(f"model.layers.0.block_sparse_moe.{name}.weight" for name in ("gate", "experts.0.w1", "experts.0.w2", "experts.0.w3")),
-    *(f"transformer.h.0.{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "ln_1", "ln_2")),
-)
-"""Names of tensors before, behind and inside the layers, of usual architectures."""
-
-
-def _rules(
-    settings: Sequence[Any], change: Change, where: Mapping[str, str], *, names: Sequence[str] = (), outside: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Rules for the tensors that `where` selects, from settings of which the strongest comes first. Filters that mean other tensors than
-    any of `names` are left out; `outside` the layers gradients have their first number. Raises ValueError."""
-    others = {*_BEFORE, *_BEHIND, *_INSIDE} - set(names)
-    for setting in settings:
-        if setting is None or setting == []:
-            continue
-        for entry in setting if _is_conditional(setting) else [setting if isinstance(setting, dict) else {"value": setting}]:
-            if not isinstance(entry, dict) or "value" not in entry or set(entry) - {"value", "filter"}:
-                raise ValueError("should be a value, a gradient, or a list of `{filter, value}`")
-            pattern = entry.get("filter")
-            general = pattern in (None, "*")
-            if not general and names and not _means(str(pattern), names, others, outside=outside):
-                continue
-            found = {} if general else {"match": "*" + re.sub(r"([*?[])", r"[\1]", str(pattern)) + "*"}
-            yield {**found, **where, "value": _changed(entry["value"], change, outside=outside)}
-            if general:
-                return
-
-
-def _means(pattern: str, names: Sequence[str], others: Iterable[str], *, outside: bool) -> bool:
-    """Whether a filter may mean one of `names`: of a name that is not known anywhere, it is thought to stand inside the layers."""
-    if any(pattern in name for name in names):
-        return True
-    return not outside and not any(pattern in name for name in others)
-
-
-def _is_conditional(setting: Any) -> bool:
-    return isinstance(setting, list) and any(isinstance(entry, dict) for entry in setting)
-
-
-def _changed(value: Any, change: Change, *, outside: bool) -> Any:
-    """A value or gradient in our words."""
-    if not isinstance(value, list):
-        return change(_number(value))
-    values = [_number(entry) for entry in value]
-    if not values or not all(isinstance(entry, (int, float)) and not isinstance(entry, bool) for entry in values):
-        raise ValueError("a gradient of anything but numbers cannot be mapped")
-    if change is _share and not all(0 <= entry <= 1 for entry in values):
-        raise ValueError("a gradient of shares that leaves 0 to 1 cannot be mapped")
-    return change(values[0]) if outside or len(values) == 1 else [change(float(entry)) for entry in values]
-
-
-def _span(given: Any) -> tuple[()] | tuple[int, int] | None:
-    """First layer and the one behind the last; () where nothing is said, None where it is no range."""
-    if given is None:
-        return ()
-    if not isinstance(given, (list, tuple)) or len(given) != 2:
-        return None
-    try:
-        first, behind = (_whole(_number(end)) for end in given)
-    except ValueError:
-        return None
-    return first, behind
-
-
-def _number(value: Any) -> Any:
-    """Numbers as YAML 1.1 does not read them: 1e-4 is text to it."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value):
-        return float(value)
-    if not isinstance(value, (bool, int, float, str)):
-        raise ValueError(f"{str(value)[:60]!r} is not a value")
-    return value

@@ -110,7 +110,9 @@ class TileComputer:
         weights = tuple(method.weights(call.parameters, [term.values for term in call.terms]))
         base, terms = inputs_of(segment, call, sources)
         assert base is not None
-        out, deltas = RawElements(piece, segment.span.dtype), [(post, old) for post, old in terms if old is not None]
+        out = RawElements(piece, segment.span.dtype)
+        deltas = [(post, old) for post, old in terms if old is not None]
+        assert len(deltas) == len(terms), f"{call.method}: a sum of deltas has a term without a base"
         if self._job.device != "cpu":
             return self._with_torch().sum(out, base, deltas, weights)
         from paramdelta_dist.kernels.sum_cpu import add_deltas  # here: numba and torch are a lot of memory, and few need both

@@ -9,7 +9,8 @@ import yaml
 from paramdelta_dist import api
 from paramdelta_dist.errors import RecipeError
 from paramdelta_dist.methods import METHODS
-from paramdelta_dist.recipe.mergekit import KNOWN, import_mergekit
+from paramdelta_dist.recipe.mergekit import import_mergekit
+from paramdelta_dist.recipe.mergekit_methods import KNOWN
 from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests import oracle
 from tests.models import ARCHITECTURES, make_models

@@ -16,7 +16,7 @@ ROOMS = ("checkpoint/", "planning/", "recipe/", "methods/__init__.py", "storage/
 _ERRORS = {"InputError", "NotFound", "CheckpointError", "HomologyError", "InputChanged", "OutputOccupied", "OutputTaken", "NonFinite",
            "AlreadyExists", "UsageError", "RecipeError", "OverBudget", "Mismatch",
            "Difference", "damaged", "broken", "ValueError"}  # fmt: skip
-_CHECKS = ("recipe/fields.py", "recipe/grid.py", "recipe/model.py", "recipe/sections.py", "recipe/mergekit.py")
+_CHECKS = ("recipe/fields.py", "recipe/grid.py", "recipe/model.py", "recipe/sections.py", "recipe/mergekit")
 """Where a ValueError is what pydantic or the importer makes a mistake of the recipe of."""
 _LONG = 25
 """Characters of a text that is more than a word."""
@@ -65,7 +65,7 @@ def _of(node: ast.AST, module: str, function: str) -> Iterator[Site]:
         function = node.name
     if isinstance(node, ast.Call):
         name = node.func.id if isinstance(node.func, ast.Name) else ""
-        of_ours = name in _ERRORS and (name != "ValueError" or module in _CHECKS)
+        of_ours = name in _ERRORS and (name != "ValueError" or module.startswith(_CHECKS))
         listed = isinstance(node.func, ast.Attribute) and node.func.attr == "append" and ast.unparse(node.func.value).endswith("problems")
         if of_ours or listed:
             yield Site(module, function, _text(node.args))

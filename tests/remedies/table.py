@@ -861,7 +861,7 @@ GOOD = {
 def imported(says, offers, bad, good=None, code=2):
     """A config of mergekit that cannot be mapped, and what the message says to write instead."""
     return Walk(
-        "recipe/mergekit.py",
+        "recipe/",
         says,
         lambda world: setattr(world, "mergekit", bad),
         offers,
@@ -987,7 +987,7 @@ IMPORTS = [
         in_modules({"default": {"models": GOOD["models"]}}),
     ),
     Walk(
-        "recipe/mergekit.py",
+        "recipe/",
         " are merged in different ways, and a recipe has one list of ",
         lambda world: setattr(world, "mergekit", in_modules({"text": {"models": GOOD["models"]}, "other": {"models": [{"model": "old"}]}})),
         "write it by hand, with rules that have `match` or `component`",
@@ -1056,7 +1056,7 @@ IMPORTS = [
         {**GOOD, "tokenizer": {"source": "old"}},
     ),
     Walk(
-        "recipe/mergekit.py",
+        "recipe/",
         "chat_template: a template of one's own cannot be mapped; put it into the folder",
         lambda world: setattr(world, "mergekit", {**GOOD, "chat_template": "{{ messages }}"}),
         "put it into the folder that tokenizer_from names",
