@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from functools import cache
@@ -127,6 +128,12 @@ def test_a_docstring_names_the_thing_and_is_whole(path):
 
 def _is_text(node):
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/**/__init__.py")), ids=lambda p: str(p.parent.relative_to(PACKAGE)))
+def test_a_room_says_first_what_it_must_not_know(path):
+    first = ast.get_docstring(ast.parse(path.read_text())).partition("\n")[0]
+    assert re.search(r"\bknows (no|nothing)\b", first, re.IGNORECASE), first
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The verbs: what `import paramdelta_dist` offers and what each command of the same name calls."""
+"""The verbs: what `import paramdelta_dist` offers and each command of the same name calls. Knows no terminal."""
 
 from paramdelta_dist.api.analyze import analyze
 from paramdelta_dist.api.check import check

@@ -1,4 +1,4 @@
-"""Model folders, known from their headers alone, and whether several of them fit together."""
+"""Model folders, known from their headers alone, and whether several of them fit together. Knows no recipe and no plan."""
 
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint, find_side_files, open_checkpoint, open_checkpoints
 from paramdelta_dist.checkpoint.header import Tensor, WeightFile

@@ -1,1 +1,1 @@
-"""The command line: parse, call the function of the same name in `api`, render. Decides nothing."""
+"""The command line: parse, call the function of the same name in `api`, render. Knows no merge: it decides nothing."""

@@ -1,1 +1,1 @@
-"""The driving process of a run: opens the inputs, sizes the workers, has missing shards made, publishes. Prints nothing."""
+"""The driving process of a run: opens inputs, sizes workers, has missing shards made, publishes. Knows no terminal."""

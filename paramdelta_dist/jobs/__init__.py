@@ -1,4 +1,4 @@
-"""Talking to a Ray cluster from outside: submit a merge as a job, follow it, look at it, stop it."""
+"""Ray clusters from outside: submit a merge as a job, follow it, look at it, stop it. Knows no tile and no kernel."""
 
 from __future__ import annotations
 

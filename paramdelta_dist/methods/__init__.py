@@ -1,4 +1,4 @@
-"""The merge methods. Ours are a literal list; other packages add theirs by an entry point (docs/writing-a-method.md)."""
+"""The merge methods, ours as a literal list, others by an entry point (docs/writing-a-method.md). Knows no file and no plan."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The YAML that people write, as checked values. The only room that knows pydantic; it opens no model and no store of weights."""
+"""The YAML that people write, as checked values. The only room that knows pydantic; knows no open model."""

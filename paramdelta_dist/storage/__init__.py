@@ -1,4 +1,4 @@
-"""Stores of bytes: one interface, four engines. Nothing outside this folder names fsspec, obstore, huggingface_hub or botocore."""
+"""Stores of bytes: one interface, four engines. The only room that knows fsspec, obstore, huggingface_hub and botocore; knows no model."""
 
 from paramdelta_dist.storage.direct_write import WRITE_MEMORY
 from paramdelta_dist.storage.hub_places import hub_place

@@ -1,1 +1,1 @@
-"""The report as one HTML file. Draws figures that others have measured; reads no weights."""
+"""The report as one HTML file, of figures that others have measured. Knows no weights."""
