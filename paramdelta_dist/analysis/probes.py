@@ -30,7 +30,7 @@ from paramdelta_dist.errors import NotFound
 from paramdelta_dist.kernels.measure import Floats, Measured, Vectors
 from paramdelta_dist.kernels.sketch import LENGTH, add_to_sketch
 from paramdelta_dist.output.names import COMPARED, WATCHED
-from paramdelta_dist.planning.chunks import MEASURE_CHUNK, Piece
+from paramdelta_dist.planning.chunks import MEASURE_CHUNK, ChunkRange
 from paramdelta_dist.planning.plan import Shard, TensorPlan
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.shards.reader import FetchedTile
@@ -136,7 +136,7 @@ class ShardWatch:
         finally:
             self._idle.put(measurer)
 
-    def _sampled(self, segment: Segment) -> Iterator[Piece]:
+    def _sampled(self, segment: Segment) -> Iterator[ChunkRange]:
         """The parts of a segment that are measured."""
         span = segment.span
         if not measurable(span.tensors[0], self._vectors):
@@ -149,7 +149,7 @@ class ShardWatch:
             tensor, stop = span.tensors[place], min(ends[place], segment.last)
             start = ends[place] - tensor.elements
             for first, last in sample(tensor.elements, at - start, stop - start):
-                yield Piece(tensor, first, last, start + first - segment.first)
+                yield ChunkRange(tensor, first, last, start + first - segment.first)
             place, at = place + 1, stop
 
 

@@ -21,7 +21,7 @@ from paramdelta_dist.planning.plan import MergePlan, TensorPlan
 from paramdelta_dist.storage import redact
 
 
-class Delta(NamedTuple):
+class MeasuredDelta(NamedTuple):
     """What is compared, and by what it is called."""
 
     label: str
@@ -37,7 +37,7 @@ class SurveyedModels:
 
     base: str
     """URL of the new base, without secrets, as all of them."""
-    deltas: tuple[Delta, ...]
+    deltas: tuple[MeasuredDelta, ...]
     drifts: tuple[str, ...]
     """URLs of the deltas' bases other than the new one; vector `len(deltas) + n` is the new base minus the n-th."""
     vectors: Vectors
@@ -233,7 +233,7 @@ def describe(
     repeated = {label for label in labels if labels.count(label) > 1}
     labels = [f"{label} ({number})" if label in repeated else label for number, label in enumerate(labels)]
     deltas = tuple(
-        Delta(label, redact(plan.models[post]), redact(plan.models[base]), weight)
+        MeasuredDelta(label, redact(plan.models[post]), redact(plan.models[base]), weight)
         for label, (post, base), weight in zip(labels, pairs, weights, strict=True)
     )
     vectors = Vectors(len(plan.models), (*pairs, *((0, base) for base in drifts)), len(pairs), bases)

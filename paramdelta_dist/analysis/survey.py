@@ -24,7 +24,7 @@ from paramdelta_dist.engine.machine import peak_memory
 from paramdelta_dist.errors import Interrupted, ParamDeltaError
 from paramdelta_dist.kernels.measure import Floats, Measured, Measurer, Vectors
 from paramdelta_dist.kernels.raw import RawElements
-from paramdelta_dist.planning.chunks import MEASURE_CHUNK, ChunkedTile, Piece, cut_chunks
+from paramdelta_dist.planning.chunks import MEASURE_CHUNK, ChunkedTile, ChunkRange, cut_chunks
 from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan
 from paramdelta_dist.shards.reader import FetchedTile, Fetching, TileReader, open_reader
 from paramdelta_dist.storage import StorageConfig
@@ -82,10 +82,10 @@ class ShardSurvey:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredPiece:
+class MeasuredRange:
     """Some chunks of one tensor."""
 
-    piece: Piece
+    piece: ChunkRange
     sums: Floats
     """[chunks, Vectors.sums], in the order of the elements."""
     rest: Measured
@@ -100,8 +100,8 @@ class TileMeasurer:
         self._measurer = Measurer(vectors, MEASURE_CHUNK)
 
     def measure(
-        self, fetched: FetchedTile, pieces: tuple[tuple[Piece, ...], ...], made: memoryview | None = None
-    ) -> Iterator[MeasuredPiece]:
+        self, fetched: FetchedTile, pieces: tuple[tuple[ChunkRange, ...], ...], made: memoryview | None = None
+    ) -> Iterator[MeasuredRange]:
         """What each piece of the tile's segments holds. All models that are measured must have been read for it; what was
         `made` of the tile is one more model, behind all others."""
         position = 0
@@ -121,9 +121,9 @@ class TileMeasurer:
                     first, last = piece.at + number * MEASURE_CHUNK, piece.at + min((number + 1) * MEASURE_CHUNK, size)
                     chunks = {model: _some(elements, first, last) for model, elements in models.items()}
                     self._measurer.measure(chunks, row, rest)
-                yield MeasuredPiece(piece, sums, rest)
+                yield MeasuredRange(piece, sums, rest)
 
-    def difference(self, piece: Piece) -> Floats:
+    def difference(self, piece: ChunkRange) -> Floats:
         """Elements of the first vector in the piece that was measured last, which is no longer than a chunk; overwritten with
         the next."""
         return self._measurer.difference(0, piece.last - piece.first)
@@ -183,14 +183,14 @@ def joined(plan: MergePlan, vectors: Vectors, surveys: Mapping[str, ShardSurvey]
     return tensors, Measured(*columns)
 
 
-def _measured(job: SurveyJob, shard: Shard, reader: TileReader) -> Iterator[list[MeasuredPiece]]:
+def _measured(job: SurveyJob, shard: Shard, reader: TileReader) -> Iterator[list[MeasuredRange]]:
     """What the tiles of a shard hold, in order; a bounded number of them is fetched and measured ahead."""
     upcoming = cut_chunks(shard, tile_size=job.tile_size)
     measurers: SimpleQueue[TileMeasurer] = SimpleQueue()
     for _ in range(job.threads):
         measurers.put(TileMeasurer(job.vectors))
 
-    def measure(chunked: ChunkedTile, fetching: Fetching) -> list[MeasuredPiece]:
+    def measure(chunked: ChunkedTile, fetching: Fetching) -> list[MeasuredRange]:
         fetched, measurer = fetching.result(), measurers.get()
         try:
             return list(measurer.measure(fetched, chunked.pieces))
@@ -199,7 +199,7 @@ def _measured(job: SurveyJob, shard: Shard, reader: TileReader) -> Iterator[list
             fetched.parts.clear()
             reader.release(fetching)
 
-    under_way: deque[tuple[Fetching, Future[list[MeasuredPiece]]]] = deque()
+    under_way: deque[tuple[Fetching, Future[list[MeasuredRange]]]] = deque()
     with ThreadPoolExecutor(job.threads, thread_name_prefix="measure") as threads:
         try:
             while True:

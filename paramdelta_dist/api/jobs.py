@@ -209,7 +209,7 @@ def _preflight(
         series = series_of(recipe)
         state = "begun" if series is not None and not overwrite and _lost_files(merge_plan) else _look(merge_plan, overwrite)
         if state == "finished" and series is not None:
-            series.point(series.find(merge_plan.fingerprint), merge_plan.fingerprint)
+            series.point_to(series.find(merge_plan.fingerprint), merge_plan.fingerprint)
         return replace(seen, state=state, output=redact(merge_plan.recipe.output))
     except (CredentialsError, StorageError) as error:
         listener.note(f"not everything can be checked from here, so the cluster will: {error}")

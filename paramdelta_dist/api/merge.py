@@ -72,5 +72,5 @@ def merge(
     lost = [] if overwrite else mend(open_store(merge_plan.recipe.output, merge_plan.recipe.storage_config), merge_plan)
     gone = None if overwrite or before in (None, day) else series.output(before, merge_plan.fingerprint)
     result = made(MergeSet.of(merge_plan), allocation)
-    series.point(day, merge_plan.fingerprint)
+    series.point_to(day, merge_plan.fingerprint)
     return replace(result, pointer=series.pointer_url, lost=tuple(lost), gone=gone and redact(gone))

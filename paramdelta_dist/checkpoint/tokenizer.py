@@ -20,7 +20,7 @@ from typing import Any
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, STRING, Room, json_cost, text_cost
 from paramdelta_dist.checkpoint.sidefiles import says_tokens
-from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store, read_pieces, read_whole
+from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store, read_whole, stream_object
 
 MAX_TOKENIZER = 512 << 20
 """Longest file of a vocabulary that is read, in bytes."""
@@ -201,7 +201,7 @@ def _find(store: Store, side_files: Mapping[str, Identity]) -> Tokenizer | None:
 
 def _digest(store: Store, name: str, identity: Identity) -> str:
     digest = hashlib.sha256()
-    for piece in read_pieces(store, name, identity):
+    for piece in stream_object(store, name, identity):
         digest.update(piece)
     return digest.hexdigest()
 

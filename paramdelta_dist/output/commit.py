@@ -17,7 +17,7 @@ from paramdelta_dist.output.hold import RUN, Hold, find_document, find_identity,
 from paramdelta_dist.output.names import COMMIT
 from paramdelta_dist.output.replace import some
 from paramdelta_dist.output.sealed_json import render_document
-from paramdelta_dist.storage import Store, read_pieces
+from paramdelta_dist.storage import Store, stream_object
 
 CHECKS = 10
 """At a file that other runs of the same merge write again, before it counts as changed."""
@@ -63,7 +63,7 @@ def _changed(store: Store, files: Mapping[str, Any]) -> list[str]:
                 return True
             digest = blake3()
             try:
-                for piece in read_pieces(store, name, there):
+                for piece in stream_object(store, name, there):
                     digest.update(piece)
             except (InputChanged, NotFound):  # at this very moment
                 there = find_identity(store, name)

@@ -20,7 +20,7 @@ from paramdelta_dist.output.hold import (
 from paramdelta_dist.output.receipts import MAX_RECEIPT, Receipt, parse_receipt, receipt_name
 from paramdelta_dist.output.replace import some
 from paramdelta_dist.planning.plan import MergePlan
-from paramdelta_dist.storage import Identity, Store, read_pieces
+from paramdelta_dist.storage import Identity, Store, stream_object
 from paramdelta_dist.threads import Threads
 
 
@@ -52,7 +52,7 @@ def _holding(store: Store, hold: Hold, receipt: Receipt, present: Mapping[str, I
         return receipt, 0
     digest = blake3()
     try:
-        for piece in read_pieces(store, receipt.file, there):
+        for piece in stream_object(store, receipt.file, there):
             digest.update(piece)
     except (InputChanged, NotFound):  # a run that goes on at the same time writes it once more
         return None, there.size

@@ -25,7 +25,7 @@ from paramdelta_dist.output.receipts import Receipt
 from paramdelta_dist.output.sealed_json import render_document
 from paramdelta_dist.planning.plan import MergePlan, SideFile
 from paramdelta_dist.redaction import redacted
-from paramdelta_dist.storage import PIECE, Identity, StorageConfig, Store, open_store, read_pieces, read_whole, redact, scheme_of
+from paramdelta_dist.storage import PIECE, Identity, StorageConfig, Store, open_store, read_whole, redact, scheme_of, stream_object
 from paramdelta_dist.storage.retry import persisting
 
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@|$)")
@@ -69,7 +69,7 @@ class SideFiles:
         digest = blake3()
 
         def pieces() -> Iterator[memoryview]:
-            for piece in read_pieces(open_store(file.model, self._storage), file.name, file.identity):
+            for piece in stream_object(open_store(file.model, self._storage), file.name, file.identity):
                 digest.update(piece)
                 yield piece
             with ThreadPoolExecutor(1) as pool:  # a store may ask for chunks where no other request can be made

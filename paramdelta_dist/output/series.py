@@ -79,7 +79,7 @@ class Series:
             self._store.write(self.record(fingerprint), render_document({"fingerprint": fingerprint, "date": day.isoformat()}))
         return day
 
-    def point(self, day: date, fingerprint: str) -> None:
+    def point_to(self, day: date, fingerprint: str) -> None:
         """Let the pointer name the finished output of `day`; written only where it says something else.
 
         Raises StorageError where the output is removed at this moment, by `prune` or by somebody else.

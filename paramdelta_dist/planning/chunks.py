@@ -19,7 +19,7 @@ MEASURE_CHUNK = 1 << 15
 """Elements that are summed at a time: few enough that a chunk of every vector stays in a core's own cache."""
 
 
-class Piece(NamedTuple):
+class ChunkRange(NamedTuple):
     """Whole chunks of one tensor: elements [first, last) of it, which begin at element `at` of their segment."""
 
     tensor: TensorPlan
@@ -32,7 +32,7 @@ class ChunkedTile(NamedTuple):
     """A tile that is read but has no place in an output (start and stop are 0), and the pieces of each of its segments."""
 
     tile: Tile
-    pieces: tuple[tuple[Piece, ...], ...]
+    pieces: tuple[tuple[ChunkRange, ...], ...]
 
 
 def cut_chunks(shard: Shard, *, tile_size: int) -> Iterator[ChunkedTile]:
@@ -43,7 +43,7 @@ def cut_chunks(shard: Shard, *, tile_size: int) -> Iterator[ChunkedTile]:
     if tile_size < MEASURE_CHUNK * 8:
         raise ValueError(f"a tile of {tile_size} bytes cannot hold a chunk of {MEASURE_CHUNK} elements")
     segments: list[Segment] = []
-    pieces: list[tuple[Piece, ...]] = []
+    pieces: list[tuple[ChunkRange, ...]] = []
     filled: list[int] = []  # bytes so far of each model
     for span in find_spans(shard):
         if not span.merged:
@@ -75,9 +75,9 @@ def _cut(ends: list[int], first: int, last: int) -> int:
     return max(first, start + (last - start) // MEASURE_CHUNK * MEASURE_CHUNK)
 
 
-def _pieces(tensors: tuple[TensorPlan, ...], ends: list[int], first: int, last: int) -> Iterator[Piece]:
+def _pieces(tensors: tuple[TensorPlan, ...], ends: list[int], first: int, last: int) -> Iterator[ChunkRange]:
     place, at = bisect_right(ends, first), first
     while at < last:
         start, stop = ends[place] - tensors[place].elements, min(ends[place], last)
-        yield Piece(tensors[place], at - start, stop - start, at - first)
+        yield ChunkRange(tensors[place], at - start, stop - start, at - first)
         place, at = place + 1, stop

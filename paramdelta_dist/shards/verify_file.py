@@ -26,7 +26,7 @@ from paramdelta_dist.planning.tiles import cut_tiles, steps_of
 from paramdelta_dist.shards.compute import MergeContext
 from paramdelta_dist.shards.digests import StreamDigests
 from paramdelta_dist.shards.pipeline import MadeTile, tile_pipeline, tile_reader
-from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store, read_pieces
+from paramdelta_dist.storage import Identity, StorageConfig, Store, open_store, stream_object
 
 
 class TensorDigest(NamedTuple):
@@ -214,7 +214,7 @@ def check_file(job: VerifyJob, check: FileCheck, *, advance: Callable[[int], Non
 
 def _digest_problems(store: Store, check: FileCheck, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> Iterator[str]:
     digests = StreamDigests([(tensor.start, tensor.stop) for tensor in check.tensors])
-    for piece in read_pieces(store, check.file, check.identity):
+    for piece in stream_object(store, check.file, check.identity):
         if cancelled():
             raise Interrupted("stopped")
         digests.update(piece)

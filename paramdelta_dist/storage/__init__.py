@@ -9,7 +9,7 @@ from paramdelta_dist.storage.network import explained
 from paramdelta_dist.storage.open import open_input, open_store
 from paramdelta_dist.storage.part_names import is_earlier_part, is_part
 from paramdelta_dist.storage.sameness import shared_files
-from paramdelta_dist.storage.sequential import PIECE, PIECES_MEMORY, read_pieces, read_whole
+from paramdelta_dist.storage.sequential import PIECE, PIECES_MEMORY, read_whole, stream_object
 from paramdelta_dist.storage.settings import StorageConfig, StoreSettings
 from paramdelta_dist.storage.store import NO_FILE, Buffer, Identity, Store
 from paramdelta_dist.storage.trust import bundle
@@ -40,10 +40,10 @@ __all__ = [
     "open_store",
     "part_size",
     "read_named_file",
-    "read_pieces",
     "read_whole",
     "redact",
     "remove_leftover",
     "scheme_of",
     "shared_files",
+    "stream_object",
 ]

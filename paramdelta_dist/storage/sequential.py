@@ -18,7 +18,7 @@ PIECES_MEMORY = (AHEAD + 1) * PIECE
 """Bytes that reading an object in pieces takes at most."""
 
 
-def read_pieces(store: Store, name: str, identity: Identity) -> Iterator[memoryview]:
+def stream_object(store: Store, name: str, identity: Identity) -> Iterator[memoryview]:
     """The bytes of the object that has `identity`, in order. Raises what `Store.read_range` does. They may be the chunks of a
     `Store.put`: other threads read them."""
     starts = iter(range(0, identity.size, PIECE))
@@ -51,7 +51,7 @@ def read_whole(store: Store, name: str, identity: Identity, *, limit: int) -> by
     if identity.size <= PIECE:
         return bytearray(store.read_range(name, 0, identity.size, identity=identity))
     data, place = bytearray(identity.size), 0
-    for piece in read_pieces(store, name, identity):
+    for piece in stream_object(store, name, identity):
         data[place : place + len(piece)] = piece
         place += len(piece)
     return data

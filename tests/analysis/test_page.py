@@ -13,7 +13,7 @@ import torch
 from paramdelta_dist import api
 from paramdelta_dist.analysis.distance_curve import spread
 from paramdelta_dist.analysis.page.delta_page import render_page
-from paramdelta_dist.analysis.statistics import Delta, Statistics, SurveyedModels
+from paramdelta_dist.analysis.statistics import MeasuredDelta, Statistics, SurveyedModels
 from paramdelta_dist.kernels.measure import Measured, Vectors
 from paramdelta_dist.planning.plan import TensorPlan
 from tests import oracle
@@ -71,7 +71,7 @@ def statistics(names, deltas, *, layers_of=1000):
     measured.histograms[:, :, 30:40] = generator.integers(1, 900, (len(names), deltas, 10))
     measured.signs[:] = (5, 9)
     tensors = [tensor(name, 10_000) for name in names]
-    subject = SurveyedModels("/new", tuple(Delta(f"post {d}", f"/post{d}", "/old", 0.5) for d in range(deltas)), ("/old",), vectors)
+    subject = SurveyedModels("/new", tuple(MeasuredDelta(f"post {d}", f"/post{d}", "/old", 0.5) for d in range(deltas)), ("/old",), vectors)
     return Statistics(subject, tensors, measured)
 
 
@@ -103,7 +103,9 @@ def test_the_curves_are_the_distances_of_merges_that_were_made(tmp_path, models)
     weights = (0.7, -0.3)
     flat = partial(_flat, names=list(new))
     vectors = Vectors(4, ((1, 2), (3, 2), (0, 2)), 2, (0, 2))
-    subject = SurveyedModels("/new", (Delta("post", "/post", "/old", 0.7), Delta("third", "/third", "/old", -0.3)), ("/old",), vectors)
+    subject = SurveyedModels(
+        "/new", (MeasuredDelta("post", "/post", "/old", 0.7), MeasuredDelta("third", "/third", "/old", -0.3)), ("/old",), vectors
+    )
     found = [flat(post) - flat(old), flat(third) - flat(old), flat(new) - flat(old)]
     measured = Measured.nothing(vectors, (1,))
     for place, (one, other) in enumerate(vectors.dots):

@@ -266,7 +266,7 @@ def test_an_output_that_is_pointed_to_while_it_is_being_removed_stays(disk, at, 
     real = pruning.remove
 
     def remove(*arguments, **options):
-        first.point(MONDAY, fingerprint)
+        first.point_to(MONDAY, fingerprint)
         return real(*arguments, **options)
 
     monkeypatch.setattr(pruning, "remove", remove)
@@ -281,7 +281,7 @@ def test_an_output_that_is_pointed_to_while_it_is_being_removed_stays(disk, at, 
 def test_a_run_whose_finished_output_is_removed_meanwhile_says_so_and_makes_it_again(disk, at, monkeypatch, when):
     made = nights(disk, at, 2)
     at(MONDAY + timedelta(7))
-    real, Store = Series.point, type(disk.store)
+    real, Store = Series.point_to, type(disk.store)
     write = Store.write
 
     def gone():
@@ -297,7 +297,7 @@ def test_a_run_whose_finished_output_is_removed_meanwhile_says_so_and_makes_it_a
         return write(self, name, data, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((Series, "point", point) if when.startswith("before") else (Store, "write", watched)))
+        patch.setattr(*((Series, "point_to", point) if when.startswith("before") else (Store, "write", watched)))
         with pytest.raises(StorageError, match="the same command makes it again") as raised:
             api.merge(disk.recipe(weight=1.0))
     assert raised.value.exit_code == 75

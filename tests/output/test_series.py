@@ -121,7 +121,7 @@ def test_a_merge_that_was_stopped_goes_on_in_its_folder_the_next_day(place, at, 
 
 def test_a_run_killed_between_commit_and_pointer_is_mended_by_the_next(place, at, monkeypatch):
     with monkeypatch.context() as patch:
-        killed_in(patch, Series, "point")
+        killed_in(patch, Series, "point_to")
         with pytest.raises(Killed):
             api.merge(place.recipe())
     assert "latest.json" not in place.store.list()
