@@ -46,6 +46,7 @@ class Resources:
             writes=writes,
             besides=page.besides,
             measuring=page.measuring,
+            device=device,
         )
         return Allocation(self, sizing, device)
 

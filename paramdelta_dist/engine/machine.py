@@ -6,6 +6,8 @@ import os
 import resource
 import sys
 from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -56,6 +58,14 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 1 << 30)):
             mallopt(option, value)
+
+
+@cache
+def torch_is_for_gpus() -> bool:
+    """Whether the build of torch that is installed here is one for GPUs, as PyPI's for Linux is; torch is not imported for it."""
+    found = find_spec("torch")
+    libraries = Path(found.origin).parent / "lib" if found and found.origin else Path()
+    return any((libraries / f"libtorch_{kind}.so").exists() for kind in ("cuda", "hip"))
 
 
 def cuda_available() -> bool:

@@ -30,6 +30,8 @@ def found(config, *, pair=None, written=NOBODY, accept=(), sizes=ANY):
 
 @cache
 def text_of(name):
+    if name not in CONFIG_MAPPING:
+        pytest.skip(f"transformers has no {name} yet")
     return CONFIG_MAPPING[name]().to_json_string(use_diff=False)
 
 
