@@ -190,3 +190,22 @@ def test_the_budget_holds_for_any_number_of_deltas_dtype_and_place(tmp_path, s3_
         f"{deltas} deltas, {dtype}, {where}: peak {measured >> 20} <= projected {document['projected_memory'] >> 20} <= {budget >> 20} MiB"
     )
     assert measured <= document["projected_memory"] <= budget
+
+
+@pytest.mark.parametrize(("method", "more"), [("ties", GPU_LIBRARIES), ("paramdelta", 0)])
+def test_a_build_of_torch_for_gpus_is_projected_where_a_method_uses_torch(tmp_path, method, more):
+    """PyPI's for Linux is one; planning imports nothing of it, so that a folder in its place is enough."""
+    shapes = {"a.weight": torch.randn(64, 64).bfloat16()}
+    new, post = (save_model(tmp_path / name, shapes) for name in ("new", "post"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"method: {method}\nbase: {new}\ndeltas: [{{post: {post}}}]\noutput: {tmp_path / 'out'}\n")
+    projected = []
+    for library in ("libtorch_cpu.so", "libtorch_cuda.so"):
+        package = tmp_path / library / "torch"
+        (package / "lib").mkdir(parents=True)
+        (package / "__init__.py").write_text("raise AssertionError('imported')")
+        (package / "lib" / library).touch()
+        command = [sys.executable, "-m", "paramdelta_dist", "plan", str(recipe), "--workers", "1", "--memory", "4GiB", "--json"]
+        done = subprocess.run(command, capture_output=True, check=True, env=os.environ | {"PYTHONPATH": str(package.parent)})
+        projected.append(json.loads(done.stdout)["memory"]["projected"])
+    assert projected[1] - projected[0] == more
