@@ -9,4 +9,4 @@ from paramdelta_dist.recipe.model import Recipe
 
 def check(recipe: Recipe, models: Models | None = None) -> HomologyReport:
     """Whether the models of a recipe fit together. Reads headers, configs, tokenizers and small tensors of integers."""
-    return check_models(recipe, models or open_models(recipe))
+    return check_models(recipe, models or open_models(recipe)).report

@@ -83,8 +83,20 @@ def with_a_tokenizer(recipe: Recipe, models: Models) -> tuple[Recipe, Models, tu
     return recipe, models, ()
 
 
-def check_models(recipe: Recipe, models: Models) -> HomologyReport:
-    """Whether the models of a recipe fit together. Reads headers, configs, tokenizers and small tensors of integers."""
+@dataclass(frozen=True)
+class Checked:
+    """Models that were compared, and all that was found out on the way, so that a plan reads nothing of it again."""
+
+    recipe: Recipe
+    """With the base's tokenizer where the post has none."""
+    models: Models
+    ids: Mapping[str, Any]
+    """Ids of tokens in the base's config that become others, by dotted name."""
+    report: HomologyReport
+
+
+def check_models(recipe: Recipe, models: Models) -> Checked:
+    """Compare the models of a recipe. Reads headers, configs, tokenizers and small tensors of integers."""
     recipe, models, notes = with_a_tokenizer(recipe, models)
     report = _checked(recipe, models)
     found, ids = _compared_exactly(recipe, models), ids_of_tokens(recipe, models)
@@ -94,7 +106,8 @@ def check_models(recipe: Recipe, models: Models) -> HomologyReport:
     written = Folder(redact(recipe.tokenizer_url), folders[0].store, models.tokenizer_files, {})
     said = notes_beside(folders[0], models.checkpoints[recipe.base].beside, folders[1:], written)
     merged_too = companions_noted(models.checkpoints[recipe.base], folders[0].url)
-    return replace(report, notes=(*report.notes, *found.notes, *ids.notes, *notes, *merged_too, *said))
+    report = replace(report, notes=(*report.notes, *found.notes, *ids.notes, *notes, *merged_too, *said))
+    return Checked(recipe, models, ids.changes, report)
 
 
 def _folder(model: Checkpoint, storage: StorageConfig) -> Folder:
@@ -215,10 +228,8 @@ def open_inputs(
     """All that a plan is made from: the recipe, with the base's tokenizer where the post has none, the models, the side files of the
     folder that the tokenizer comes from, where they are needed vocabularies, and what ids in the config become; and the room that
     these took. Raises HomologyError when the models do not fit together."""
-    models = open_models(recipe, memory=memory)
-    report = check_models(recipe, models)
-    report.require()
-    recipe, models, _ = with_a_tokenizer(recipe, models)
+    checked = check_models(recipe, open_models(recipe, memory=memory))
+    checked.report.require()
+    recipe, models = checked.recipe, checked.models
     vocabularies = read_vocabularies(recipe, models) if needs_vocabularies(recipe, models) else {}
-    ids = ids_of_tokens(recipe, models).changes
-    return recipe, (models.checkpoints, models.tokenizer_files, vocabularies, ids), report, models.room
+    return recipe, (models.checkpoints, models.tokenizer_files, vocabularies, checked.ids), checked.report, models.room
