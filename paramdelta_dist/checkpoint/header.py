@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.standins import refuse_stand_in
 from paramdelta_dist.errors import CheckpointError
+from paramdelta_dist.kernels.encodings import Encoding
 from paramdelta_dist.storage import Identity
 
 MAX_HEADER = 100_000_000
@@ -39,10 +40,35 @@ class Tensor(NamedTuple):
     """First byte in the file, not in the data section."""
     stop: int
     """One past the last byte."""
+    encoded: Encoded | None = None
+    """The arrays that its numbers are stored in, where that is not one of them: then `dtype` is that in which they would be written as
+    plain numbers, and file, start and stop are those of its codes."""
 
     @property
     def parameters(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are stored of it, in all of its arrays."""
+        arrays = self.encoded.arrays if self.encoded else ()
+        return sum(array.tensor.stop - array.tensor.start for array in arrays) if arrays else self.stop - self.start
+
+
+class StoredArray(NamedTuple):
+    """One of the arrays that a tensor is stored in, as a header has it."""
+
+    name: str
+    tensor: Tensor
+
+
+class Encoded(NamedTuple):
+    """The arrays that the numbers of a tensor are stored in, and the way in which they are."""
+
+    encoding: Encoding
+    arrays: tuple[StoredArray, ...]
+    """Those that `encoding` decodes, in its order, and behind them what goes along with these and is copied: scales of activations,
+    a shape."""
 
 
 class WeightFile(NamedTuple):

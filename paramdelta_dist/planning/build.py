@@ -169,7 +169,7 @@ def _outputs(
     dimensions: Mapping[str, int],
 ) -> Iterator[OutputTensor]:
     """The tensors as they will be written, those that hold floating-point numbers in `dtype` where it is given."""
-    for name, (held, shape, _, start, stop) in tensors.items():
+    for name, (held, shape, _, start, stop, _) in tensors.items():
         written = dtype if dtype is not None and kinds[name] else held
         if name in maps:
             shape = tuple(maps[name].rows if d == dimensions[name] else size for d, size in enumerate(shape))

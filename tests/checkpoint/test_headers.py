@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES
-from paramdelta_dist.checkpoint.header import ALIGNMENT, header_length, parse_header, render_header
+from paramdelta_dist.checkpoint.header import ALIGNMENT, Tensor, header_length, parse_header, render_header
 from paramdelta_dist.checkpoint.index import parse_index
 from paramdelta_dist.errors import CheckpointError
 from tests.raw_checkpoints import entry, one_tensor, weight_file
@@ -102,7 +102,7 @@ def test_a_written_header_reads_back_the_same(layout):
     assert int.from_bytes(first[:8], "little") == len(first) - 8
     expected, at = {}, len(first)
     for name, dtype, shape, nbytes in tensors:
-        expected[name] = (dtype, shape, 0, at, at + nbytes)
+        expected[name] = Tensor(dtype, shape, 0, at, at + nbytes)
         at += nbytes
     assert header == expected
     assert [name for name in header if header[name].start < header[name].stop] == [name for name, *_, n in tensors if n]

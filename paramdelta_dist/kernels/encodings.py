@@ -1,0 +1,217 @@
+"""How the numbers of a tensor are stored where that is not one array of them: an encoding says which arrays there are, which bytes of
+them elements [first, last) need, and how few elements must stay together. Places and sizes alone; `kernels/codecs/` decodes.
+
+A tensor has a name, a shape and numbers. Its elements are counted in row-major order of that shape, whatever its arrays look like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from math import prod
+from typing import Protocol
+
+
+class Space(Enum):
+    """The meaning of a tensor's numbers for a merge."""
+
+    WEIGHT = "weight"
+    """A model's own: a delta is the difference of two."""
+    DELTA = "delta"
+    """What is added to a base: nothing may be subtracted from it again."""
+
+
+Range = tuple[int, int]
+"""Bytes [start, stop) of an array, counted from its first."""
+
+
+class Encoding(Protocol):
+    """One way of storing the numbers of a tensor."""
+
+    @property
+    def space(self) -> Space: ...
+
+    @property
+    def numbers(self) -> str:
+        """F32 or F64: a dtype in which every number that is stored so is exact, and so what it is decoded to; or the dtype of
+        the stored numbers where these are only arranged in another way."""
+        ...
+
+    @property
+    def arrays(self) -> int:
+        """How many arrays are read to decode. The first holds the codes."""
+        ...
+
+    def grain(self, shape: tuple[int, ...]) -> int:
+        """Elements that are encoded together: what is written is cut at multiples of it."""
+        ...
+
+    def ranges(self, shape: tuple[int, ...], first: int, last: int) -> tuple[Range, ...]:
+        """The bytes of each array that decoding elements [first, last) needs."""
+        ...
+
+    def room(self, shape: tuple[int, ...], elements: int) -> int:
+        """The most bytes of all arrays that any `elements` which follow one another need."""
+        ...
+
+
+CODE_BITS = {"e4m3": 8, "e2m1": 4, "int4": 4}
+"""Bits of a code. `e4m3` is float8_e4m3fn; `e2m1` four bits of a float (0 to 6), and `int4` an integer stored with 8 added, two of
+either to a byte, the one with the even column in the low half."""
+SCALE_BYTES = {"F32": 4, "F64": 8, "BF16": 2, "F16": 2, "F8_E4M3": 1, "E8M0": 1}
+"""Bytes of a scale. E8M0 is a byte b that stands for 2^(b − 127), whatever dtype a header gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """Codes, and a scale for each block of a matrix: number = code · scale. The matrices are the last two dimensions of a tensor, [rows,
+    columns], and each has blocks of its own; those at its ends may be smaller. Arrays: codes, scales, and where `whole` says so one
+    F32 number for all of the tensor.
+    """
+
+    code: str
+    """A key of CODE_BITS."""
+    rows: int
+    """Of a block; 0 for all rows of all matrices."""
+    columns: int
+    """Of a block; 0 for whole rows."""
+    scale: str
+    """A key of SCALE_BYTES. Scales lie in row-major order, without padding."""
+    powers_of_two: bool = False
+    """Scales are powers of two, as some loaders demand, although their dtype could hold others."""
+    whole: str = ""
+    """`multiplies` or `divides`: what the number for all of the tensor does to every scale; empty where there is none."""
+
+    @property
+    def space(self) -> Space:
+        return Space.WEIGHT
+
+    @property
+    def numbers(self) -> str:
+        wide = self.whole or (self.scale in ("F32", "F64") and not self.powers_of_two)
+        return "F64" if wide else "F32"
+
+    @property
+    def arrays(self) -> int:
+        return 3 if self.whole else 2
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return CODE_BITS[self.code]
+
+    def grain(self, shape: tuple[int, ...]) -> int:
+        if not self.rows:
+            return max(1, prod(shape))
+        height, columns = matrix(shape)
+        return min(self.rows, height) * columns
+
+    def blocks(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Blocks down and across one matrix."""
+        height, columns = matrix(shape)
+        return -(-height // (self.rows or height)), -(-columns // (self.columns or columns))
+
+    def scale_rows(self, shape: tuple[int, ...], first: int, last: int) -> Range:
+        """The rows of scales [first, last), counted over all matrices, of elements [first, last), which are not none."""
+        if not self.rows:
+            return 0, 1
+        height, columns = matrix(shape)
+        down, _ = self.blocks(shape)
+        (one, top), (other, bottom) = divmod(first // columns, height), divmod((last - 1) // columns, height)
+        return one * down + top // self.rows, other * down + bottom // self.rows + 1
+
+    def ranges(self, shape: tuple[int, ...], first: int, last: int) -> tuple[Range, ...]:
+        across = self.blocks(shape)[1] if self.rows else 1
+        begin, end = self.scale_rows(shape, first, last)
+        width = across * SCALE_BYTES[self.scale]
+        found = (first * self.bits // 8, -(-last * self.bits // 8)), (begin * width, end * width)
+        return (*found, (0, 4)) if self.whole else found
+
+    def room(self, shape: tuple[int, ...], elements: int) -> int:
+        codes = -(-elements * self.bits // 8)
+        if not self.rows:
+            return codes + SCALE_BYTES[self.scale] + 4
+        height, columns = matrix(shape)
+        rows = -(-elements // columns) + 1
+        bands = rows // min(self.rows, height) + 2
+        return codes + bands * self.blocks(shape)[1] * SCALE_BYTES[self.scale] + 4
+
+
+def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of each matrix of a tensor: of its last two dimensions, at least one each."""
+    columns = max(1, shape[-1]) if shape else 1
+    return (max(1, shape[-2]) if len(shape) > 1 else 1), columns
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A product of two factors, as a LoRA adapter holds it: number[i, j] = scaling · Σ_k B[i, k] · A[k, j]. Arrays: A[rank, columns] and
+    B[rows, rank], of one dtype; the tensor is [rows, columns], or with `transposed` [columns, rows]."""
+
+    rank: int
+    scaling: float
+    stored: str
+    """Dtype of the factors: BF16, F16, F32 or F64."""
+    transposed: bool = False
+    """The product lies transposed in the tensor, as for embeddings and Conv1D."""
+
+    @property
+    def space(self) -> Space:
+        return Space.DELTA
+
+    @property
+    def numbers(self) -> str:
+        return "F64"
+
+    @property
+    def arrays(self) -> int:
+        return 2
+
+    def grain(self, shape: tuple[int, ...]) -> int:
+        return 1
+
+    def ranges(self, shape: tuple[int, ...], first: int, last: int) -> tuple[Range, ...]:
+        rows, columns = shape[-2:]
+        width = SCALE_BYTES[self.stored]
+        if self.transposed:  # a row of the tensor is a column of A, all of which is read
+            return (0, self.rank * rows * width), (0, columns * self.rank * width)
+        row = self.rank * width
+        return (0, columns * row), (first // columns * row, ((last - 1) // columns + 1) * row)
+
+    def room(self, shape: tuple[int, ...], elements: int) -> int:
+        rows, columns = shape[-2:]
+        row = self.rank * SCALE_BYTES[self.stored]
+        return columns * row + (rows if self.transposed else min(rows, elements // columns + 2)) * row
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """Plain numbers whose matrices, the last two dimensions, are stored with rows and columns exchanged. One array."""
+
+    stored: str
+    """Dtype: BF16, F16, F32 or F64."""
+
+    @property
+    def space(self) -> Space:
+        return Space.WEIGHT
+
+    @property
+    def numbers(self) -> str:
+        return self.stored
+
+    @property
+    def arrays(self) -> int:
+        return 1
+
+    def grain(self, shape: tuple[int, ...]) -> int:
+        height, columns = matrix(shape)
+        return height * columns
+
+    def ranges(self, shape: tuple[int, ...], first: int, last: int) -> tuple[Range, ...]:
+        """Every matrix that has one of the elements, whole."""
+        size = self.grain(shape) * SCALE_BYTES[self.stored]
+        return ((first // self.grain(shape) * size, ((last - 1) // self.grain(shape) + 1) * size),)
+
+    def room(self, shape: tuple[int, ...], elements: int) -> int:
+        size = self.grain(shape)
+        return (elements // size + 2) * size * SCALE_BYTES[self.stored] if elements % size else elements * SCALE_BYTES[self.stored]
