@@ -40,9 +40,9 @@ class Tensor(NamedTuple):
     """First byte in the file, not in the data section."""
     stop: int
     """One past the last byte."""
-    encoded: Encoded | None = None
+    encoded: Encoded | Stacked | None = None
     """The arrays that its numbers are stored in, where that is not one of them: then `dtype` is that in which they would be written as
-    plain numbers, and file, start and stop are those of its codes."""
+    plain numbers, and file, start and stop are those of its codes, or of the first tensor that it is stacked of."""
 
     @property
     def parameters(self) -> int:
@@ -51,8 +51,7 @@ class Tensor(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes that are stored of it, in all of its arrays."""
-        arrays = self.encoded.arrays if self.encoded else ()
-        return sum(array.tensor.stop - array.tensor.start for array in arrays) if arrays else self.stop - self.start
+        return self.stop - self.start if self.encoded is None else sum(array.tensor.nbytes for array in self.encoded.arrays)
 
 
 class StoredArray(NamedTuple):
@@ -69,6 +68,13 @@ class Encoded(NamedTuple):
     arrays: tuple[StoredArray, ...]
     """Those that `encoding` decodes, in its order, and behind them what goes along with these and is copied: scales of activations,
     a shape."""
+
+
+class Stacked(NamedTuple):
+    """The tensors that one is made of: their elements, one tensor after the other, are its elements in row-major order."""
+
+    arrays: tuple[StoredArray, ...]
+    """Plain or encoded, none of them stacked itself."""
 
 
 class WeightFile(NamedTuple):
