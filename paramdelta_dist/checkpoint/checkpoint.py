@@ -20,6 +20,7 @@ from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file, 
 from paramdelta_dist.checkpoint.standins import FIRST_BYTES, refuse_stand_in, require_own_files
 from paramdelta_dist.checkpoint.tied import Tie, find_tie
 from paramdelta_dist.errors import CheckpointError, CredentialsError, InputError, NotFound
+from paramdelta_dist.kernels.encodings import Space
 from paramdelta_dist.storage import NO_FILE, Identity, StorageConfig, Store, closed_folders, open_input, read_whole, scheme_of
 from paramdelta_dist.threads import Threads
 
@@ -64,10 +65,12 @@ class Checkpoint:
     """Of each tensor that lies beside the model and is merged with it, by the name that it has here."""
     tie: Tie | None = None
     """Copies of the input embeddings, where the config does not say that they are others."""
+    space: Space = Space.WEIGHT
+    """The meaning of its numbers: an adapter holds deltas, and what it lacks is a delta of zero."""
 
     @cached_property
     def nbytes(self) -> int:
-        return sum(tensor.stop - tensor.start for tensor in self.tensors.values())
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @cached_property
     def parameters(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.standins import refuse_stand_in
 from paramdelta_dist.errors import CheckpointError
-from paramdelta_dist.kernels.encodings import Encoding
+from paramdelta_dist.kernels.encodings import Encoding, Space
 from paramdelta_dist.storage import Identity
 
 MAX_HEADER = 100_000_000
@@ -75,6 +75,14 @@ class Stacked(NamedTuple):
 
     arrays: tuple[StoredArray, ...]
     """Plain or encoded, none of them stacked itself."""
+
+
+def space_of(tensor: Tensor) -> Space:
+    """The meaning of a tensor's numbers."""
+    encoded = tensor.encoded
+    if encoded is None:
+        return Space.WEIGHT
+    return space_of(encoded.arrays[0].tensor) if isinstance(encoded, Stacked) else encoded.encoding.space
 
 
 class WeightFile(NamedTuple):

@@ -142,8 +142,9 @@ def claimed_scheme(config: Mapping[str, Any] | None) -> str | None:
     return None
 
 
-def left_over(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Fields of a config, by dotted name, that speak of a quantisation while all tensors are plain numbers."""
+def left_over(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None, *, decoded: bool = False) -> tuple[str, ...]:
+    """Fields of a config, by dotted name, that speak of a quantisation while all tensors are plain numbers, or are written as such
+    because they are `decoded`."""
     tables = {"": config, "text_config.": (config or {}).get("text_config")}
     fields = [
         prefix + key
@@ -151,4 +152,7 @@ def left_over(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -
         for key in ("quantization_config", "compression_config")
         if isinstance(table, Mapping) and table.get(key)
     ]
-    return tuple(fields) if fields and not find_quantised(tensors, config) else ()
+    if decoded:
+        return (*fields, *(key for key in ("expert_dtype", "scale_fmt") if key in (config or {})))
+    is_plain = fields and not any(tensor.encoded is not None for tensor in tensors.values()) and not find_quantised(tensors, config)
+    return tuple(fields) if is_plain else ()

@@ -28,6 +28,7 @@ from paramdelta_dist.cli.options import (
     EngineOption,
     JobArgument,
     JsonOption,
+    MeasureOption,
     MemoryOption,
     OutputOption,
     OverwriteOption,
@@ -102,6 +103,7 @@ def plan(
     memory: MemoryOption = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with the values it gets.")] = False,
     bandwidth: Annotated[str, typer.Option(metavar="SIZE", help="Bytes a second to and from storage, for the estimate of time.")] = "1GB",
+    measure: MeasureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a merge would do: shards, traffic, memory, time. Reads headers only."""
@@ -120,6 +122,8 @@ def plan(
         document["bandwidth"] = speed
         if tensors:
             document["tensor_list"] = api.tensor_documents(made)
+        if measure:
+            document |= api.rounding_document(made)
         show(document, tables.plan_tables, as_json)
 
 
@@ -129,6 +133,7 @@ def check(
     base: BaseOption = None,
     delta: DeltaOption = None,
     output: OutputOption = None,
+    measure: MeasureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check that all models of a recipe fit together; lists every difference and what to do about it."""
@@ -138,8 +143,12 @@ def check(
         from paramdelta_dist import api
         from paramdelta_dist.cli import tables
 
-        report = api.check(recipe_of(recipe, base, delta, output, output_needed=False))
-        show({"homologous": not report.mismatches, **asdict(report)}, tables.check_table, as_json)
+        given = recipe_of(recipe, base, delta, output, output_needed=False)
+        report = api.check(given)
+        document = {"homologous": not report.mismatches, **asdict(report)}
+        if measure and not report.mismatches:
+            document |= api.rounding_document(api.plan(given)[0])
+        show(document, tables.check_table, as_json)
         if report.mismatches:
             raise typer.Exit(3)
 

@@ -72,6 +72,13 @@ ReportOption = Annotated[
     ),
 ]
 
+MeasureOption = Annotated[
+    bool,
+    typer.Option(
+        "--measure", help="Of a quantised base: read some of the weights, and say what rounding to its scheme leaves of the deltas."
+    ),
+]
+
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: pdd-0123456789ab-1.")]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; text for people goes to stderr.")]

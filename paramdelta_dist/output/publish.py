@@ -101,11 +101,11 @@ def publish(
     config = b""
     for file in plan.side_files:
         if file.name == CONFIG_NAME:
-            config = render_config(copies.read(file), plan.recipe.dtype, plan.config_changes, plan.config_without)
+            config = render_config(copies.read(file), plan.config_dtype, plan.config_changes, plan.config_without)
         else:
             wrote(file.name, *copies.copy(file, store, hold), redact(file.model))
     if len(plan.own_shards) > 1:
-        weight_map = {tensor.name: shard.file for shard in plan.own_shards for tensor in shard.tensors}
+        weight_map = {name: shard.file for shard in plan.own_shards for tensor in shard.tensors for name, _, _ in tensor.arrays}
         write(INDEX_NAME, render_index(weight_map, total_size=plan.total_size, total_parameters=plan.total_parameters))
     write(CARD, redacted(_card(plan)).encode(errors="backslashreplace"))
     write_held(store, hold, REPORT, render_document(report))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from paramdelta_dist.output.names import COMMIT, PLAN, REPORT
 from paramdelta_dist.output.receipts import MAX_RECEIPT, Receipt, parse_receipt, receipt_name
 from paramdelta_dist.output.sealed_json import read_document
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.tiles import cut_tiles, steps_of
+from paramdelta_dist.planning.tiles import Tile, cut_tiles, steps_of
 from paramdelta_dist.shards.compute import MergeContext
 from paramdelta_dist.shards.digests import StreamDigests
 from paramdelta_dist.shards.pipeline import MadeTile, tile_pipeline, tile_reader
@@ -231,8 +231,7 @@ def _digest_problems(store: Store, check: FileCheck, advance: Callable[[int], No
 
 def _recomputed(job: MergeContext, store: Store, check: FileCheck, shard: Shard, cancelled: Callable[[], bool]) -> tuple[list[str], int]:
     """Compute tiles from the inputs again and compare; returns problems and bytes read."""
-    chosen = set(check.tiles)
-    wanted = (tile for number, tile in enumerate(cut_tiles(shard, tile_size=job.tile_size)) if number in chosen)
+    wanted = _with_their_codes(shard, set(check.tiles), job.tile_size)
     problems, bytes_read = [], 0
     with tile_reader(job, shard) as reader, tile_pipeline(job, shard, reader) as pipeline:
         for made in pipeline.make(steps_of(wanted, tile_size=job.tile_size)):
@@ -245,13 +244,32 @@ def _recomputed(job: MergeContext, store: Store, check: FileCheck, shard: Shard,
         return problems, bytes_read + pipeline.reader.bytes_read
 
 
+def _with_their_codes(shard: Shard, chosen: Collection[int], tile_size: int) -> list[Tile]:
+    """The chosen tiles, and those that make the codes whose scales are in one of them."""
+    tiles = list(cut_tiles(shard, tile_size=tile_size))
+    scaled = {segment.span.parts[0].tensor.start for number in chosen for segment in tiles[number].segments if segment.span.trails}
+
+    def makes_codes(tile: Tile) -> bool:
+        return any(segment.span.encoded is not None and segment.span.parts[0].tensor.start in scaled for segment in tile.segments)
+
+    return [tile for number, tile in enumerate(tiles) if number in chosen or (scaled and makes_codes(tile))]
+
+
 def _differing(made: MadeTile, held: memoryview) -> Iterator[str]:
     """The tensors of a tile whose bytes differ, and the elements looked at."""
     for segment in made.tile.segments:
-        width, end = DTYPES[segment.span.dtype].itemsize, segment.span.start + segment.last * DTYPES[segment.span.dtype].itemsize
-        for tensor in segment.span.tensors:
-            start, stop = max(tensor.start, made.tile.start), min(tensor.start + tensor.nbytes, end)
+        span = segment.span
+        begin, end = (span.start + span.output_bytes(element) for element in (segment.first, segment.last))
+        if span.encoded is not None or span.trails:
+            name, _, _ = list(span.parts[0].tensor.arrays)[int(span.trails)]
+            part = slice(begin - made.tile.start, end - made.tile.start)
+            if held[part] != made.data[part]:
+                yield f"tensor {name!r}, bytes [{begin}, {end}) of the file"
+            continue
+        width = DTYPES[span.dtype].itemsize
+        for each in span.parts:
+            start, stop = max(each.start, made.tile.start), min(each.start + each.elements * width, end)
             part = slice(start - made.tile.start, stop - made.tile.start)
             if start < stop and held[part] != made.data[part]:
-                first, last = (tensor.first + (byte - tensor.start) // width for byte in (start, stop))
-                yield f"tensor {tensor.name!r}, elements [{first}, {last})"
+                first, last = (each.first + (byte - each.start) // width for byte in (start, stop))
+                yield f"tensor {each.tensor.name!r}, elements [{first}, {last})"

@@ -85,7 +85,7 @@ def test_neighbours_with_different_values_share_no_run(tmp_path, models):
     made, _ = api.plan(recipe(*models, tmp_path / "out", weight=RULES))
     for shard in made.shards:
         for run in find_spans(shard):
-            assert len({weight_of(tensor.name) for tensor in run.tensors}) == 1
+            assert len({weight_of(part.tensor.name) for part in run.parts}) == 1
     another, _ = api.plan(recipe(*models, tmp_path / "out", weight=[{"component": "mlp", "value": 0.5}, {"value": 0.25}]))
     assert made.fingerprint != another.fingerprint
 

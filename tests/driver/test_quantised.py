@@ -1,0 +1,162 @@
+"""Merges of quantised models: in the base's own scheme or as plain numbers, judged in float64 by decoders that are not ours."""
+
+import json
+
+import pytest
+import torch
+
+from paramdelta_dist import api
+from tests import oracle
+from tests.driver.test_same_bytes import digests
+from tests.quantised import SCHEMES, is_quantised, numbers, plain_tensors, save
+
+OLD = plain_tensors(1)
+POST = plain_tensors(2, 0.2, OLD)
+NEW = plain_tensors(3, 0.5, OLD)
+
+
+def tiles_of(monkeypatch, size):
+    from paramdelta_dist.planning import memory
+
+    monkeypatch.setattr(memory, "LOCAL_TILE", size)
+    monkeypatch.setattr(memory, "SMALLEST_TILE", 512)
+
+
+def merged(tmp_path, base, deltas, name="out", **more):
+    """A merge of folders; each delta is (post, base, weight)."""
+    recipe = {
+        "base": str(base),
+        "deltas": [{"post": str(post), "base": str(old), "weight": weight} for post, old, weight in deltas],
+        "output": str(tmp_path / name),
+    }
+    api.merge(recipe | more, workers=more.pop("workers", None) if "workers" in more else None)
+    return tmp_path / name
+
+
+@pytest.fixture(params=SCHEMES)
+def scheme(request):
+    return request.param
+
+
+@pytest.fixture
+def models(tmp_path, scheme):
+    """(new base, old base, post), all in one scheme."""
+    folders = [tmp_path / name for name in ("new", "old", "post")]
+    for folder, tensors in zip(folders, (NEW, OLD, POST), strict=True):
+        save(folder, tensors, scheme)
+    return folders
+
+
+def step(scheme, base):
+    """Half the distance of neighbouring numbers at most, relative to the largest of each row's block: loose, but of the right size."""
+    relative = {"fp8": 1 / 16, "FBG": 1 / 16, "mxf": 1 / 3, "nvf": 1 / 3, "int": 1 / 7}
+    return relative[scheme[:3]]
+
+
+def test_a_weight_of_zero_gives_every_byte_of_the_base(tmp_path, models):
+    new, old, post = models
+    out = merged(tmp_path, new, [(post, old, 0.0)])
+    oracle.assert_same(oracle.load(out), oracle.load(new))
+    assert json.loads((out / "config.json").read_text()) == json.loads((new / "config.json").read_text())
+
+
+def test_over_its_own_base_it_gives_every_byte_of_the_post(tmp_path, models, scheme):
+    _, old, post = models
+    out = merged(tmp_path, old, [(post, old, 1.0)])
+    made, expected = oracle.load(out), oracle.load(post)
+    if "nvfp4" in scheme:  # the number for the whole tensor is the base's
+        assert all(made[name].equal(expected[name]) for name in expected if "self_attn" not in name and "mlp" not in name)
+    else:
+        oracle.assert_same(
+            {n: t for n, t in made.items() if "input_scale" not in n}, {n: t for n, t in expected.items() if "input_scale" not in n}
+        )
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_is_written_is_the_nearest_number_that_the_scheme_has(tmp_path, scheme, apart):
+    folders = [tmp_path / name for name in ("new", "old", "post")]
+    for folder, tensors in zip(folders, (NEW, OLD, POST), strict=True):
+        save(folder, tensors, scheme, apart=apart)
+    new, old, post = folders
+    out = merged(tmp_path, new, [(post, old, 0.7)])
+    base, exact = numbers(new), {}
+    for name in base:
+        exact[name] = base[name] + 0.7 * (numbers(post)[name] - numbers(old)[name])
+    made = numbers(out)
+    assert made.keys() == exact.keys()
+    for name, tensor in made.items():
+        if not is_quantised(name, tensor):
+            assert tensor.equal(exact[name].bfloat16().double()), name
+            continue
+        error = (tensor - exact[name]).abs()
+        peak = exact[name].abs().amax()
+        assert error.max() <= step(scheme, base[name]) * peak, name
+        assert error.max() > 0
+
+
+def test_plain_numbers_are_exact_and_the_config_says_so(tmp_path, models):
+    new, old, post = models
+    out = merged(tmp_path, new, [(post, old, 0.7)], quantization="none")
+    base, deltas = numbers(new), [(numbers(post), numbers(old), 0.7)]
+    expected = oracle.merge(base, deltas, torch.bfloat16)
+    made = oracle.load(out)
+    assert made.keys() == expected.keys()
+    wrong = {name: (made[name] != expected[name]).sum().item() for name in made if not made[name].equal(expected[name])}
+    assert not wrong
+    config = json.loads((out / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert config["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("method", ["paramdelta", "ties"])
+def test_tiles_and_workers_do_not_change_a_byte(tmp_path, models, monkeypatch, method):
+    new, old, post = models
+    more = {"method": method, "shard_size": "30KB"} | ({"parameters": {"density": 0.5}} if method == "ties" else {})
+    reference = digests(merged(tmp_path, new, [(post, old, 0.7)], "one", **more))
+    tiles_of(monkeypatch, 6_000)
+    recipe = {
+        "base": str(new), "deltas": [{"post": str(post), "base": str(old), "weight": 0.7}], "output": str(tmp_path / "two"), **more,
+    }  # fmt: skip
+    api.merge(recipe, workers=3)
+    assert digests(tmp_path / "two") == reference
+
+
+def test_a_plain_base_takes_a_quantised_delta(tmp_path, scheme):
+    save(tmp_path / "new", NEW)
+    save(tmp_path / "old", OLD, scheme)
+    save(tmp_path / "post", POST, scheme)
+    out = merged(tmp_path, tmp_path / "new", [(tmp_path / "post", tmp_path / "old", 1.0)])
+    expected = oracle.merge(
+        {n: t.double() for n, t in NEW.items()}, [(numbers(tmp_path / "post"), numbers(tmp_path / "old"), 1.0)], torch.bfloat16
+    )
+    oracle.assert_same(oracle.load(out), expected)
+
+
+def test_a_quantised_base_takes_a_plain_delta(tmp_path, scheme):
+    save(tmp_path / "new", NEW, scheme)
+    save(tmp_path / "old", OLD)
+    save(tmp_path / "post", POST)
+    out = merged(tmp_path, tmp_path / "new", [(tmp_path / "post", tmp_path / "old", 1.0)])
+    base, made = numbers(tmp_path / "new"), numbers(out)
+    assert oracle.load(out).keys() == oracle.load(tmp_path / "new").keys()
+    for name, tensor in made.items():
+        exact = base[name] + POST[name].double() - OLD[name].double()
+        assert (tensor - exact).abs().max() <= step(scheme, base[name]) * exact.abs().amax(), name
+
+
+def test_what_is_left_out_is_the_bases_to_the_byte(tmp_path, models):
+    new, old, post = models
+    out = merged(tmp_path, new, [(post, old, 0.7)], exclude=["*mlp*"])
+    made, base = oracle.load(out), oracle.load(new)
+    assert made.keys() == base.keys()
+    assert all(oracle.same_bytes(made[name], base[name]) for name in base if "mlp" in name)
+    assert not all(oracle.same_bytes(made[name], base[name]) for name in base if "self_attn" in name)
+
+
+def test_it_is_verified_and_computed_again(tmp_path, models, monkeypatch):
+    new, old, post = models
+    tiles_of(monkeypatch, 6_000)
+    out = merged(tmp_path, new, [(post, old, 0.7)], shard_size="30KB")
+    for seed in range(3):
+        assert api.verify(str(out), deep=True, recompute=0.3, seed=seed)["problems"] == []
+    assert api.verify(str(out), recompute=1.0)["problems"] == []
