@@ -6,13 +6,13 @@ wrong. The names do: a tensor is quantised if the scale that goes with it is the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
 from paramdelta_dist.checkpoint.families import dtypes_of, names_that
 from paramdelta_dist.checkpoint.header import Tensor, shown
+from paramdelta_dist.checkpoint.parts import part_of
 
 
 class Quantised(NamedTuple):
@@ -26,13 +26,6 @@ class Quantised(NamedTuple):
 _NARROW = frozenset(name for name, dtype in DTYPES.items() if dtype.kind is Kind.QUANTIZED) | {"U8", "I8", "U16", "I16", "U32", "I32"}
 """Dtypes that codes and scales are kept in; counters and positions are I64, masks BOOL or alone."""
 
-_PART = re.compile(
-    r"[._](?:weight_|input_|output_|activation_|pre_quant_|nested_|q)?"
-    r"(packed|blocks|codes|qdata|scales?|scale_inv|scale_2|scale_weight|global_scale|zero_points?|zeros?|g_idx|absmax|quant_map|shape|codebooks?"
-    r"|SCB|weight_format|quant_state\.[^.]+|_data|_scale|_shift|meta|biases|trellis|su|sv|suh|svh|mcg|mul1|q_groups|q_invperm|q_perm|q_scale_max)$"
-)
-"""The end of the name of what goes with a matrix."""
-_MATRIX = re.compile(r"[._](?:weight|qweight|q_weight|W_q)$")
 _SCALES = frozenset({
     "scale", "scales", "scale_inv", "scale_2", "scale_weight", "global_scale", "zero_point", "zero_points", "zero", "zeros", "absmax",
     "codebook", "codebooks", "SCB", "_scale", "quant_map", "quant_state",
@@ -61,12 +54,8 @@ def find_quantised(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | No
     groups: dict[str, dict[str, str]] = {}
     """By what their names begin with: the tensors, and which part each is."""
     for name in tensors:
-        part = _PART.search(name)
-        rest = name[: part.start()] if part else name
-        matrix = _MATRIX.search(rest)
-        groups.setdefault(rest[: matrix.start()] if matrix else rest, {})[name] = (
-            part[1].partition(".")[0] if part else matrix[0][1:] if matrix else ""
-        )
+        stem, _, kind = part_of(name)
+        groups.setdefault(stem, {})[name] = kind
     claimed = claimed_scheme(config)
     found = []
     for parts in groups.values():
