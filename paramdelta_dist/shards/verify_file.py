@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from paramdelta_dist.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.encoded import with_logical_tensors
 from paramdelta_dist.checkpoint.header import ALIGNMENT
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX
 from paramdelta_dist.checkpoint.sidefiles import is_for_people
@@ -143,7 +144,8 @@ def _layout_problems(store: Store, checkpoint: Checkpoint) -> list[str]:
     ]
     if len(checkpoint.files) > 1:
         metadata = json.loads(store.read(INDEX_NAME, limit=MAX_INDEX)).get("metadata") or {}
-        for key, value in (("total_size", checkpoint.nbytes), ("total_parameters", checkpoint.parameters)):
+        parameters = with_logical_tensors(checkpoint).parameters
+        for key, value in (("total_size", checkpoint.nbytes), ("total_parameters", parameters)):
             if metadata.get(key) != value:
                 problems.append(f"{INDEX_NAME}: {key} is {metadata.get(key)}, the headers give {value}")
     return problems
@@ -246,13 +248,14 @@ def _recomputed(job: MergeContext, store: Store, check: FileCheck, shard: Shard,
 
 def _with_their_codes(shard: Shard, chosen: Collection[int], tile_size: int) -> list[Tile]:
     """The chosen tiles, and those that make the codes whose scales are in one of them."""
-    tiles = list(cut_tiles(shard, tile_size=tile_size))
-    scaled = {segment.span.parts[0].tensor.start for number in chosen for segment in tiles[number].segments if segment.span.trails}
-
-    def makes_codes(tile: Tile) -> bool:
-        return any(segment.span.encoded is not None and segment.span.parts[0].tensor.start in scaled for segment in tile.segments)
-
-    return [tile for number, tile in enumerate(tiles) if number in chosen or (scaled and makes_codes(tile))]
+    found: list[Tile] = []
+    scaled: set[int] = set()
+    for number, tile in reversed(list(enumerate(cut_tiles(shard, tile_size=tile_size)))):  # scales come behind their codes
+        tensors = {segment.span.parts[0].tensor.start for segment in tile.segments if segment.span.encoded is not None}
+        if number in chosen or not scaled.isdisjoint(tensors):
+            found.append(tile)
+            scaled |= {segment.span.parts[0].tensor.start for segment in tile.segments if segment.span.trails}
+    return found[::-1]
 
 
 def _differing(made: MadeTile, held: memoryview) -> Iterator[str]:

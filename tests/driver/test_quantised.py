@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from paramdelta_dist import api
+from paramdelta_dist.recipe.model import Recipe
 from tests import oracle
 from tests.driver.test_same_bytes import digests
 from tests.quantised import SCHEMES, is_quantised, numbers, plain_tensors, save
@@ -22,14 +23,10 @@ def tiles_of(monkeypatch, size):
     monkeypatch.setattr(memory, "SMALLEST_TILE", 512)
 
 
-def merged(tmp_path, base, deltas, name="out", **more):
+def merged(tmp_path, base, deltas, name="out", workers=None, **more):
     """A merge of folders; each delta is (post, base, weight)."""
-    recipe = {
-        "base": str(base),
-        "deltas": [{"post": str(post), "base": str(old), "weight": weight} for post, old, weight in deltas],
-        "output": str(tmp_path / name),
-    }
-    api.merge(recipe | more, workers=more.pop("workers", None) if "workers" in more else None)
+    given = [{"post": str(post), "base": str(old), "weight": weight} for post, old, weight in deltas]
+    api.merge(Recipe(base=str(base), deltas=tuple(given), output=str(tmp_path / name), **more), workers=workers)
     return tmp_path / name
 
 
@@ -111,13 +108,10 @@ def test_plain_numbers_are_exact_and_the_config_says_so(tmp_path, models):
 @pytest.mark.parametrize("method", ["paramdelta", "ties"])
 def test_tiles_and_workers_do_not_change_a_byte(tmp_path, models, monkeypatch, method):
     new, old, post = models
-    more = {"method": method, "shard_size": "30KB"} | ({"parameters": {"density": 0.5}} if method == "ties" else {})
+    more = {"method": method, "shard_size": 30_000} | ({"parameters": {"density": 0.5}} if method == "ties" else {})
     reference = digests(merged(tmp_path, new, [(post, old, 0.7)], "one", **more))
     tiles_of(monkeypatch, 6_000)
-    recipe = {
-        "base": str(new), "deltas": [{"post": str(post), "base": str(old), "weight": 0.7}], "output": str(tmp_path / "two"), **more,
-    }  # fmt: skip
-    api.merge(recipe, workers=3)
+    merged(tmp_path, new, [(post, old, 0.7)], "two", workers=3, **more)
     assert digests(tmp_path / "two") == reference
 
 
@@ -156,7 +150,7 @@ def test_what_is_left_out_is_the_bases_to_the_byte(tmp_path, models):
 def test_it_is_verified_and_computed_again(tmp_path, models, monkeypatch):
     new, old, post = models
     tiles_of(monkeypatch, 6_000)
-    out = merged(tmp_path, new, [(post, old, 0.7)], shard_size="30KB")
+    out = merged(tmp_path, new, [(post, old, 0.7)], shard_size=30_000)
     for seed in range(3):
         assert api.verify(str(out), deep=True, recompute=0.3, seed=seed)["problems"] == []
     assert api.verify(str(out), recompute=1.0)["problems"] == []
