@@ -70,7 +70,8 @@ class Checkpoint:
 
     @cached_property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        tensors = self.tensors.values()
+        return sum([tensor.stop - tensor.start if tensor.encoded is None else tensor.nbytes for tensor in tensors])
 
     @cached_property
     def parameters(self) -> int:

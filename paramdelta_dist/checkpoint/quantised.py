@@ -116,7 +116,7 @@ def _is_quantised(parts: Mapping[str, str], dtypes: Mapping[str, str], *, claime
     codes = [name for name, part in parts.items() if part not in _SCALES]
     return (
         (any(part in _SCALES for part in parts.values()) and any(name in codes for name in narrow))
-        or (bool(codes) and any(name.endswith(_PLAIN_SCALES) for name in parts))
+        or any(name.endswith(_PLAIN_SCALES) for name in parts)
         or any(claimed or parts[name] in _PACKED or DTYPES[dtypes[name]].kind is Kind.QUANTIZED for name in narrow)
     )
 
