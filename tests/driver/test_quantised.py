@@ -123,7 +123,9 @@ def test_a_plain_base_takes_a_quantised_delta(tmp_path, scheme):
     expected = oracle.merge(
         {n: t.double() for n, t in NEW.items()}, [(numbers(tmp_path / "post"), numbers(tmp_path / "old"), 1.0)], torch.bfloat16
     )
-    oracle.assert_same(oracle.load(out), expected)
+    made = oracle.load(out)
+    assert made.keys() == expected.keys()
+    assert all(made[name].equal(expected[name]) for name in made)  # zeros keep the sign that the post gives them
 
 
 def test_a_quantised_base_takes_a_plain_delta(tmp_path, scheme):
