@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.standins import refuse_stand_in
 from paramdelta_dist.errors import CheckpointError
-from paramdelta_dist.kernels.encodings import Encoding
+from paramdelta_dist.kernels.encodings import Encoding, Space
 from paramdelta_dist.storage import Identity
 
 MAX_HEADER = 100_000_000
@@ -52,6 +52,13 @@ class Tensor(NamedTuple):
     def nbytes(self) -> int:
         """Bytes that are stored of it, in all of its arrays."""
         return self.stop - self.start if self.encoded is None else sum(array.tensor.nbytes for array in self.encoded.arrays)
+
+    @property
+    def space(self) -> Space:
+        """The meaning of its numbers; what it is stacked of has one meaning."""
+        if isinstance(self.encoded, Stacked):
+            return self.encoded.arrays[0].tensor.space
+        return self.encoded.encoding.space if self.encoded else Space.WEIGHT
 
 
 class StoredArray(NamedTuple):
