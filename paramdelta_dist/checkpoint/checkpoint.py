@@ -42,6 +42,14 @@ class Companion(NamedTuple):
     """Its name in that file."""
 
 
+class Adapter(NamedTuple):
+    """Mark of a folder that is an adapter: it holds what is added to a model, and no model."""
+
+    base: str
+    """URL of the model that it grew from, whose names its tensors have; what it does not have is not changed."""
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model folder, known by its headers. Tensors are in the order of the files and, inside a file, of the bytes."""
@@ -65,8 +73,13 @@ class Checkpoint:
     """Of each tensor that lies beside the model and is merged with it, by the name that it has here."""
     tie: Tie | None = None
     """Copies of the input embeddings, where the config does not say that they are others."""
-    space: Space = Space.WEIGHT
-    """The meaning of its numbers: an adapter holds deltas, and what it lacks is a delta of zero."""
+    adapter: Adapter | None = None
+    """None for a model."""
+
+    @property
+    def space(self) -> Space:
+        """The meaning of its numbers: an adapter holds deltas, and what it lacks is a delta of zero."""
+        return Space.WEIGHT if self.adapter is None else Space.DELTA
 
     @cached_property
     def nbytes(self) -> int:
@@ -124,10 +137,10 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
         if scheme_of(url) == "hf":
             store.identify(CONFIG_NAME)  # which says whether there is such a repository
         refuse_absent(store, url)
-    present = _probed(store, (INDEX_NAME, SINGLE_NAME, *SIDE_FILE_NAMES)) if listed is None else listed
+    present = probed(store, (INDEX_NAME, SINGLE_NAME, *SIDE_FILE_NAMES)) if listed is None else listed
     weight_map = _weight_map(store, present, parser)
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_NAME]
-    present |= _probed(store, [name for name in names if name not in present])  # also what lies in a folder that may not be listed
+    present |= probed(store, [name for name in names if name not in present])  # also what lies in a folder that may not be listed
     missing = [name for name in names if name not in present]
     for name in missing:
         if any(present.get(folder) == NO_FILE for folder in _folders(name)):
@@ -147,7 +160,7 @@ def _read(url: str, storage: StorageConfig, parser: Parser) -> Checkpoint:
         _refuse(store.url, names, headers, weight_map or {})
     if not tensors:
         raise damaged(f"{store.url}: the checkpoint holds no tensors")
-    config = _read_config(store, present[CONFIG_NAME], parser.room) if CONFIG_NAME in present else None
+    config = read_config(store, CONFIG_NAME, present[CONFIG_NAME], parser.room) if CONFIG_NAME in present else None
     known = {*side_files, *names, INDEX_NAME}
     return Checkpoint(
         url=url,
@@ -169,7 +182,7 @@ def find_side_files(url: str, storage: StorageConfig) -> dict[str, Identity]:
     """
     store = open_input(url, storage)
     listed = store.list()
-    present = _probed(store, SIDE_FILE_NAMES) if listed is None else listed
+    present = probed(store, SIDE_FILE_NAMES) if listed is None else listed
     found, _ = _side_files(store, url, present)
     if not found:
         raise CheckpointError(
@@ -200,7 +213,9 @@ def _folders(name: str) -> list[str]:
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
-def _probed(store: Store, names: Iterable[str]) -> dict[str, Identity]:
+def probed(store: Store, names: Iterable[str]) -> dict[str, Identity]:
+    """Those of the names that there is an object of, where a store cannot list."""
+
     def probe(name: str) -> tuple[str, Identity] | None:
         try:
             return name, store.identify(name)
@@ -256,10 +271,10 @@ def _refuse(url: str, names: list[str], headers: list[dict[str, Tensor]], index:
     )
 
 
-def _read_config(store: Store, identity: Identity, room: Room) -> dict[str, Any]:
-    """The content of config.json. Raises CheckpointError when it is no JSON object, InputChanged when it is another by now."""
-    where = f"{store.url}/{CONFIG_NAME}"
-    data = read_whole(store, CONFIG_NAME, identity, limit=MAX_CONFIG)
+def read_config(store: Store, name: str, identity: Identity, room: Room) -> dict[str, Any]:
+    """The content of a config. Raises CheckpointError when it is no JSON object, InputChanged when it is another by now."""
+    where = f"{store.url}/{name}"
+    data = read_whole(store, name, identity, limit=MAX_CONFIG)
     room.take(len(data) + json_cost(data), where)
     try:
         value = json.loads(str(data, "utf-8"))

@@ -53,6 +53,13 @@ class Tensor(NamedTuple):
         """Bytes that are stored of it, in all of its arrays."""
         return self.stop - self.start if self.encoded is None else sum(array.tensor.nbytes for array in self.encoded.arrays)
 
+    @property
+    def space(self) -> Space:
+        """The meaning of its numbers; what it is stacked of has one meaning."""
+        if isinstance(self.encoded, Stacked):
+            return self.encoded.arrays[0].tensor.space
+        return self.encoded.encoding.space if self.encoded else Space.WEIGHT
+
 
 class StoredArray(NamedTuple):
     """One of the arrays that a tensor is stored in, as a header has it."""
@@ -75,14 +82,6 @@ class Stacked(NamedTuple):
 
     arrays: tuple[StoredArray, ...]
     """Plain or encoded, none of them stacked itself."""
-
-
-def space_of(tensor: Tensor) -> Space:
-    """The meaning of a tensor's numbers."""
-    encoded = tensor.encoded
-    if encoded is None:
-        return Space.WEIGHT
-    return space_of(encoded.arrays[0].tensor) if isinstance(encoded, Stacked) else encoded.encoding.space
 
 
 class WeightFile(NamedTuple):

@@ -168,14 +168,24 @@ def matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 @dataclass(frozen=True, slots=True)
 class LowRank:
     """A product of two factors, as a LoRA adapter holds it: number[i, j] = scaling · Σ_k B[i, k] · A[k, j]. Arrays: A[rank, columns] and
-    B[rows, rank], of one dtype; the tensor is [rows, columns], or with `transposed` [columns, rows]."""
+    B[rows, rank], of one dtype; the tensor is [rows, columns], or with `transposed` [columns, rows].
+
+    Factors of several matrices, as of the experts of a layer, lie together: those of A one after the other, those of B with their
+    columns in turns. A tensor of n of them, [n, rows, columns], has number[m, i, j] = scaling · Σ_k B[i, k · matrices + matrix + m] ·
+    A[m · rank + k, j] with A[n · rank, columns] and B[rows, rank · matrices]; a tensor of one may go without its first dimension.
+    """
 
     rank: int
+    """Of one matrix; 0 for zeros."""
     scaling: float
     stored: str
     """Dtype of the factors: BF16, F16, F32 or F64."""
     transposed: bool = False
     """The product lies transposed in the tensor, as for embeddings and Conv1D."""
+    matrices: int = 1
+    """How many matrices B has the factors of."""
+    matrix: int = 0
+    """The first of these that the tensor has."""
 
     @property
     def space(self) -> Space:
@@ -193,17 +203,24 @@ class LowRank:
         return 1
 
     def ranges(self, shape: tuple[int, ...], first: int, last: int) -> tuple[Range, ...]:
-        rows, columns = shape[-2:]
-        width = SCALE_BYTES[self.stored]
-        if self.transposed:  # a row of the tensor is a column of A, all of which is read
-            return (0, self.rank * rows * width), (0, columns * self.rank * width)
-        row = self.rank * width
-        return (0, columns * row), (first // columns * row, ((last - 1) // columns + 1) * row)
+        height, across = matrix(shape)
+        one, other = first // (height * across), (last - 1) // (height * across) + 1
+        rows, columns = (across, height) if self.transposed else (height, across)
+        row, every = self.rank * SCALE_BYTES[self.stored], self.rank * self.matrices * SCALE_BYTES[self.stored]
+        of_a = (one * columns * row, other * columns * row)
+        if self.transposed or other > one + 1:  # a row of a transposed one is a column of A and needs all of B
+            return of_a, (0, rows * every)
+        begin = one * height * across
+        return of_a, ((first - begin) // across * every, ((last - 1 - begin) // across + 1) * every)
 
     def room(self, shape: tuple[int, ...], elements: int) -> int:
-        rows, columns = shape[-2:]
-        row = self.rank * SCALE_BYTES[self.stored]
-        return columns * row + (rows if self.transposed else min(rows, elements // columns + 2)) * row
+        height, across = matrix(shape)
+        rows, columns = (across, height) if self.transposed else (height, across)
+        row, every = self.rank * SCALE_BYTES[self.stored], self.rank * self.matrices * SCALE_BYTES[self.stored]
+        stacked = prod(shape[:-2])
+        whole = self.transposed or (stacked > 1 and elements > 1)
+        read = rows if whole else min(rows, elements // across + 2)
+        return min(stacked, elements // (height * across) + 2) * columns * row + read * every
 
 
 @dataclass(frozen=True, slots=True)

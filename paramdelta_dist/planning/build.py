@@ -13,7 +13,7 @@ from paramdelta_dist.checkpoint.config import changed_config
 from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES, Kind
 from paramdelta_dist.checkpoint.exact import treatment
 from paramdelta_dist.checkpoint.extras import not_in_all, the_bases
-from paramdelta_dist.checkpoint.header import Encoded, Stacked, shown, space_of
+from paramdelta_dist.checkpoint.header import Encoded, Stacked, shown
 from paramdelta_dist.checkpoint.one_head import ties_of
 from paramdelta_dist.checkpoint.quantised import find_quantised, left_over
 from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
@@ -296,7 +296,7 @@ def _read_with_adapters(call: MethodCall, name: str, models: Sequence[Checkpoint
     read = {0} if call.based else set()
     for term in call.terms:
         tensor = models[term.post].tensors.get(name)
-        if term.post in adapters and (tensor is None or space_of(tensor) is Space.DELTA):
+        if term.post in adapters and (tensor is None or tensor.space is Space.DELTA):
             read |= set() if tensor is None else {term.post}
         else:
             read |= {term.post} if term.base is None else {term.post, term.base}
