@@ -117,6 +117,8 @@ class Scaled:
         if not self.rows:
             return 1
         height, columns = matrix(shape)
+        if height % self.rows and prod(shape) > height * columns:  # blocks start anew in each matrix, so at no multiple of their rows
+            return height * columns
         return min(self.rows, height) * columns
 
     def blocks(self, shape: tuple[int, ...]) -> tuple[int, int]:
