@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.driver.gc_pause import gc_paused
-from paramdelta_dist.driver.observer import Observer
+from paramdelta_dist.driver.observer import Details, Observer
 from paramdelta_dist.driver.reduce_first import reduce_first
 from paramdelta_dist.driver.reports import make_probes, publish_page, publish_sweep_page
 from paramdelta_dist.driver.result import MergeResult, Work, outcome
@@ -119,11 +119,7 @@ def _make_missing(
             "merging",
             sum(output.plan.bytes_to_write for output in outputs.values()),
             done=sum(receipt.size for output in outputs.values() for receipt in output.held.receipts.values()),
-            details={
-                "shards": len(merges.reading.shards),
-                "bytes_to_read": merges.reading.bytes_to_read,
-                "memory": allocation.sizing.as_document(),
-            },
+            details=Details(shards=len(merges.reading.shards), bytes_to_read=merges.reading.bytes_to_read, memory=allocation.sizing),
             counts=executor.counts,
         )
         with closing(executor.run(run_shard, contexts, units, advance=observer.advanced)) as results:

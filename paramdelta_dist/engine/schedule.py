@@ -33,7 +33,7 @@ from paramdelta_dist.engine.executor import Unit
 from paramdelta_dist.engine.metrics import RETRIES, SHARDS, Meter
 from paramdelta_dist.engine.worker_log import place
 from paramdelta_dist.errors import EngineError, Interrupted, ParamDeltaError
-from paramdelta_dist.storage.retry import ATTEMPTS
+from paramdelta_dist.storage.retry import DEFAULT_RETRIES
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,19 @@ LEAVE_SECONDS = 10.0
 """Seconds before a node goes in which its last unit must be done: an attempt that is stopped then still takes back its upload."""
 NODE_LOSSES = 20
 """Nodes that may be lost while at one unit: losing nodes is routine, but a unit that ends every node must end the run."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """The seconds after which the schedule, or whoever carries it out, does something. Other numbers are for tests."""
+
+    stop: float = STOP_SECONDS
+    leave: float = LEAVE_SECONDS
+    look: float = 2.0
+    """Between two looks for nodes that are about to go."""
+
+
+TIMES = Times()
 
 
 class Order(Enum):
@@ -182,7 +195,7 @@ class Attempt:
 class Schedule:
     """The state of a run over units. Told what happens, it says what to do; every time is on the caller's clock, in seconds."""
 
-    def __init__(self, units: Sequence[Unit], advance: Callable[[int], None]) -> None:
+    def __init__(self, units: Sequence[Unit], advance: Callable[[int], None], times: Times = TIMES) -> None:
         self.unfinished = len(units)
         self.results: deque[Any] = deque()
         """Of units that are done, until the caller takes them."""
@@ -193,7 +206,7 @@ class Schedule:
         self.workers: list[Worker] = []
         self.nodes: set[str] = set()
         """Those on which a unit was made."""
-        self._advance = advance
+        self._advance, self._times = advance, times
         self._queue = deque(Task(unit) for unit in sorted(units, key=lambda unit: -unit.bytes_moved))
         self._later: list[tuple[float, Task]] = []
         self._orders: list[tuple[Order, Attempt]] = []
@@ -229,7 +242,7 @@ class Schedule:
                 task.node_losses += 1
             else:
                 task.failures += not head.killed
-            if task.failures >= ATTEMPTS or task.node_losses >= NODE_LOSSES:
+            if task.failures >= DEFAULT_RETRIES.attempts or task.node_losses >= NODE_LOSSES:
                 raise EngineError(
                     f"{task.unit.file}: {task.failures + task.node_losses} workers were lost while at it, the last on "
                     f"{worker.address or worker.node}: {reason}. If they ran out of memory, allow more (--memory) or fewer workers; "
@@ -284,7 +297,7 @@ class Schedule:
             self._again(task)
             return
         task.failures += 1
-        if not error.retryable or task.failures >= ATTEMPTS:
+        if not error.retryable or task.failures >= DEFAULT_RETRIES.attempts:
             raise error
         self.retries += 1
         self.meter.add(RETRIES, value="error")
@@ -347,7 +360,7 @@ class Schedule:
                 if not attempt.withdrawing:
                     attempt.withdrawing = True
                     self._orders.append((Order.WITHDRAW, attempt))
-            if head.stopped is None and now + self._left_at_least(head, now) > worker.leaves - LEAVE_SECONDS:
+            if head.stopped is None and now + self._left_at_least(head, now) > worker.leaves - self._times.leave:
                 self.restarts += 1
                 self.meter.add(RETRIES, value="leaving")
                 self._stop(head, now)
@@ -430,7 +443,7 @@ class Schedule:
     def _kill(self, now: float) -> None:
         for worker in self.workers:
             head = worker.attempts[0] if worker.attempts else None
-            if head is not None and head.stopped is not None and not head.killed and now - head.stopped > STOP_SECONDS:
+            if head is not None and head.stopped is not None and not head.killed and now - head.stopped > self._times.stop:
                 head.killed = True
                 self._orders.append((Order.KILL, head))
 
