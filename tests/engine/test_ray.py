@@ -12,7 +12,7 @@ import torch
 
 from paramdelta_dist import api
 from paramdelta_dist.api.merge import merge_with
-from paramdelta_dist.cli import progress
+from paramdelta_dist.cli.progress import ProgressLines
 from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.engine.schedule import Times
 from paramdelta_dist.errors import EngineError, NonFinite
@@ -52,7 +52,7 @@ def test_a_killed_worker_costs_its_shards_and_nothing_else(models, quiet, tmp_pa
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_shared_ray")
 def test_progress_tells_of_the_workers_there_are_and_of_what_was_tried_again(models, tmp_path, capsys):
-    class Lines(progress.ProgressLines):
+    class Lines(ProgressLines):
         killed = False
 
         def finished(self, receipt):

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
@@ -71,6 +71,15 @@ class _Slot(Worker):
     """When it was asked last, on the monotonic clock."""
 
 
+class _Event(NamedTuple):
+    """An answer that has come, or the error in its place."""
+
+    slot: _Slot
+    handle: Callable[[Any], None]
+    """Handles the answer."""
+    answer: futures.Future[Any]
+
+
 class _ActorPool:
     """The actors of one run. What they answer comes as events, each of which is handled by whoever asked."""
 
@@ -82,7 +91,7 @@ class _ActorPool:
         self.largest = self.lost = 0
         """Workers that there were at the same time, and that ended by themselves."""
         self._schedule, self._start_actor, self._limit = schedule, start, limit
-        self._events: SimpleQueue[tuple[_Slot, Callable[[Any], None], futures.Future[Any]]] = SimpleQueue()
+        self._events: SimpleQueue[_Event] = SimpleQueue()
         self._running: dict[Attempt, futures.Future[Any]] = {}
         self._failed_starts = 0
 
@@ -162,10 +171,10 @@ class _ActorPool:
 
     def _expect(self, slot: _Slot, reference: Any, handle: Callable[[Any], None]) -> futures.Future[Any]:
         future: futures.Future[Any] = reference.future()
-        future.add_done_callback(lambda done: self._events.put((slot, handle, done)))
+        future.add_done_callback(lambda done: self._events.put(_Event(slot, handle, done)))
         return future
 
-    def _arrived(self, timeout: float) -> Iterator[tuple[_Slot, Callable[[Any], None], futures.Future[Any]]]:
+    def _arrived(self, timeout: float) -> Iterator[_Event]:
         with suppress(Empty):
             yield self._events.get(timeout=timeout)
             for _ in range(self._events.qsize()):
