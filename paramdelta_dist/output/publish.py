@@ -26,7 +26,6 @@ from paramdelta_dist.output.sealed_json import render_document
 from paramdelta_dist.planning.plan import MergePlan, SideFile
 from paramdelta_dist.redaction import redacted
 from paramdelta_dist.storage import PIECE, Identity, StorageConfig, Store, open_store, read_whole, redact, scheme_of, stream_object
-from paramdelta_dist.storage.retry import persisting
 
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@|$)")
 """The URL of a whole repository of models."""
@@ -61,7 +60,8 @@ class SideFiles:
             data = self.read(file)
             return write_held(target, hold, file.name, data), blake3(data).hexdigest()
         require_hold(target, hold)
-        identity, digest = persisting(lambda: self._stream(file, target, hold), what=f"copying {file.name} to {target.url}")
+        retries = self._storage.for_url(target.url).retries
+        identity, digest = retries.persisting(lambda: self._stream(file, target, hold), what=f"copying {file.name} to {target.url}")
         settle(target, hold, file.name, identity)
         return identity, digest
 

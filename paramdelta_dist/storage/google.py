@@ -17,7 +17,6 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from paramdelta_dist.errors import CredentialsError, NotFound, ParamDeltaError, StorageError, TransientStorageError
-from paramdelta_dist.storage import retry
 from paramdelta_dist.storage.settings import StoreSettings
 
 _FILE = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -162,7 +161,7 @@ def _asked(method: str, settings: StoreSettings, bucket: str, key: str = "", **q
                     method,
                     url,
                     params=query,
-                    timeout=retry.STALL_SECONDS,
+                    timeout=settings.retries.stall,
                     headers={"Content-Length": "0", "Content-Type": "application/octet-stream"},
                 )
         except OSError as error:  # what requests raises
@@ -172,7 +171,7 @@ def _asked(method: str, settings: StoreSettings, bucket: str, key: str = "", **q
         code = found[1] if (found := _CODE.search(reply.text)) else str(reply.status_code)
         raise _error(reply.status_code)(f"{where}: {'listing' if method == 'GET' else 'aborting'} uploads was refused ({code})")
 
-    return retry.persisting(ask, what=f"asking for the uploads of {where}")
+    return settings.retries.persisting(ask, what=f"asking for the uploads of {where}")
 
 
 def _error(status: int) -> type[ParamDeltaError]:

@@ -136,6 +136,7 @@ def test_a_fused_kernel_that_does_not_work_is_not_used(monkeypatch, caplog, faul
             exact.merge(*views_of(arena, pitch, n, what))
 
     exact = Merger((1.0,), torch.device("cpu"))
+    # patched, because the module that fails is one that is not there without a GPU
     monkeypatch.setattr("paramdelta_dist.kernels.sum_triton", SimpleNamespace(FusedLaunch=FakeSum, add_deltas=kernel), raising=False)
     one = make_case(3)
     merger = DeviceMerger([1.0], torch.device("cpu"))
@@ -163,6 +164,7 @@ def test_memory_named_twice_goes_up_once(monkeypatch):
     base, post = torch.randn(100).bfloat16(), torch.randn(100).bfloat16()
     seen = []
     real = devices._Lane.up
+    # patched, because on a CPU nothing goes anywhere that could be seen
     monkeypatch.setattr(devices._Lane, "up", lambda lane, inputs, out: seen.append(len(inputs)) or real(lane, inputs, out))
     one = Case(BF16, base, [(post, base), (post, base.clone())], [1.0, 0.5])
     compare(one, make_merger(one.weights, "cpu", fused=False))
