@@ -18,6 +18,7 @@ from paramdelta_dist.checkpoint.parsing import Parser
 from paramdelta_dist.checkpoint.room import Room
 from paramdelta_dist.errors import CheckpointError, InputError, NotFound
 from paramdelta_dist.storage import Identity, StorageConfig, Store, open_input, redact
+from paramdelta_dist.threads import Threads
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
@@ -37,6 +38,14 @@ def open_adapter(url: str, storage: StorageConfig, base: Checkpoint, room: Room 
         if type(error) in (InputError, NotFound):
             raise CheckpointError(str(error)) from error
         raise
+
+
+def open_adapters(
+    bases: Mapping[str, str], models: Mapping[str, Checkpoint], storage: StorageConfig, room: Room | None = None
+) -> dict[str, Checkpoint]:
+    """Several at the same time, by URL: `bases` has the URL of the model that each grew from, `models` what is known of these."""
+    with Threads(max(1, len(bases))) as pool:
+        return dict(zip(bases, pool.map(lambda url: open_adapter(url, storage, models[bases[url]], room), bases), strict=True))
 
 
 def _read(url: str, storage: StorageConfig, base: Checkpoint, parser: Parser) -> Checkpoint:

@@ -29,13 +29,14 @@ def with_companions(models: Mapping[str, Checkpoint], base: str, storage: Storag
     shapes. Such files are then no longer `beside` or among the `others`. Raises OverBudget where there is no room for their headers."""
     found, parser = dict(models), Parser(room)
     for file in [name for name in models[base].beside.files if name.endswith(".safetensors") and not _ADAPTER.fullmatch(name)]:
-        if any(file not in model.others or model.others[file] == NO_FILE for model in models.values()):
+        whole = {url: model for url, model in found.items() if not model.adapter}
+        if any(file not in model.others or model.others[file] == NO_FILE for model in whole.values()):
             continue
-        held = {url: _tensors(model, file, storage, parser) for url, model in found.items()}
+        held = {url: _tensors(model, file, storage, parser) for url, model in whole.items()}
         if _are_alike(list(held.values())) and not any(
             f"{file}:{name}" in model.tensors for model in found.values() for name in held[base]
         ):
-            found = {url: _joined(model, file, held[url]) for url, model in found.items()}
+            found |= {url: _joined(model, file, held[url]) for url, model in whole.items()}
     return found
 
 

@@ -59,6 +59,7 @@ def compare_exact(
     What is `left_out`, what some model lacks or has in another shape, and what was `told` of already is passed by. Raises
     OverBudget where there is no `room` for the few that are read at a time, and what the stores raise.
     """
+    models = [model for model in models if not model.adapter]  # which have nothing that is copied
     base, *others = models
     common = [name for name in _not_plain(models) if name not in told and not left_out(name) and _in_all(name, base.tensors[name], others)]
     asked = [name for name in common if not is_the_bases(name, base.tensors[name])]

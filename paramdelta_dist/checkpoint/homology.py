@@ -95,12 +95,15 @@ def compare(
     Shapes, names and the meaning of rows must agree; dtypes and file layout need not. With `vocab` "pad" only the rows that
     all models have must mean the same; with "by-token" every tokenizer must be readable, and say what the rows mean. Tensors that
     are `copied` from the base, by name, need not be alike, and where all that have a row for each token are, vocabularies need not either.
-    Neither need those be there that follow from the config, or with `missing` "copy" any. Fields of config.json that are named
+    Neither need those be there that follow from the config, or with `missing` "copy" any. An adapter has the config and the tokenizer of
+    the model it grew from, and of that any tensors. Fields of config.json that are named
     in `accept` may differ. `written` is the folder whose tokenizer is written where that is no model, `answers` what
     the recipe says of tensors that may have an entry for each token, and `follows` whether ids of special tokens follow another
     tokenizer than the base's.
     """
     tokenizers = tokenizers or Tokenizers(storage)
+    adapters = [other for other in others if other.adapter]
+    every, others = others, [other for other in others if not other.adapter]
     entries = entries_of((base, *others), answers, vocab, tokenizers)
     rowed = [*entries.known, *entries.asked]
     vocab = "ignored" if rowed and all(map(copied, rowed)) else vocab
@@ -110,6 +113,8 @@ def compare(
         mismatches += _config_mismatches(base, other, vocab, accept)
         told = {name for url in (base.url, other.url) for found in quantised[url] for name in found.tensors}
         mismatches += _tensor_mismatches(base, other, vocab, _or_in(told, copied), missing, entries)
+    for adapter in adapters:
+        mismatches += _adapter_mismatches(base, adapter, vocab, copied, missing, entries)
     if vocab in ("pad", "by-token"):
         mismatches += _entries_asked_about((base, *others), entries, copied)
     differences, notes = _vocabulary_differences(base, others, written, vocab, tokenizers, rowed)
@@ -128,7 +133,8 @@ def compare(
         for model in {model.url: model for model in (base, *others)}.values()
         for folder in model.closed
     ]
-    return HomologyReport(redact(base.url), tuple(redact(other.url) for other in others), tuple(mismatches), tuple(notes))
+    notes += [f"{redact(other.url)}: {note}" for other in adapters if other.adapter for note in other.adapter.notes]
+    return HomologyReport(redact(base.url), tuple(redact(other.url) for other in every), tuple(mismatches), tuple(notes))
 
 
 def _quantised(model: Checkpoint, copied: Callable[[str], bool]) -> list[Quantised]:
@@ -266,6 +272,25 @@ def _tensor_mismatches(
     return found
 
 
+def _adapter_mismatches(
+    base: Checkpoint, adapter: Checkpoint, vocab: str, copied: Callable[[str], bool], missing: str, entries: Entries
+) -> Iterator[Mismatch]:
+    """Tensors of an adapter that the base has not, or in another shape."""
+    url = redact(adapter.url)
+    for name, theirs in adapter.tensors.items():
+        tensor = base.tensors.get(name)
+        if copied(name) or (tensor is not None and tensor.shape == theirs.shape):
+            continue
+        if tensor is not None:
+            dimension = entries.known.get(name, entries.asked.get(name))
+            if vocab != "strict" and differ_in_one(tensor.shape, theirs.shape, dimension):
+                continue
+            problem = f"{shown(name)} is {list(theirs.shape)}, the base has {list(tensor.shape)}"
+            yield Mismatch(url, "shapes", problem, _shape_remedy(tensor.shape, theirs.shape, dimension))
+        elif missing == "error":
+            yield Mismatch(url, "tensors", f"{shown(name)} is not in the base", _missing_remedy(name, adapter, base))
+
+
 def _missing_remedy(name: str, owner: Checkpoint, lacking: Checkpoint) -> str:
     if name.endswith("lm_head.weight") and lacking.tied_embeddings and not owner.tied_embeddings:
         return (
@@ -273,7 +298,10 @@ def _missing_remedy(name: str, owner: Checkpoint, lacking: Checkpoint) -> str:
             "and set `tie_word_embeddings: false` in both"
         )
     if ".lora_" in name or "base_model.model." in name:
-        return "this is a LoRA adapter; merge it into its base first (peft: merge_and_unload)"
+        return (
+            "this is a LoRA adapter; merge it into its base first (peft: merge_and_unload), or name the folder that peft saved it to as "
+            "the `adapter` of a delta"
+        )
     if name.endswith(("_scale_inv", ".weight_scale", ".qweight", ".scales", ".absmax")):
         return "one model is quantised; use the unquantised checkpoint, or dequantise it first"
     return (

@@ -20,7 +20,7 @@ def with_one_head(base: Checkpoint, other: Checkpoint) -> Checkpoint:
     lacking = [name for name in base.tie.names if name not in other.tensors] if base.tie and _is_tied(other) else []
     surplus = [name for name in other.tie.names if name not in base.tensors] if other.tie and other.tie.equal and _is_tied(base) else []
     own = input_embeddings(other.tensors)
-    if own is None or not (lacking or surplus):
+    if other.adapter or own is None or not (lacking or surplus):
         return other
     tensors = {name: tensor for name, tensor in other.tensors.items() if name not in surplus}
     return replace(other, tensors=Tensors(tensors | dict.fromkeys(lacking, other.tensors[own])))
@@ -31,8 +31,9 @@ def _is_tied(model: Checkpoint) -> bool:
 
 
 def ties_of(base: Checkpoint, others: Sequence[Checkpoint]) -> dict[str, str]:
-    """The copies that the output has, and the tensor that each is: none where they differ in any model, or are two tensors in one."""
-    if base.tie is None or not all(map(_is_tied, (base, *others))):
+    """The copies that the output has, and the tensor that each is: none where they differ in any model, or are two tensors in one.
+    An adapter that would change one of them alone is refused where it is opened."""
+    if base.tie is None or not all(_is_tied(model) for model in (base, *others) if not model.adapter):
         return {}
     return dict.fromkeys(base.tie.copies, base.tie.embedding)
 

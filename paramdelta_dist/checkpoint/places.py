@@ -20,7 +20,8 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
 _PLACES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
-        "this is a LoRA adapter, not a whole model; merge it into its base first (peft: merge_and_unload) and save that",
+        "this is a LoRA adapter, not a whole model; name it as the `adapter` of a delta, in place of `post`, or merge it into its base "
+        "first (peft: merge_and_unload) and save that",
     ),
     (
         ("*.gguf",),

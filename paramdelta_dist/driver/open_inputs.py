@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_checkpoints
+from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_adapters, open_checkpoints
 from paramdelta_dist.checkpoint.beside import Folder, find_beside, notes_beside
 from paramdelta_dist.checkpoint.companions import companions_noted, with_companions
 from paramdelta_dist.checkpoint.encoded import with_logical
@@ -19,7 +19,7 @@ from paramdelta_dist.checkpoint.quantised import find_quantised
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.sidefiles import says_tokens
 from paramdelta_dist.checkpoint.special import SpecialIds, TokensMoved, special_ids
-from paramdelta_dist.checkpoint.tokenizer import Tokenizers, Vocabulary
+from paramdelta_dist.checkpoint.tokenizer import Tokenizer, Tokenizers, Vocabulary
 from paramdelta_dist.checkpoint.written import read_written
 from paramdelta_dist.engine.machine import default_memory
 from paramdelta_dist.errors import UsageError
@@ -49,6 +49,12 @@ class Models:
     def room(self) -> Room:
         return self.tokenizers.room
 
+    def tokenizer(self, url: str) -> Tokenizer | None:
+        """The tokenizer of a model; of an adapter, that of the model it grew from."""
+        adapter = self.checkpoints[url].adapter
+        place = adapter.base if adapter else url
+        return self.tokenizers.of(place, self.checkpoints[place].side_files)
+
 
 def open_models(recipe: Recipe, *, memory: int | None = None) -> Models:
     """Every model of a recipe, opened concurrently, and the folder that its tokenizer is taken from.
@@ -57,13 +63,16 @@ def open_models(recipe: Recipe, *, memory: int | None = None) -> Models:
     the models say of themselves does not fit, CheckpointError where they are no models.
     """
     room, source = Room(max(memory or default_memory(), RESERVED)), recipe.tokenizer_url  # less is too little, as the plan will say
-    checkpoints = with_logical(open_checkpoints(recipe.models, recipe.storage_config, room), room)
+    models = [url for url in recipe.models if url not in recipe.adapters]
+    checkpoints = with_logical(open_checkpoints(models, recipe.storage_config, room), room)
+    checkpoints |= open_adapters(recipe.adapters, checkpoints, recipe.storage_config, room)
     base = checkpoints[recipe.base]
     checkpoints = {url: checkpoint if checkpoint is base else with_one_head(base, checkpoint) for url, checkpoint in checkpoints.items()}
     beside = find_beside(open_store(recipe.base, recipe.storage_config), base.others)
     checkpoints[recipe.base] = replace(base, beside=beside)
     checkpoints = with_companions(checkpoints, recipe.base, recipe.storage_config, room)
-    files = checkpoints[source].side_files if source in checkpoints else find_side_files(source, recipe.storage_config)
+    is_model = source in checkpoints and not checkpoints[source].adapter
+    files = checkpoints[source].side_files if is_model else find_side_files(source, recipe.storage_config)
     return Models(checkpoints, files, Tokenizers(recipe.storage_config, room))
 
 
@@ -103,7 +112,7 @@ def check_models(recipe: Recipe, models: Models) -> Checked:
     found, ids = _compared_exactly(recipe, models), ids_of_tokens(recipe, models)
     misnamed = [Mismatch(redact(recipe.tokenizer_url), "special tokens", *problem) for problem in ids.problems]
     report = replace(report, mismatches=(*report.mismatches, *found.mismatches, *misnamed))
-    folders = [_folder(models.checkpoints[url], recipe.storage_config) for url in recipe.models]
+    folders = [_folder(models.checkpoints[url], recipe.storage_config) for url in recipe.models if url not in recipe.adapters]
     written = Folder(redact(recipe.tokenizer_url), folders[0].store, models.tokenizer_files, {})
     said = notes_beside(folders[0], models.checkpoints[recipe.base].beside, folders[1:], written)
     merged_too = companions_noted(models.checkpoints[recipe.base], folders[0].url)
@@ -120,7 +129,7 @@ def _checked(recipe: Recipe, models: Models) -> HomologyReport:
     base, selection = opened[recipe.base], Selection(recipe.include, recipe.exclude)
 
     source, written = recipe.tokenizer_url, None
-    if source not in opened:
+    if source not in opened or opened[source].adapter:
         written = Named(redact(source), models.tokenizers.of(source, models.tokenizer_files), is_model=False)
 
     def left_out(name: str) -> bool:
@@ -133,7 +142,9 @@ def _checked(recipe: Recipe, models: Models) -> HomologyReport:
             tokenizers=models.tokenizers, written=written, answers=recipe.answers, follows=source != recipe.base,
         )  # fmt: skip
 
-    entries = entries_of([opened[url] for url in recipe.models], recipe.answers, recipe.vocab, models.tokenizers)
+    entries = entries_of(
+        [opened[url] for url in recipe.models if url not in recipe.adapters], recipe.answers, recipe.vocab, models.tokenizers
+    )
     if any(map(left_out, entries.known)):
         _require_the_bases_tokenizer(recipe, models)
     report = compared(recipe.vocab)
@@ -204,7 +215,7 @@ def _require_the_bases_tokenizer(recipe: Recipe, models: Models) -> None:
 def needs_vocabularies(recipe: Recipe, models: Models) -> bool:
     """Whether what the rows are made of is told from tokens: by token always, and by number where one model may have a token in what
     is padding in another."""
-    found = [models.tokenizers.of(url, model.side_files) for url, model in models.checkpoints.items()]
+    found = [models.tokenizer(url) for url in models.checkpoints]
     return recipe.vocab == "by-token" or (recipe.vocab == "pad" and len({each and each.key for each in found}) > 1)
 
 
@@ -213,8 +224,15 @@ def read_vocabularies(recipe: Recipe, models: Models) -> dict[str, Vocabulary | 
 
     Raises OverBudget where there is no room for them, and for finding the rows of their tokens.
     """
-    files = {url: model.side_files for url, model in models.checkpoints.items()} | {recipe.tokenizer_url: models.tokenizer_files}
-    tokenizers = {url: models.tokenizers.of(url, side_files) for url, side_files in files.items()}
+    tokenizers = {url: models.tokenizer(url) for url in models.checkpoints}
+    source = recipe.tokenizer_url
+    written, own = models.tokenizers.of(source, models.tokenizer_files), tokenizers.get(source)
+    if source in recipe.adapters and (written and written.key) != (own and own.key):
+        raise UsageError(
+            f"{redact(source)}, the adapter whose tokenizer is written, has another than the model that it grew from, by whose tokens its "
+            "rows are told: copy its tokenizer into a folder of its own, and name that in `tokenizer_from`"
+        )
+    tokenizers[source] = written
     found = {url: None if tokenizer is None else models.tokenizers.vocabulary(tokenizer) for url, tokenizer in tokenizers.items()}
     if len({None if each is None else each.digest for each in tokenizers.values()}) == 1:  # what cannot be read is the same in all
         found = {url: each and (replace(each, ids={}) if each.ids is None else each) for url, each in found.items()}

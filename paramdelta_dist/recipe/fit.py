@@ -37,6 +37,10 @@ def find_misfits(document: dict[Any, Any]) -> Iterator[_Misfit]:
     entries = [(n, entry) for n, entry in enumerate(given) if isinstance(entry, dict)] if isinstance(given, (list, tuple)) else []
     fixed = [key for key in keys.model_fields if key != "weight"]
     for number, entry in entries:
+        if section == "deltas" and not {"post", "adapter"} & entry.keys():
+            yield "missing", (section, number, "post"), ""
+        if section == "deltas" and {"post", "adapter"} <= entry.keys():
+            yield "role", (section, number, "adapter"), "excludes `post`: a delta is a model minus its base, or what an adapter holds"
         for name, value in entry.items():
             if name in fixed or (name == "weight" and not (is_number(value) or is_rules(value))):
                 continue

@@ -105,8 +105,9 @@ def _of_config(message: str, document: Mapping[str, Any]) -> str:
     message = re.sub(r"\bline \d+: ", "", message)
     for section, key in (("deltas", "post"), ("models", "model")):
         for number, entry in enumerate(document.get(section, ())):
-            message = re.sub(rf"\b{section}\.{number}\.{key}\b", f"model {entry[key]}", message)
-            message = re.sub(rf"\b{section}\.{number}\b\.?", f"model {entry[key]}: ", message)
+            name = entry.get(key) or entry["adapter"]
+            message = re.sub(rf"\b{section}\.{number}\.({key}|adapter)\b", f"model {name}", message)
+            message = re.sub(rf"\b{section}\.{number}\b\.?", f"model {name}: ", message)
     return re.sub(r"\bdeltas\b", "models", re.sub(r"(?m)(^|: |\s)base: ", r"\1base_model: ", message))
 
 
@@ -157,6 +158,8 @@ class _Importer:
         self.outputs = outputs
         self.used: set[str] = set()
         """Which of `outputs` are inputs here."""
+        self.tuned: dict[str, tuple[str, str]] = {}
+        """Models with a LoRA, by what they are called: the model and the LoRA."""
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.general: list[dict[str, Any]] = []
@@ -338,15 +341,30 @@ class _Importer:
             slices = [_Slice(None, None, slices[0].own, slices[0].shared) if slices else _Slice(None, None, {}, {})]
         return models, slices
 
+    def _with_lora(self, model: Any, lora: Any, where: str) -> str:
+        """A model with a LoRA: its name, which no folder has."""
+        pair = self._reference(model, where), self._reference(lora, where)
+        name = "+".join(pair)
+        self.tuned[name] = pair
+        return name
+
+    def _refuse_lora(self, name: str) -> None:
+        self.problems.append(
+            f"{name} is a model with a LoRA, and no delta of base_model alone; merge the LoRA into it first (peft: merge_and_unload), and "
+            "name the result"
+        )
+
     def _reference(self, given: Any, where: str) -> str:
-        """The URL of a model."""
+        """The URL of a model, or the name of one with a LoRA."""
         if isinstance(given, dict):
+            if given.get("override_architecture"):
+                self.problems.append(
+                    f"{where}: override_architecture has no equal here; write that architecture into the model's own config.json"
+                )
+            if given.get("lora"):
+                return self._with_lora(given.get("model"), given["lora"], where)
             inner = given.get("model", given)
             inner = inner if isinstance(inner, dict) else {"path": inner}
-            if given.get("lora") or given.get("override_architecture"):
-                self.problems.append(
-                    f"{where}: a LoRA or another architecture; merge the LoRA into its model first (peft: merge_and_unload)"
-                )
             given = f"{inner.get('path')}@{inner['revision']}" if inner.get("revision") else inner.get("path")
         if not isinstance(given, str) or not given:
             self.problems.append(f"{where}: should name a model")
@@ -358,10 +376,7 @@ class _Importer:
             return given
         path, _, lora = given.partition("+")
         if lora:
-            self.problems.append(
-                f"{where}: {given} is a model with a LoRA; merge the LoRA into it first (peft: merge_and_unload), and name the result"
-            )
-            return path
+            return self._with_lora(path, lora, where)
         if _HUB.match(given):
             self.notes.append(
                 f"{given} is no folder here and so is hf://{given} of the Hugging Face hub; mergekit downloads it, here it is streamed"
@@ -420,8 +435,7 @@ class _Importer:
             self.notes.append(f"{base} is base_model, so {method} merges what the others add to it; its own entry is left out")
         if known.takes == "two" and len(merged) != 2:
             self.problems.append(f"{method} merges two models beside base_model; {len(merged)} are listed")
-        key = "post" if known.takes == "deltas" else "model"
-        entries = [{key: model, **self._own(known, model, slices)} for model in merged]
+        entries = [{**self._named(known, model, base), **self._own(known, model, slices)} for model in merged]
         section = "deltas" if known.takes == "deltas" else "models"
         based = {"base": base} if base is not None and known.takes != "models" else {}
         if known.takes == "models" and base is None:
@@ -429,6 +443,16 @@ class _Importer:
                 f"without base_model mergekit takes config and tokenizer from any of its models; here they are those of {merged[:1] or '?'}"
             )
         return {**based, section: entries}
+
+    def _named(self, known: Known, model: str, base: str | None) -> dict[str, Any]:
+        """The model of an entry; the LoRA alone where it is one of the base, and what it adds to that is asked for."""
+        if model not in self.tuned:
+            return {"post" if known.takes == "deltas" else "model": model}
+        own, lora = self.tuned[model]
+        if known.takes != "deltas" or own != base:
+            self._refuse_lora(model)
+        self.notes.append(f"{model}: mergekit rounds the model with its LoRA and subtracts the base; here the LoRA's product is the delta")
+        return {"adapter": lora}
 
     def _own(self, known: Known, model: str, slices: Sequence[_Slice]) -> dict[str, Any]:
         """The parameters of one model."""
@@ -515,6 +539,8 @@ class _Importer:
             made["tokenizer_from"] = "base"
         elif donor is not None and [donor] != first:
             made["tokenizer_from"] = donor
+        if donor in self.tuned:
+            self._refuse_lora(str(donor))
         if source is not None:
             made["vocab"] = "by-token"
             self.notes.append(

@@ -72,7 +72,7 @@ class Recipe(Section):
         BeforeValidator(as_value_error(checked_tokenizer_source)),
         WithJsonSchema({"anyOf": [TEXT, {"type": "integer", "minimum": 0}, {"type": "null"}]}),
     ] = None
-    """base, post, the position of a delta, or a URL; None is the first delta's post."""
+    """base, post, the position of a delta, or a URL; None is the first post that a delta has, else the base."""
     quantization: Literal["keep", "none"] = "keep"
     """What is done with tensors that are quantised in the base: written in the base's own scheme, or as plain numbers."""
     include: Annotated[tuple[str, ...], BeforeValidator(checked_globs), GLOBS] = ()
@@ -140,7 +140,18 @@ class Recipe(Section):
     def _places_differ(self) -> Recipe:
         if self.models:  # else it is refused in other words
             self._require_own_output()
+            self._require_one_meaning()
         return self
+
+    def _require_one_meaning(self) -> None:
+        """Raise ValueError where one folder is taken for a model and for an adapter, or for an adapter of two models."""
+        adapters = self.adapters
+        whole = {self.base, *adapters.values(), *(delta.post for delta in self.deltas), *(entry.model for entry in self.entries)}
+        for delta in self.deltas:
+            if delta.adapter in whole - {""}:
+                raise ValueError(f"{redact(delta.adapter)} is an adapter in one place and a model in another; it can be one of them")
+            if delta.adapter and (delta.base or self.base) != adapters[delta.adapter]:
+                raise ValueError(f"the adapter {redact(delta.adapter)} has two bases; it grew from one of them")
 
     def _require_own_output(self) -> None:
         for url in (*self.models, self.tokenizer_url):
@@ -156,17 +167,27 @@ class Recipe(Section):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Every model the merge reads, once, the base first."""
+        """Every model and adapter the merge reads, once, the base first."""
         urls = [self.base] if self.base else []
         for delta in self.deltas:
-            urls += [delta.post, delta.base or self.base]
+            urls += [delta.source, delta.base or self.base]
         return tuple(dict.fromkeys([*urls, *(entry.model for entry in self.entries)]))
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Those of `models` that are adapters, each with the model that it grew from."""
+        return {delta.adapter: delta.base or self.base for delta in self.deltas if delta.adapter}
 
     @property
     def tokenizer_url(self) -> str:
         """The model whose tokenizer, chat template and generation config are copied."""
-        posts = [delta.post for delta in self.deltas] or [entry.model for entry in self.entries]
-        source = 0 if self.tokenizer_from in (None, "post") else self.tokenizer_from
+        posts = [delta.source for delta in self.deltas] or [entry.model for entry in self.entries]
+        source = self.tokenizer_from
+        if source in (None, "post"):
+            first = next((number for number, url in enumerate(posts) if url not in self.adapters), None)
+            if first is None and source == "post":
+                raise ValueError("tokenizer_from: no delta has a post; write base, or the URL of a folder with a tokenizer")
+            source = "base" if first is None else first
         if source == "base":
             return self.base
         if isinstance(source, int):
@@ -229,7 +250,7 @@ class Recipe(Section):
         if self.deltas:
             document["deltas"] = [
                 {
-                    "post": redact(d.post),
+                    **({"adapter": redact(d.adapter)} if d.adapter else {"post": redact(d.post)}),
                     **({"base": redact(d.base)} if d.base else {}),
                     **({"weight": d.weight} if weighted and "weight" not in self.parameters else {}),
                     **d.given,

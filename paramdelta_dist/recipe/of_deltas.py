@@ -15,7 +15,7 @@ def of_deltas(recipe: Recipe) -> Recipe:
 
     Models that are merged as they are count as deltas of the recipe's base, or where there is none of the first of them.
     """
-    deltas = [{"post": delta.post, "base": delta.base or recipe.base} for delta in recipe.deltas]
+    deltas = [{"adapter" if delta.adapter else "post": delta.source, "base": delta.base or recipe.base} for delta in recipe.deltas]
     deltas += [{"post": entry.model} for entry in recipe.entries if entry.model != recipe.base]
     if not deltas:
         raise RecipeError("the recipe has no model besides its base")

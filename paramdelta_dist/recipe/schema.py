@@ -33,6 +33,7 @@ def recipe_schema(methods: Sequence[Method]) -> dict[str, Any]:
     defs: dict[str, Any] = schema.pop("$defs")
     for section, cls in (("Delta", Delta), ("Entry", Entry), ("StorageSection", StorageSection), ("VocabularySection", VocabularySection)):
         defs[section] = _described(defs[section], cls)
+    defs["Delta"] |= {"oneOf": [{"required": ["post"]}, {"required": ["adapter"]}]}
     for entry in ("Delta", "Entry"):
         defs[entry].pop("additionalProperties", None)  # which parameters there are, its method says
         defs[entry]["properties"].pop("weight")
@@ -148,7 +149,7 @@ def _described(schema: dict[str, Any], cls: type) -> dict[str, Any]:
     for name, field in cls.model_fields.items():  # type: ignore[attr-defined]
         shape = schema["properties"][field.alias or name]
         described = {"description": docs[name]} if name in docs else {}
-        dropped = ("title", "default") if shape.get("default", 0) in (None, [], {}) else ("title",)
+        dropped = ("title", "default") if shape.get("default", 0) in (None, "", [], {}) else ("title",)
         properties[field.alias or name] = {**described, **{key: value for key, value in shape.items() if key not in dropped}}
     return {**schema, "properties": properties, "description": inspect.getdoc(cls)}
 

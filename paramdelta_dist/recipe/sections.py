@@ -42,12 +42,19 @@ class _Entry(Section):
 
 
 class Delta(_Entry):
-    """What one post-training added: `weight` · (`post` − `base`)."""
+    """What one post-training added: `weight` · (`post` − `base`), or what an adapter holds."""
 
-    post: Url
-    """The model after the post-training."""
+    post: Url = ""
+    """The model after the post-training; left out where there is an `adapter`."""
+    adapter: Url = ""
+    """A folder with a LoRA adapter, in place of `post`."""
     base: Url | None = None
-    """The base that `post` grew from; None means the recipe's base."""
+    """The base that `post` or `adapter` grew from; None means the recipe's base."""
+
+    @property
+    def source(self) -> str:
+        """The folder that the delta is read from: a model, or an adapter."""
+        return self.post or self.adapter
 
 
 class Entry(_Entry):
