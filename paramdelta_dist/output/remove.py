@@ -7,7 +7,7 @@ removal that was killed is therefore known by its mark, and ended by the next `p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from paramdelta_dist.checkpoint.checkpoint import CONFIG_NAME
@@ -83,4 +83,4 @@ def require_no_removal(store: Store) -> None:
 
 
 def _now() -> datetime:
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)

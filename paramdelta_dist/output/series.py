@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from typing import Any
 
 from blake3 import blake3
@@ -33,7 +33,7 @@ POINTER_KEYS = frozenset({"output", "fingerprint", "date", "committed", "commit"
 
 def today() -> date:
     """The day a merge that is begun now is named by: UTC, the same for every machine."""
-    return datetime.now(timezone.utc).date()
+    return datetime.now(UTC).date()
 
 
 @dataclass(frozen=True)
