@@ -1,7 +1,7 @@
 """Nightly runs: models and outputs in one place, days, and deaths."""
 
 import json
-from datetime import date, datetime, time, timezone
+from datetime import UTC, date, datetime, time
 
 import torch
 
@@ -35,7 +35,7 @@ class Calendar:
         self.day = day
 
     def now(self):
-        return datetime.combine(self.day, time(12), timezone.utc)
+        return datetime.combine(self.day, time(12), UTC)
 
 
 class Place:

@@ -76,6 +76,7 @@ def merge(
         from paramdelta_dist import api
         from paramdelta_dist.cli import progress, tables
 
+        consent = asked_consent(yes)  # before the progress: rich's stand-in for stderr is no terminal, up to rich 14
         with progress.progress() as observer:
             result = api.merge(
                 recipe_of(recipe, base, delta, output),
@@ -84,7 +85,7 @@ def merge(
                 memory=parse_bytes(memory, "--memory"),
                 device=device.value,
                 overwrite=overwrite,
-                confirm=asked_consent(yes),
+                confirm=consent,
                 patience=parse_duration(patience, "--patience"),
                 report_page=report,
                 observer=observer,
@@ -250,6 +251,7 @@ def submit(
         merging = {"--overwrite": overwrite, "--yes": yes, "--report": report, "--device": device is not Device.auto}
         merging |= {"--patience": patience is not None, "--memory": memory is not None and do is Do.verify}
         task = _task(do, deep, output, merging)
+        consent = asked_consent(yes)
         with job_view.job_view(sys.stderr) as view:
             document = api.submit(
                 api.load_recipe(recipe),
@@ -264,7 +266,7 @@ def submit(
                 device=device.value,
                 overwrite=overwrite,
                 yes=yes,
-                confirm=asked_consent(yes),
+                confirm=consent,
                 patience=parse_duration(patience, "--patience"),
                 report_page=report,
                 listener=view,

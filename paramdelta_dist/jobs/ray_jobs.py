@@ -226,7 +226,7 @@ def _told(url: str, job_id: str | None = None) -> Iterator[None]:
         raise UsageError(f"{shown} is no address of a dashboard: {error}") from error
     except aiohttp.WSServerHandshakeError as error:
         raise _refused(shown, job_id, error.status, error.message) from error
-    except (requests.RequestException, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+    except (requests.RequestException, aiohttp.ClientError, OSError) as error:
         if told := explained(error, f"the cluster at {shown}", url):
             raise told from error
         raise Unreachable(f"the cluster at {shown} does not answer ({type(error).__name__})") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
@@ -113,7 +113,7 @@ def publish(
     document = {
         "fingerprint": plan.fingerprint,
         "version": __version__,
-        "committed": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "committed": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": plan.recipe.as_document(),
         "files": files,
     }

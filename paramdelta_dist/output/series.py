@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from typing import Any
 
 from blake3 import blake3
@@ -33,7 +33,7 @@ POINTER_KEYS = frozenset({"output", "fingerprint", "date", "committed", "commit"
 
 def utc_now() -> datetime:
     """The time by which days are told: UTC, the same for every machine."""
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)

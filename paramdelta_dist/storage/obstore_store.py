@@ -316,11 +316,6 @@ def _connect(url: str, settings: StoreSettings, retries: dict[str, Any]) -> Any:
             provider = aws.credential_provider(settings)
     elif scheme == "gs":
         if base := google.endpoint(settings):
-            if obstore.__version__.startswith("0.11."):  # the newest for Python 3.10
-                raise UsageError(
-                    f"{redact(url)}: an endpoint of one's own for Google's storage needs obstore 0.12, and so Python 3.11; write "
-                    "`engine: fsspec` beside it under `storage:`"
-                )
             config["base_url"] = base
             client["allow_http"] = base.startswith("http://")
         if settings.anonymous:

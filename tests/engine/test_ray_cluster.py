@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from contextlib import closing, contextmanager
@@ -126,6 +127,7 @@ def test_a_merge_on_a_cluster_is_counted_where_prometheus_looks(cluster, tmp_pat
         save_model(tmp_path / name, {n: t * s for n, t in tensors.items()}) for name, s in (("n", 1.0), ("p", 1.1), ("o", 0.9))
     )
     with nodes(cluster, 1):
+        wait(is_scraped)  # the agent of a new node begins to serve some seconds after it with Ray 2.43
         before = scrape()
         report = api.merge(recipe(new, post, old, tmp_path / "out", shard_size="1MB"), engine="ray").report
         assert report["nodes"] == 1
@@ -161,6 +163,14 @@ def test_a_merge_that_loses_a_node_makes_its_shards_elsewhere_and_leaves_the_clu
     assert ray.is_initialized(), "a cluster that was joined is left running"
 
 
+def is_scraped():
+    try:
+        scrape()
+    except urllib.error.URLError:
+        return False
+    return True
+
+
 def scrape():
     """Our metrics as the nodes of the cluster serve them: totals by name and value of the label."""
     labels = {metric.name: metric.label for metric in METRICS}
@@ -172,7 +182,7 @@ def scrape():
                 lines = reply.read().decode().splitlines()
             for line in lines:
                 name, _, rest = line.partition("{")
-                if name.startswith("ray_paramdelta_"):
+                if name.startswith("ray_paramdelta_") and name.endswith("_total"):  # Ray 2.43 serves each by an old name too
                     name = name.removeprefix("ray_").removesuffix("_total")
                     pairs = dict(pair.split("=", 1) for pair in rest.rpartition("}")[0].split(",") if "=" in pair)
                     found[name, pairs.get(labels[name], '""').strip('"')] += float(rest.rpartition(" ")[2])

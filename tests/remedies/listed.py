@@ -99,7 +99,6 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ("storage/network.py", "*", SETTING + "tests/storage/test_networks.py"),
     ("storage/trust.py", "*", SETTING + "tests/storage/test_networks.py"),
     ("storage/azure.py", "*", SETTING + "tests/storage/test_azure_and_google.py"),
-    ("storage/obstore_store.py", "an endpoint of one's own for Google", "Python 3.10 alone: tests of gs:// by fsspec"),
     ("storage/obstore_store.py", "{}: {}", SETTING + "tests/storage/test_errors_and_settings.py"),
     ("storage/fsspec_store.py", "install the package that serves", SETTING + "tests/storage/test_errors_and_settings.py"),
     ("storage/fsspec_store.py", "is a folder of this machine; write it as a path", "tests/driver/test_locations.py; it says the form"),
