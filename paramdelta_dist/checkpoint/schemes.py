@@ -44,7 +44,7 @@ SPELLINGS = (
     Spelling("_blocks", "", ("_scales",)),
     Spelling("", "", ("_scale_inv", "_scale")),
 )  # fmt: skip
-"""Where the names of several fit, the first counts."""
+"""In the order of precedence: the first whose names fit counts."""
 
 BESIDE = {
     ".q_proj": (".q_proj.q_scale", ".q_scale"),
