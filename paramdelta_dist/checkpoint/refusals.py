@@ -76,6 +76,8 @@ def scheme_name(parts: Mapping[Part, Tensor], said: Declared) -> str | None:
     codes = {tensor.dtype for part, tensor in parts.items() if part.kind not in SCALES}
     scales = {tensor.dtype for part, tensor in parts.items() if part.kind in ("scale", "scales", "scale_inv")}
     name = _by_parts(has, codes, scales)
+    if name == "MXFP4 of compressed-tensors" and any((group.kind, group.bits) == ("float", 6) for group in said.groups):
+        name = "MXFP6 of compressed-tensors"
     if said.rotated:
         return f"{name or 'compressed-tensors'}, with rotations"
     if any(part.end.endswith("pre_quant_scale") for part in parts):
