@@ -38,6 +38,8 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     # tested elsewhere
     ("checkpoint/checkpoint.py", " and again in ", "the way is that of every damaged file, which is walked"),
     ("checkpoint/config.py", "has no fields", "no model is known with such a config; the message names the field"),
+    ("checkpoint/encoded.py", "scales that do not fit", "the way is that of every damaged file: tests/checkpoint/test_encoded.py"),
+    ("checkpoint/refusals.py", "*", "each way is that of what is quantised, which is walked: tests/checkpoint/test_quantised.py"),
     ("checkpoint/homology.py", "one model is quantised; use", "told beside what is quantised, which is walked"),
     ("checkpoint/places.py", "with no version of it; download it first", "downloading is the Hub's: tests/checkpoint/test_places.py"),
     ("checkpoint/places.py", "adapter_model.safetensors", "the name of a file, and no message"),
