@@ -100,7 +100,11 @@ def build_plan(
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
     merged = len(call_of)
     changes = row_counts(opened, maps, dimensions) | dict(ids or {})
-    without = fields_of_quantisation(base.config) if decoded else () if kept else left_over(base.tensors, base.config)
+    without: tuple[str, ...] = ()
+    if decoded:
+        without = fields_of_quantisation(base.config)
+    elif not kept:
+        without = left_over(base.tensors, base.config)
     dtype = recipe.dtype or (plain_dtype(base.tensors) if decoded else None)
     changed_config(base.config, dtype, changes)  # what cannot be written is refused here
     locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))
