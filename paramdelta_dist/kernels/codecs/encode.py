@@ -18,6 +18,9 @@ from paramdelta_dist.kernels.codecs.scales import bits_at, fits, joined, least_b
 from paramdelta_dist.kernels.encodings import Scaled
 from paramdelta_dist.kernels.jit import compiled, fused, pointer
 
+SLACK = 1 + 2.0**-20
+"""Numbers may exceed by so much what can be stored: no more than sums and a float32 are rounded by, and far less than codes are."""
+
 
 class Stored(NamedTuple):
     """Elements [first, last) of a tensor as some checkpoint has them."""
@@ -96,7 +99,7 @@ def same_whole(stored: Sequence[Stored]) -> Any:
 def outcome_of(counts: Any, factor: float) -> Outcome:
     """The outcome from what compiled functions count, whose last is the misfit."""
     *blocks, misfit = map(int, counts)
-    return Outcome(blocks[0], blocks[1], blocks[2], blocks[3], misfit if factor > 1 else None, max(1.0, factor))
+    return Outcome(blocks[0], blocks[1], blocks[2], blocks[3], misfit if factor > SLACK else None, factor if factor > SLACK else 1.0)
 
 
 PASSED, KEPT, RESCALED, NONFINITE, MISFIT = range(5)
@@ -105,7 +108,7 @@ PASSED, KEPT, RESCALED, NONFINITE, MISFIT = range(5)
 @compiled(error_model="numpy")
 def _encode(grid: Grid, like, numbers, places, same, whole, first, last, codes, scales, counts):
     """`encode`, from numbers at an address and stored[k] at places[k]: codes, scales, numbers. Returns the factor of the misfit."""
-    factor = 1.0
+    factor = SLACK
     numbers = numba.carray(pointer(numbers), last - first, like.dtype)
     top = scale_row(grid, first)
     at = first
@@ -205,7 +208,7 @@ def _bounds(numbers, rows, columns, width):
     least, largest = np.float64(from_ordered(low)), np.float64(from_ordered(high))
     if -np.inf < least and largest < np.inf:
         return least, largest, 0
-    least, largest, nonfinite = np.float64(np.inf), np.float64(-np.inf), 0
+    least, largest, nonfinite = np.inf, -np.inf, 0
     for row in range(rows):
         for i in range(row * width, row * width + columns):
             if abs(numbers[i]) < np.inf:
