@@ -44,7 +44,7 @@ SPELLINGS = (
     Spelling("_blocks", "", ("_scales",)),
     Spelling("", "", ("_scale_inv", "_scale")),
 )  # fmt: skip
-"""In the order of precedence: the first whose names fit counts."""
+"""A matrix whose names fit several, or have more parts than one of them, is of none."""
 
 BESIDE = {
     ".q_proj": (".q_proj.q_scale", ".q_scale"),
