@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all set-up themselves, in .venv; PYTHON chooses the interpreter.
 PYTHON ?= python3
-LOWEST_PYTHON ?= python3.10
+LOWEST_PYTHON ?= python3.11
 NEWEST_PYTHON ?= python3.14
 VENV := .venv
 BIN := $(VENV)/bin

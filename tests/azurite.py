@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
@@ -59,7 +59,7 @@ class AzureServer:
 
     def ask(self, method: str, path: str, query: dict[str, str], headers: dict[str, str] | None = None, body: bytes = b"") -> bytes:
         """A request signed with the account's key; raises HTTPError."""
-        date = datetime.now(timezone.utc).strftime("%a, %d %b %Y %H:%M:%S GMT")
+        date = datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
         ours = {"x-ms-date": date, "x-ms-version": VERSION, **(headers or {})}
         length = str(len(body)) if body else ""
         lines = [method, "", "", length, *[""] * 8]
@@ -75,7 +75,7 @@ class AzureServer:
 
         One of the whole account would do as well, but azurite answers it with status 500 when it deletes: obstore deletes by batches.
         """
-        start, end = (datetime.now(timezone.utc) + timedelta(hours=each) for each in (min(0.0, hours) - 0.5, hours))
+        start, end = (datetime.now(UTC) + timedelta(hours=each) for each in (min(0.0, hours) - 0.5, hours))
         values = {"sp": permissions, "st": f"{start:%Y-%m-%dT%H:%M:%SZ}", "se": f"{end:%Y-%m-%dT%H:%M:%SZ}", "sv": VERSION, "sr": "c"}
         resource = f"/blob/{self.account}/{container}"
         lines = [values["sp"], values["st"], values["se"], resource, "", "", "", values["sv"], values["sr"], *[""] * 7]

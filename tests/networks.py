@@ -74,8 +74,8 @@ class Authority:
         return cls(ca, pem)
 
     def context(self, *names: str, expired: bool = False) -> ssl.SSLContext:
-        ends = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1) if expired else None
-        begins = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
+        ends = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1) if expired else None
+        begins = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.ca.issue_cert(*(names or ("localhost", "127.0.0.1")), not_after=ends, not_before=begins).configure_cert(context)
         return context

@@ -7,7 +7,7 @@ class Watcher:
     def __init__(self, act=lambda receipt: None):
         self.act, self.receipts, self.bytes = act, [], 0
 
-    def started(self, what, total, *, done=0, details, counts=dict):
+    def started(self, what, total, *, done=0, details, counts=None):
         self.total = total
 
     def advanced(self, size):

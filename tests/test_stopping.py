@@ -16,7 +16,7 @@ import torch
 
 from paramdelta_dist import api, stopping
 from paramdelta_dist.errors import Interrupted, TransientStorageError
-from paramdelta_dist.storage import retry
+from paramdelta_dist.storage.retry import RetryPolicy
 from tests.faults import fault_proxy, refused, stalled
 from tests.models import save_model
 
@@ -271,10 +271,8 @@ def test_a_program_that_uses_the_package_is_interrupted_while_a_store_is_away():
         process.communicate()
 
 
-def test_a_stop_ends_the_waits_that_have_begun_and_no_later_ones(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 60.0)
-    monkeypatch.setattr(retry, "LONGEST_DELAY_SECONDS", 60.0)
-    monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)
+def test_a_stop_ends_the_waits_that_have_begun_and_no_later_ones():
+    policy = RetryPolicy(first_delay=60.0, longest_delay=60.0, jitter=lambda longest: longest)
     tried = threading.Event()
 
     def fails():
@@ -285,7 +283,7 @@ def test_a_stop_ends_the_waits_that_have_begun_and_no_later_ones(monkeypatch):
 
     def persist():
         with pytest.raises(Interrupted):
-            retry.persisting(fails, what="it")
+            policy.persisting(fails, what="it")
         raised.append(True)
 
     for _ in range(2):

@@ -139,17 +139,17 @@ class ShardWatch:
     def _sampled(self, segment: Segment) -> Iterator[ChunkRange]:
         """The parts of a segment that are measured."""
         span = segment.span
-        if not measurable(span.tensors[0], self._vectors):
+        if span.trails or not measurable(span.parts[0].tensor, self._vectors):
             return
         ends = self._ends.get(span.start)
         if ends is None:
-            ends = self._ends.setdefault(span.start, list(accumulate(tensor.elements for tensor in span.tensors)))
+            ends = self._ends.setdefault(span.start, list(accumulate(part.elements for part in span.parts)))
         place, at = bisect_right(ends, segment.first), segment.first
         while at < segment.last:
-            tensor, stop = span.tensors[place], min(ends[place], segment.last)
-            start = ends[place] - tensor.elements
-            for first, last in sample(tensor.elements, at - start, stop - start):
-                yield ChunkRange(tensor, first, last, start + first - segment.first)
+            part, stop = span.parts[place], min(ends[place], segment.last)
+            start = ends[place] - part.elements
+            for first, last in sample(part.elements, at - start, stop - start):
+                yield ChunkRange(part.tensor, first, last, start + first - segment.first)
             place, at = place + 1, stop
 
 
@@ -204,8 +204,14 @@ def sample(elements: int, first: int, last: int) -> Iterator[tuple[int, int]]:
 
 def measurable(tensor: TensorPlan, vectors: Vectors) -> bool:
     """Whether a merge reads all that is needed of a tensor: not where a weight of zero leaves out a model, or rows are mapped."""
-    whole, inputs = tensor.rows is None and tensor.first == 0, range(len(tensor.sources))  # what is written is behind them
-    return tensor.merged and whole and all(tensor.sources[model] is not None for pair in vectors.pairs for model in pair if model in inputs)
+    inputs = range(len(tensor.sources))  # what is written is behind them
+    if tensor.encoded is not None and any(model not in inputs for pair in vectors.pairs for model in pair):
+        return False  # codes, whose scales are not there yet
+    return (
+        tensor.merged
+        and tensor.rows is None
+        and all(tensor.sources[model] is not None for pair in vectors.pairs for model in pair if model in inputs)
+    )
 
 
 def watched(shard: Shard, vectors: Vectors) -> list[TensorPlan]:

@@ -19,13 +19,15 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES
+from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
 from paramdelta_dist.engine.machine import peak_memory
 from paramdelta_dist.errors import Interrupted, ParamDeltaError
 from paramdelta_dist.kernels.measure import Floats, Measured, Measurer, Vectors
 from paramdelta_dist.kernels.raw import RawElements
 from paramdelta_dist.planning.chunks import MEASURE_CHUNK, ChunkedTile, ChunkRange, cut_chunks
-from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan
+from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan, parts_of
+from paramdelta_dist.planning.tiles import Segment
+from paramdelta_dist.shards.inputs import Decoder
 from paramdelta_dist.shards.reader import FetchedTile, Fetching, TileReader, open_reader
 from paramdelta_dist.storage import StorageConfig
 
@@ -56,7 +58,7 @@ class SurveyUnit:
     @cached_property
     def size(self) -> int:
         """Bytes to read."""
-        return sum(tensor.elements * width(tensor) for tensor in self.shard.tensors if tensor.merged)
+        return sum(bytes_of(tensor) for tensor in self.shard.tensors if tensor.merged)
 
     @property
     def bytes_moved(self) -> int:
@@ -98,6 +100,7 @@ class TileMeasurer:
     def __init__(self, vectors: Vectors) -> None:
         self._vectors = vectors
         self._measurer = Measurer(vectors, MEASURE_CHUNK)
+        self._decoder = Decoder()
 
     def measure(
         self, fetched: FetchedTile, pieces: tuple[tuple[ChunkRange, ...], ...], made: memoryview | None = None
@@ -105,13 +108,15 @@ class TileMeasurer:
         """What each piece of the tile's segments holds. All models that are measured must have been read for it; what was
         `made` of the tile is one more model, behind all others."""
         position = 0
+        self._decoder.forget()
         for segment, of_segment in zip(fetched.tile.segments, pieces, strict=True):
             models, start = {}, position
-            position += (segment.last - segment.first) * DTYPES[segment.span.dtype].itemsize
-            for model, source in enumerate(segment.span.sources):
-                data = fetched.source(segment, model) if of_segment else None
-                if data is not None and source is not None:
-                    models[model] = RawElements(data, source.dtype)
+            position += segment.span.output_bytes(segment.last) - segment.span.output_bytes(segment.first)
+            encoded = [m for m, source in enumerate(segment.span.sources) if source is not None and source.encoded is not None]
+            for model in range(len(segment.span.sources)):
+                numbers = self._decoder.numbers(fetched, segment, model) if of_segment and model not in encoded else None
+                if numbers is not None:
+                    models[model] = numbers
             if made is not None and of_segment:
                 models[len(segment.span.sources)] = RawElements(made[start:position], segment.span.dtype)
             for piece in of_segment:
@@ -120,6 +125,11 @@ class TileMeasurer:
                 for number, row in enumerate(sums):
                     first, last = piece.at + number * MEASURE_CHUNK, piece.at + min((number + 1) * MEASURE_CHUNK, size)
                     chunks = {model: _some(elements, first, last) for model, elements in models.items()}
+                    part = Segment(segment.span, segment.first + first, segment.first + last)
+                    for model in encoded:
+                        decoded = self._decoder.numbers(fetched, part, model)
+                        assert decoded is not None
+                        chunks[model] = decoded
                     self._measurer.measure(chunks, row, rest)
                 yield MeasuredRange(piece, sums, rest)
 
@@ -134,9 +144,9 @@ def _some(elements: RawElements, first: int, last: int) -> RawElements:
     return RawElements(elements.data[first * size : last * size], elements.dtype)
 
 
-def width(tensor: TensorPlan) -> int:
-    """Bytes of one element in all models together."""
-    return sum(ITEMSIZES[source.dtype] for source in tensor.sources if source is not None)
+def bytes_of(tensor: TensorPlan) -> int:
+    """Bytes of a tensor in all models together."""
+    return sum(source.nbytes(part.elements) for part in parts_of([tensor]) for source in part.sources if source is not None)
 
 
 def survey_shard(job: SurveyJob, unit: SurveyUnit, *, advance: Callable[[int], None], cancelled: Callable[[], bool]) -> ShardSurvey:
@@ -159,7 +169,8 @@ def survey_shard(job: SurveyJob, unit: SurveyUnit, *, advance: Callable[[int], N
                     measured.add(position, part.rest)
                     for sums in part.sums:  # one after the other: their order decides the last digits
                         measured.sums[position] += sums
-                    advance((part.piece.last - part.piece.first) * width(part.piece.tensor))
+                    tensor = part.piece.tensor
+                    advance((part.piece.last - part.piece.first) * bytes_of(tensor) // tensor.elements)
         except ParamDeltaError as error:
             error.bytes_read = reader.bytes_read
             raise

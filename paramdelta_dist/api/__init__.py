@@ -10,6 +10,7 @@ from paramdelta_dist.api.methods import method, methods
 from paramdelta_dist.api.plan import plan, plan_document, plan_sweep, tensor_documents
 from paramdelta_dist.api.prune import prune
 from paramdelta_dist.api.recipes import import_mergekit, load_recipe, schema
+from paramdelta_dist.api.rounding import rounding_document
 from paramdelta_dist.api.status import status
 from paramdelta_dist.api.verify import verify
 from paramdelta_dist.driver.executors import Device, Engine
@@ -44,6 +45,7 @@ __all__ = [
     "plan_sweep",
     "plan_workers",
     "prune",
+    "rounding_document",
     "schema",
     "status",
     "stop",

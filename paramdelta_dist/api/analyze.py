@@ -8,12 +8,13 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist._version import __version__
+from paramdelta_dist.api.rounding import rounding_document
 from paramdelta_dist.checkpoint import open_checkpoint
 from paramdelta_dist.checkpoint.vocabulary import find_entries
 from paramdelta_dist.driver.executors import Engine
 from paramdelta_dist.driver.gc_pause import gc_paused
 from paramdelta_dist.driver.make_plan import plan
-from paramdelta_dist.driver.observer import NullObserver, Observer
+from paramdelta_dist.driver.observer import Details, NullObserver, Observer
 from paramdelta_dist.driver.sizing import page_memory
 from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import UsageError
@@ -44,6 +45,11 @@ def analyze(
     inputs where it is a plain sum of them. Returns a document of the most important figures. Raises ParamDeltaErrors only,
     such as HomologyError where the models do not fit together; nothing is written then.
     """
+    return analyze_with(recipe, output, Resources(engine, workers, memory), observer=observer)
+
+
+def analyze_with(recipe: Recipe, output: str | None, resources: Resources, *, observer: Observer | None = None) -> dict[str, Any]:
+    """`analyze` with these resources."""
     require_submitters_version()
     began, observer = time.monotonic(), observer or NullObserver()
     folder = normalize(output or "analysis")
@@ -53,7 +59,6 @@ def analyze(
         if inside(folder, url):
             raise UsageError(f"--output {redact(folder)} is in the input {redact(url)}; choose another folder")
     store = open_store(folder, recipe.storage_config)
-    resources = Resources(engine, workers, memory)
     with gc_paused():
         from paramdelta_dist.analysis.publish import require_own
     require_own(store)
@@ -80,7 +85,7 @@ def analyze(
         observer.started(
             "analyzing",
             sum(unit.size for unit in units),
-            details={"shards": len(units), "memory": sizing.as_document()},
+            details=Details(shards=len(units), memory=sizing),
             counts=executor.counts,
         )
         with closing(executor.run(survey_shard, job, units, advance=observer.advanced)) as results:
@@ -90,7 +95,7 @@ def analyze(
     statistics = Statistics(subject, *joined(merge_plan, subject.vectors, surveys))
     seconds = time.monotonic() - began
     run = {
-        "engine": engine,
+        "engine": resources.engine,
         "version": __version__,
         "workers": min(executor.stats.workers, len(units)) * sizing.threads_per_shard,
         "bytes_read": sum(survey.bytes_read for survey in surveys.values()),
@@ -100,7 +105,8 @@ def analyze(
         "projected_memory": sizing.projected,
         "retries": executor.stats.retries,
     }
-    return publish(store, statistics, run)
+    document = publish(store, statistics, run)
+    return document | rounding_document(merge_plan) if merge_plan.is_encoded else document
 
 
 def _weights(recipe: Recipe) -> list[float | None]:

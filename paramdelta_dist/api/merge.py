@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 
 from paramdelta_dist.driver.consent import Confirm, replacements
 from paramdelta_dist.driver.executors import Device, Engine
@@ -16,6 +18,7 @@ from paramdelta_dist.driver.sizing import NO_PAGE, page_memory, sweep_page_memor
 from paramdelta_dist.driver.workers import Allocation, Resources
 from paramdelta_dist.jobs.version import require_submitters_version
 from paramdelta_dist.output.mend import mend
+from paramdelta_dist.output.series import utc_now
 from paramdelta_dist.output.sweep_index import require_own_sweep
 from paramdelta_dist.planning.merge_set import MergeSet
 from paramdelta_dist.recipe.model import Recipe
@@ -45,8 +48,22 @@ def merge(
     compares them. Raises ParamDeltaErrors only; whatever is raised, the output is either untouched, unfinished and ready to go
     on, complete, or another run's: OutputTaken then.
     """
-    began, observer = time.monotonic(), observer or NullObserver()
     resources = Resources(engine, workers, memory, device, patience)
+    return merge_with(recipe, resources, overwrite=overwrite, confirm=confirm, report_page=report_page, observer=observer)
+
+
+def merge_with(
+    recipe: Recipe,
+    resources: Resources,
+    *,
+    overwrite: bool = False,
+    confirm: Confirm | None = None,
+    report_page: bool = False,
+    observer: Observer | None = None,
+    now: Callable[[], datetime] = utc_now,
+) -> MergeResult:
+    """`merge` with these resources; `now` tells the day of an output that is named by it."""
+    began, observer = time.monotonic(), observer or NullObserver()
     require_submitters_version()
 
     def made(merges: MergeSet, allocation: Allocation) -> MergeResult:
@@ -55,15 +72,15 @@ def merge(
 
     if recipe.sweep:
         sweep, _ = plan_sweep(recipe, memory=resources.planning_memory)
-        page = sweep_page_memory(sweep, engine) if report_page else NO_PAGE
+        page = sweep_page_memory(sweep, resources.engine) if report_page else NO_PAGE
         allocation = resources.allocation(sweep.reading, points=len(sweep.points), page=page)
         require_own_sweep(open_store(recipe.output, recipe.storage_config))
         if report_page:
             require_own_page(recipe)
         return made(sweep, allocation)
-    merge_plan, _ = plan(recipe, memory=resources.planning_memory)
+    merge_plan, _ = plan(recipe, memory=resources.planning_memory, now=now)
     allocation = resources.allocation(merge_plan, page=page_memory(merge_plan) if report_page else NO_PAGE)
-    series = series_of(recipe)
+    series = series_of(recipe, now)
     if series is None:
         return made(MergeSet.of(merge_plan), allocation)
     before = series.recorded(merge_plan.fingerprint)

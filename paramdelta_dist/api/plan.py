@@ -43,7 +43,7 @@ def tensor_documents(merge_plan: MergePlan) -> list[dict[str, Any]]:
             document: dict[str, Any] = {
                 "name": tensor.name,
                 "file": shard.file,
-                "dtype": tensor.dtype,
+                "dtype": tensor.dtype if tensor.encoded is None else tensor.encoded.encoding.title,
                 "shape": list(tensor.shape),
                 "component": place.component.value,
                 "layer": place.layer,

@@ -25,8 +25,12 @@ def prune(template: str, *, keep: int, remove: bool = False, storage: StorageCon
         raise UsageError(f"{redact(template)} is one output; prune takes what a recipe's `output` says, with {{date}} or {{inputs}} in it")
     if keep < 1:
         raise UsageError(f"--keep {keep}: at least one output has to stay")
-    series = Series(template, storage or StorageConfig())
-    store = open_store(folder_of(template), series.storage)
+    return prune_series(Series(template, storage or StorageConfig()), keep=keep, remove=remove)
+
+
+def prune_series(series: Series, *, keep: int, remove: bool) -> dict[str, Any]:
+    """The same of a series, by its clock."""
+    store = open_store(folder_of(series.template), series.storage)
     choice = choose(series, store, keep=keep)
     kept = [{**_described(store.url, output), "why": why} for output, why in choice.keep.items()]
     pruned = []
@@ -36,7 +40,7 @@ def prune(template: str, *, keep: int, remove: bool = False, storage: StorageCon
         else:
             pruned.append(output)
     return {
-        "output": redact(template),
+        "output": redact(series.template),
         "removed": remove,
         "pruned": [_described(store.url, output) for output in pruned],
         "kept": kept,

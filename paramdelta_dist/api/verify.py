@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from paramdelta_dist.driver.executors import Engine, open_executor
+from paramdelta_dist.driver.executors import Engine
 from paramdelta_dist.driver.make_plan import plan
-from paramdelta_dist.driver.observer import NullObserver, Observer
+from paramdelta_dist.driver.observer import Details, NullObserver, Observer
 from paramdelta_dist.driver.reduce_first import reduce_first
 from paramdelta_dist.driver.workers import Allocation, Resources
 from paramdelta_dist.engine.machine import available_cores
@@ -48,6 +48,20 @@ def verify(
     Returns a document with `problems`, empty when all is well. Raises InputError where there is no finished output,
     InputChanged when the inputs are no longer those that were merged, IntegrityError when the commit itself was altered.
     """
+    return verify_with(url, Resources(engine, workers), deep=deep, recompute=recompute, recipe=recipe, seed=seed, observer=observer)
+
+
+def verify_with(
+    url: str,
+    resources: Resources,
+    *,
+    deep: bool = False,
+    recompute: float = 0.0,
+    recipe: Recipe | None = None,
+    seed: int | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """`verify` with these resources."""
     from paramdelta_dist.shards.verify_file import (
         VerifyJob,
         check_file,
@@ -66,22 +80,22 @@ def verify(
     store = open_store(url, storage)
     commit = read_commit(store)
     problems, checkpoint = check_structure(store, storage, url, commit)
-    again = _plan_again(store, commit, recipe, Resources(engine, workers)) if recompute else None
+    again = _plan_again(store, commit, recipe, resources) if recompute else None
     tiles = (
         {} if again is None else choose_tiles(again.plan.shards, tile_size=again.allocation.sizing.tile_size, fraction=recompute, seed=seed)
     )
     checks = plan_checks(store, commit, checkpoint, deep=deep, tiles=tiles)
     verdicts: list[FileVerdict] = []
     if checks:
-        threads = min(workers or available_cores(), len(checks))
+        threads = min(resources.workers or available_cores(), len(checks))
         memory = BUFFERS + (RESERVED + RESERVED_BY_RAY if again is None else again.allocation.sizing.projected)
-        with open_executor(engine, workers, local_workers=threads, memory=memory) as executor:
+        with resources.opener(resources.engine, resources.workers, local_workers=threads, memory=memory) as executor:
             job = None
             if again is not None:
                 job = again.allocation.context(again.plan)
                 job = replace(job, statistics=reduce_first(store, again.plan, job, executor, observer, keep=False).statistics)
             total = sum(check.size for check in checks)
-            observer.started("verifying", total, details={"files": len(checks)}, counts=executor.counts)
+            observer.started("verifying", total, details=Details(files=len(checks)), counts=executor.counts)
             for verdict in executor.run(check_file, VerifyJob(url, storage, job), checks, advance=observer.advanced):
                 verdicts.append(verdict)
                 observer.finished(verdict)

@@ -20,6 +20,7 @@ from paramdelta_dist.checkpoint.sidefiles import SIDE_FILE_NAMES, is_side_file, 
 from paramdelta_dist.checkpoint.standins import FIRST_BYTES, refuse_stand_in, require_own_files
 from paramdelta_dist.checkpoint.tied import Tie, find_tie
 from paramdelta_dist.errors import CheckpointError, CredentialsError, InputError, NotFound
+from paramdelta_dist.kernels.encodings import Space
 from paramdelta_dist.storage import NO_FILE, Identity, StorageConfig, Store, closed_folders, open_input, read_whole, scheme_of
 from paramdelta_dist.threads import Threads
 
@@ -75,9 +76,15 @@ class Checkpoint:
     adapter: Adapter | None = None
     """None for a model."""
 
+    @property
+    def space(self) -> Space:
+        """The meaning of its numbers: an adapter holds deltas, and what it lacks is a delta of zero."""
+        return Space.WEIGHT if self.adapter is None else Space.DELTA
+
     @cached_property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        tensors = self.tensors.values()
+        return sum([tensor.stop - tensor.start if tensor.encoded is None else tensor.nbytes for tensor in tensors])
 
     @cached_property
     def parameters(self) -> int:

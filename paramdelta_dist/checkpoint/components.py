@@ -8,13 +8,13 @@ substrings: `mlp.gate.weight` chooses experts, `mlp.gate_proj.weight` is a proje
 from __future__ import annotations
 
 import re
-from enum import Enum
+from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 
-class Component(str, Enum):
+class Component(StrEnum):
     """The parts of a model, in the order a token meets them."""
 
     EMBEDDING = "embedding"

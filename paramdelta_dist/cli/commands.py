@@ -28,6 +28,7 @@ from paramdelta_dist.cli.options import (
     EngineOption,
     JobArgument,
     JsonOption,
+    MeasureOption,
     MemoryOption,
     OutputOption,
     OverwriteOption,
@@ -75,6 +76,7 @@ def merge(
         from paramdelta_dist import api
         from paramdelta_dist.cli import progress, tables
 
+        consent = asked_consent(yes)  # before the progress: rich's stand-in for stderr is no terminal, up to rich 14
         with progress.progress() as observer:
             result = api.merge(
                 recipe_of(recipe, base, delta, output),
@@ -83,7 +85,7 @@ def merge(
                 memory=parse_bytes(memory, "--memory"),
                 device=device.value,
                 overwrite=overwrite,
-                confirm=asked_consent(yes),
+                confirm=consent,
                 patience=parse_duration(patience, "--patience"),
                 report_page=report,
                 observer=observer,
@@ -102,6 +104,7 @@ def plan(
     memory: MemoryOption = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor with the values it gets.")] = False,
     bandwidth: Annotated[str, typer.Option(metavar="SIZE", help="Bytes a second to and from storage, for the estimate of time.")] = "1GB",
+    measure: MeasureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a merge would do: shards, traffic, memory, time. Reads headers only."""
@@ -120,6 +123,8 @@ def plan(
         document["bandwidth"] = speed
         if tensors:
             document["tensor_list"] = api.tensor_documents(made)
+        if measure:
+            document |= api.rounding_document(made)
         show(document, tables.plan_tables, as_json)
 
 
@@ -129,6 +134,7 @@ def check(
     base: BaseOption = None,
     delta: DeltaOption = None,
     output: OutputOption = None,
+    measure: MeasureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check that all models of a recipe fit together; lists every difference and what to do about it."""
@@ -138,8 +144,12 @@ def check(
         from paramdelta_dist import api
         from paramdelta_dist.cli import tables
 
-        report = api.check(recipe_of(recipe, base, delta, output, output_needed=False))
-        show({"homologous": not report.mismatches, **asdict(report)}, tables.check_table, as_json)
+        given = recipe_of(recipe, base, delta, output, output_needed=False)
+        report = api.check(given)
+        document = {"homologous": not report.mismatches, **asdict(report)}
+        if measure and not report.mismatches:
+            document |= api.rounding_document(api.plan(given)[0])
+        show(document, tables.check_table, as_json)
         if report.mismatches:
             raise typer.Exit(3)
 
@@ -241,6 +251,7 @@ def submit(
         merging = {"--overwrite": overwrite, "--yes": yes, "--report": report, "--device": device is not Device.auto}
         merging |= {"--patience": patience is not None, "--memory": memory is not None and do is Do.verify}
         task = _task(do, deep, output, merging)
+        consent = asked_consent(yes)
         with job_view.job_view(sys.stderr) as view:
             document = api.submit(
                 api.load_recipe(recipe),
@@ -255,7 +266,7 @@ def submit(
                 device=device.value,
                 overwrite=overwrite,
                 yes=yes,
-                confirm=asked_consent(yes),
+                confirm=consent,
                 patience=parse_duration(patience, "--patience"),
                 report_page=report,
                 listener=view,

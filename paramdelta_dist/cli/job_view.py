@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +14,9 @@ from rich.progress import Progress
 from paramdelta_dist.cli import process
 from paramdelta_dist.cli.progress import ProgressBar, columns
 from paramdelta_dist.cli.words import shown
-from paramdelta_dist.jobs.log_reader import JobProgress
+from paramdelta_dist.driver.observer import Details
+from paramdelta_dist.jobs.log_reader import JobEvent, JobProgress
+from paramdelta_dist.planning import WorkerMemory
 
 
 @contextmanager
@@ -55,16 +57,22 @@ class JobView:
     def line(self, text: str) -> None:
         self._show(shown(text))
 
-    def event(self, fields: dict[str, Any], text: str) -> None:
+    def event(self, event: JobEvent, text: str) -> None:
         if self._bar is None:
             self.line(text)
             return
-        self._progress.take(fields)
-        if fields["event"] == "started":
-            details: dict[str, Any] = {name: fields[name] for name in ("shards", "bytes_to_read", "memory") if name in fields}
-            self._bar.started(fields.get("what", "merging"), fields["bytes_total"], done=fields.get("bytes_done", 0), details=details)
+        self._progress.take(event)
+        if event.event == "started":
+            memory = None if event.memory is None else _memory(event.memory)
+            details = Details(shards=event.shards, bytes_to_read=event.bytes_to_read, memory=memory)
+            self._bar.started(event.what or "merging", event.bytes_total or 0, done=event.bytes_done or 0, details=details)
         else:
             self._bar.reached(self._progress.bytes_done)
 
     def note(self, text: str) -> None:
         print(shown(text), file=sys.stderr, flush=True) if self._bar is None else self.line(text)
+
+
+def _memory(told: Mapping[str, int]) -> WorkerMemory:
+    """The plan that `WorkerMemory.as_document` gives as these values."""
+    return WorkerMemory(told["budget"], told["workers"], told["threads"], told["tile_size"], told["tiles_in_flight"], told["projected"])

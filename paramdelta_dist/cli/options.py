@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 
-class Do(str, Enum):
+class Do(StrEnum):
     merge = "merge"
     verify = "verify"
     analyze = "analyze"
 
 
-class Engine(str, Enum):
+class Engine(StrEnum):
     local = "local"
     ray = "ray"
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
@@ -69,6 +69,13 @@ ReportOption = Annotated[
     typer.Option(
         "--report",
         help="Measure on the way; a page goes to OUTPUT/.paramdelta/report/, of a sweep one that compares its points to OUTPUT/report/.",
+    ),
+]
+
+MeasureOption = Annotated[
+    bool,
+    typer.Option(
+        "--measure", help="Of a quantised base: read some of the weights, and say what rounding to its scheme leaves of the deltas."
     ),
 ]
 

@@ -90,6 +90,7 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
     console.print(table)
     if len(shards) > FEW:
         console.print(f"… and {len(shards) - FEW} more")
+    _rounding(console, document)
     memory, requests = document["memory"], document["requests"]
     counts = document["tensors"]
     times = document["bytes_to_read"] / max(1, document["bytes_of_inputs"])
@@ -106,6 +107,18 @@ def plan_tables(document: dict[str, Any], *, stream: TextIO | None = None) -> No
         "fingerprint": document["fingerprint"],
     }
     _facts(console, facts)
+
+
+def _rounding(console: Console, document: dict[str, Any]) -> None:
+    """The deltas beside the steps of the scheme, and a warning where little is left of them."""
+    if not document.get("rounding"):
+        return
+    table = Table("component", "quantised tensors", "rms of deltas", "rms of steps", "deltas / steps", box=None, pad_edge=False)
+    for each in document["rounding"]:
+        table.add_row(each["component"], f"{each['tensors']:,}", f"{each['delta']:.3g}", f"{each['step']:.3g}", f"{each['ratio']:.2f}")
+    console.print(table)
+    for note in document["rounding_notes"]:
+        console.print(f"warning: {escape(note)}")
 
 
 def _tensor_table(console: Console, tensors: list[dict[str, Any]]) -> None:
@@ -200,6 +213,7 @@ def check_table(document: dict[str, Any]) -> None:
         console.print(f"note: {escape(note)}")
     for mode, what in document["vocabulary"]:
         console.print(f"with vocab: {mode}: {escape(what)}")
+    _rounding(console, document)
     if document["homologous"]:
         console.print(f"{plural(len(document['models']), 'model')} fit the base {escape(document['base'])}")
         return
@@ -408,6 +422,7 @@ def analyze_lines(document: dict[str, Any]) -> None:
             figures = (figure(pair["cosine"]), figure(pair["mean_cosine"]), figure(pair["sign_agreement"], percent=True))
             pairs.add_row(escape(pair["first"]), escape(pair["second"]), *figures)
         console.print(pairs)
+    _rounding(console, document)
     if document["nonfinite_tensors"]:
         console.print(f"{plural(len(document['nonfinite_tensors']), 'tensor')} hold NaN or infinity and were left out of all sums")
     rate = format_size(document["bytes_read"] / max(document["seconds"], 1e-9))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from paramdelta_dist.engine.machine import cuda_available
@@ -12,6 +12,9 @@ from paramdelta_dist.jobs.interpreter import named_python
 
 if TYPE_CHECKING:
     from paramdelta_dist.engine.executor import Executor
+
+    Opener = Callable[..., AbstractContextManager[Executor]]
+    """Opens an executor, given what `open_executor` is."""
 
 Engine = Literal["local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]

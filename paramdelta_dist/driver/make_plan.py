@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 
 from paramdelta_dist.checkpoint import HomologyReport
 from paramdelta_dist.driver.gc_pause import gc_paused
 from paramdelta_dist.driver.open_inputs import open_inputs
 from paramdelta_dist.output.claim import as_begun
-from paramdelta_dist.output.series import Series
+from paramdelta_dist.output.series import Series, utc_now
 from paramdelta_dist.planning import MergePlan, build_plan
 from paramdelta_dist.planning.merge_set import MergeSet, build_sweep
 from paramdelta_dist.recipe.model import Recipe
@@ -20,12 +22,12 @@ FEW_POINTS = 8
 """Points of a sweep that are named in a plan."""
 
 
-def plan(recipe: Recipe, *, memory: int | None = None) -> tuple[MergePlan, HomologyReport]:
+def plan(recipe: Recipe, *, memory: int | None = None, now: Callable[[], datetime] = utc_now) -> tuple[MergePlan, HomologyReport]:
     """The plan of a merge and what was noted on the way. Raises HomologyError when the models do not fit together, OverBudget
     when what they say of themselves takes more than `memory` bytes of this process, half of the machine where that is left out.
 
     Of a sweep, it is that of the first point. Where the recipe's output is a template, the plan's recipe has the folder that
-    it stands for: that of an earlier run of this very merge, else a new one.
+    it stands for: that of an earlier run of this very merge, else a new one, of the day that `now` says.
     """
     if recipe.sweep:
         sweep, report = plan_sweep(recipe, memory=memory)
@@ -35,7 +37,7 @@ def plan(recipe: Recipe, *, memory: int | None = None) -> tuple[MergePlan, Homol
         return sweep.reading, replace(report, notes=(*report.notes, note))
     with gc_paused():
         recipe, inputs, report, room = open_inputs(recipe, memory)
-        return _into_its_output(replace(build_plan(recipe, *inputs), planning_memory=room.peak, notes=report.notes)), report
+        return _into_its_output(replace(build_plan(recipe, *inputs), planning_memory=room.peak, notes=report.notes), now), report
 
 
 def plan_sweep(recipe: Recipe, *, memory: int | None = None) -> tuple[MergeSet, HomologyReport]:
@@ -48,9 +50,9 @@ def plan_sweep(recipe: Recipe, *, memory: int | None = None) -> tuple[MergeSet, 
         return replace(sweep, points=dict(zip(sweep.points, points, strict=True))), report
 
 
-def _into_its_output(made: MergePlan) -> MergePlan:
+def _into_its_output(made: MergePlan, now: Callable[[], datetime]) -> MergePlan:
     """The plan as its output knows it; of a template, with the folder that it stands for."""
-    series = series_of(made.recipe)
+    series = series_of(made.recipe, now)
     if series is None:
         return _as_begun(made)
     if made.fingerprint != made.unlocated:
@@ -66,8 +68,8 @@ def _as_begun(made: MergePlan) -> MergePlan:
     return as_begun(open_store(made.recipe.output, made.recipe.storage_config), made)
 
 
-def series_of(recipe: Recipe) -> Series | None:
-    return Series(recipe.output, recipe.storage_config) if is_template(recipe.output) else None
+def series_of(recipe: Recipe, now: Callable[[], datetime] = utc_now) -> Series | None:
+    return Series(recipe.output, recipe.storage_config, now) if is_template(recipe.output) else None
 
 
 def into(merge_plan: MergePlan, output: str) -> MergePlan:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist.driver.gc_pause import gc_paused
-from paramdelta_dist.driver.observer import Observer
+from paramdelta_dist.driver.observer import Details, Observer
 from paramdelta_dist.driver.reduce_first import reduce_first
 from paramdelta_dist.driver.reports import make_probes, publish_page, publish_sweep_page
-from paramdelta_dist.driver.result import MergeResult, Work, outcome
+from paramdelta_dist.driver.result import MergeResult, RunFacts, Work, outcome
 from paramdelta_dist.driver.workers import Allocation
 from paramdelta_dist.output.claim import Claim, claim
 from paramdelta_dist.output.commit import committed_meanwhile
@@ -66,13 +66,12 @@ def make_outputs(
     outputs = _claim_outputs(merges, replaced)
     unfinished = {name: output for name, output in outputs.items() if output.held.committed is None}
     work = _make_missing(merges, allocation, unfinished, report_page=report_page, observer=observer) if unfinished else None
-    facts: dict[str, Any] = {}
+    facts = None if work is None else work.run_facts(time.monotonic() - began)
     reports: dict[str, dict[str, Any]] = {}
     page = None
-    if work is not None:
-        facts = work.run_facts(time.monotonic() - began)
+    if work is not None and facts is not None:
         again, points = work.stats.bytes_read_again, {"points": len(outputs)} if merges.is_sweep else {}
-        reports = {name: _report(output, {**facts, **points}, again) for name, output in unfinished.items()}
+        reports = {name: _report(output, {**facts.as_document(), **points}, again) for name, output in unfinished.items()}
         if report_page:  # before anything is committed: a run that is killed here comes by again
             page = _publish_page(merges, outputs, facts, reports)
         _publish(merges, unfinished, reports)
@@ -119,11 +118,7 @@ def _make_missing(
             "merging",
             sum(output.plan.bytes_to_write for output in outputs.values()),
             done=sum(receipt.size for output in outputs.values() for receipt in output.held.receipts.values()),
-            details={
-                "shards": len(merges.reading.shards),
-                "bytes_to_read": merges.reading.bytes_to_read,
-                "memory": allocation.sizing.as_document(),
-            },
+            details=Details(shards=len(merges.reading.shards), bytes_to_read=merges.reading.bytes_to_read, memory=allocation.sizing),
             counts=executor.counts,
         )
         with closing(executor.run(run_shard, contexts, units, advance=observer.advanced)) as results:
@@ -138,18 +133,18 @@ def _make_missing(
 
 
 def _report(output: _Output, facts: Mapping[str, Any], bytes_read_again: int) -> dict[str, Any]:
-    """The report of one output; `facts` and `bytes_read_again` are those of the whole run, which cannot be told apart."""
+    """The report of one output, a document; `facts` and `bytes_read_again` are those of the whole run, which cannot be told apart."""
     again = bytes_read_again + output.held.bytes_read
-    return {**facts, **outcome(output.plan, output.receipts.values(), made=len(output.made), bytes_read_again=again)}
+    return {**facts, **outcome(output.plan, output.receipts.values(), made=len(output.made), bytes_read_again=again).as_document()}
 
 
 def _publish_page(
-    merges: MergeSet, outputs: Mapping[str, _Output], facts: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]
+    merges: MergeSet, outputs: Mapping[str, _Output], facts: RunFacts, reports: Mapping[str, Mapping[str, Any]]
 ) -> str | None:
     """Returns the page's URL; None where nothing was measured whole."""
     if not merges.is_sweep:
         return publish_page(outputs[""].store, outputs[""].plan, reports[""])
-    return publish_sweep_page(merges, {name: output.store for name, output in outputs.items()}, facts)
+    return publish_sweep_page(merges, {name: output.store for name, output in outputs.items()}, facts.as_document())
 
 
 def _publish(merges: MergeSet, outputs: Mapping[str, _Output], reports: Mapping[str, Mapping[str, Any]]) -> None:
@@ -182,13 +177,13 @@ def _result(
     merges: MergeSet,
     outputs: Mapping[str, _Output],
     work: Work | None,
-    facts: Mapping[str, Any],
+    facts: RunFacts | None,
     reports: Mapping[str, Mapping[str, Any]],
     page: str | None,
     index: Sequence[Mapping[str, Any]] | None,
 ) -> MergeResult:
     output = redact(merges.recipe.output)
-    if work is None:
+    if work is None or facts is None:
         edited = () if merges.is_sweep else outputs[""].held.edited
         return MergeResult(output, "nothing to do", merges.fingerprint, {} if index is None else {"points": index}, edited=edited)
     if index is None:
@@ -196,4 +191,10 @@ def _result(
     receipts = [receipt for name in reports for receipt in outputs[name].receipts.values()]
     again = work.stats.bytes_read_again + sum(each.held.bytes_read for each in outputs.values())
     total = outcome(merges.reading, receipts, made=len(work.made), bytes_read_again=again)
-    return MergeResult(output, "merged", merges.fingerprint, {**facts, **total, "points": index}, page=f"{output}/{page}" if page else None)
+    return MergeResult(
+        output,
+        "merged",
+        merges.fingerprint,
+        {**facts.as_document(), **total.as_document(), "points": index},
+        page=f"{output}/{page}" if page else None,
+    )

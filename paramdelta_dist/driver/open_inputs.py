@@ -9,6 +9,7 @@ from typing import Any
 from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find_side_files, open_adapters, open_checkpoints
 from paramdelta_dist.checkpoint.beside import Folder, find_beside, notes_beside
 from paramdelta_dist.checkpoint.companions import companions_noted, with_companions
+from paramdelta_dist.checkpoint.encoded import with_logical
 from paramdelta_dist.checkpoint.exact import Agreement, compare_exact
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.homology import Mismatch, entries_of, is_accepted
@@ -62,7 +63,8 @@ def open_models(recipe: Recipe, *, memory: int | None = None) -> Models:
     the models say of themselves does not fit, CheckpointError where they are no models.
     """
     room, source = Room(max(memory or default_memory(), RESERVED)), recipe.tokenizer_url  # less is too little, as the plan will say
-    checkpoints = open_checkpoints([url for url in recipe.models if url not in recipe.adapters], recipe.storage_config, room)
+    models = [url for url in recipe.models if url not in recipe.adapters]
+    checkpoints = with_logical(open_checkpoints(models, recipe.storage_config, room), room)
     checkpoints |= open_adapters(recipe.adapters, checkpoints, recipe.storage_config, room)
     base = checkpoints[recipe.base]
     checkpoints = {url: checkpoint if checkpoint is base else with_one_head(base, checkpoint) for url, checkpoint in checkpoints.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from paramdelta_dist.driver.observer import Observer
+from paramdelta_dist.driver.observer import Details, Observer
 from paramdelta_dist.planning import MergePlan
 from paramdelta_dist.storage import Store
 
@@ -21,7 +21,7 @@ def reduce_first(
     from paramdelta_dist.shards.reduce_model import reduce_model
 
     def started(number: int, size: int) -> None:
-        details = {"shards": len(merge_plan.shards)}
+        details = Details(shards=len(merge_plan.shards))
         observer.started(f"looking at the model, sweep {number + 1}", size, details=details, counts=executor.counts)
 
     return reduce_model(store, merge_plan, job, executor, started=started, advance=observer.advanced, keep=keep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from paramdelta_dist.driver.executors import Device, Engine, compute_device, open_executor
@@ -12,6 +12,7 @@ from paramdelta_dist.driver.sizing import NO_PAGE, PageMemory, plan_workers
 from paramdelta_dist.planning import MergePlan, WorkerMemory
 
 if TYPE_CHECKING:
+    from paramdelta_dist.driver.executors import Opener
     from paramdelta_dist.engine.executor import Executor
     from paramdelta_dist.output.hold import Hold
     from paramdelta_dist.shards.compute import MergeContext
@@ -28,6 +29,10 @@ class Resources:
     device: Device = "auto"
     patience: float | None = None
     """Seconds to wait while a cluster gives no worker at all."""
+    tile_size: int | None = None
+    """Bytes of a tile, whatever the memory; no user says."""
+    opener: Opener = open_executor
+    """Opens the executor; no user chooses another."""
 
     @property
     def planning_memory(self) -> int | None:
@@ -48,7 +53,7 @@ class Resources:
             measuring=page.measuring,
             device=device,
         )
-        return Allocation(self, sizing, device)
+        return Allocation(self, sizing if self.tile_size is None else replace(sizing, tile_size=self.tile_size), device)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Allocation:
         """An executor for the work; where there is none (`idle`), no cluster is asked for workers."""
         engine: Engine = "local" if idle else self.resources.engine
         workers, memory = self.sizing.shards_at_once, self.sizing.projected
-        with open_executor(
+        with self.resources.opener(
             engine, self.resources.workers, local_workers=workers, memory=memory, device=self.device, patience=self.resources.patience
         ) as executor:
             yield executor

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from paramdelta_dist.engine.run_stats import RunStats
 
@@ -37,6 +37,15 @@ reports what is done of the unit, `cancelled()` is asked often, and once it says
 Running it twice does no harm, at the same time neither."""
 
 
+class Counts(NamedTuple):
+    """Figures of an executor at one moment."""
+
+    workers: int
+    """Workers that there are."""
+    retries: int
+    """Attempts that were made up for, in runs that have ended and in the one under way."""
+
+
 class Executor(Protocol):
     """Runs a function over units somewhere. Knows nothing of what it computes."""
 
@@ -45,8 +54,8 @@ class Executor(Protocol):
         """Figures of the runs that have ended."""
         ...
 
-    def counts(self) -> Mapping[str, int]:
-        """`workers` that there are at this moment, and `retries` in runs that have ended and in the one under way."""
+    def counts(self) -> Counts:
+        """The figures at this moment."""
         ...
 
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:

@@ -6,22 +6,22 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-from paramdelta_dist.engine.executor import Function, J, R, U
+from paramdelta_dist.engine.executor import Counts, Function, J, R, U
 from paramdelta_dist.engine.run_stats import RunStats
 from paramdelta_dist.errors import ParamDeltaError
-from paramdelta_dist.storage.retry import retrying
+from paramdelta_dist.storage.retry import DEFAULT_RETRIES, RetryPolicy
 from paramdelta_dist.threads import Threads
 
 
 class LocalExecutor:
     """Runs units in threads. With one worker it is the reference: one after the other, in order."""
 
-    def __init__(self, workers: int) -> None:
-        self.stats = RunStats(workers, nodes=1)
+    def __init__(self, workers: int, *, retries: RetryPolicy = DEFAULT_RETRIES) -> None:
+        self.stats, self._retries = RunStats(workers, nodes=1), retries
         self._lock = threading.Lock()
 
-    def counts(self) -> dict[str, int]:
-        return {"workers": self.stats.workers, "retries": self.stats.retries}
+    def counts(self) -> Counts:
+        return Counts(self.stats.workers, self.stats.retries)
 
     def _count(self, more: RunStats) -> None:
         with self._lock:
@@ -52,7 +52,7 @@ class LocalExecutor:
                     advance(-done)
                     raise
 
-            return retrying(once, what=unit.file, sleep=stop.wait)
+            return self._retries.retrying(once, what=unit.file, sleep=stop.wait)
 
         with Threads(self.stats.workers, thread_name_prefix="worker") as pool:
             running: set[Future[R]] = {pool.submit(work, unit) for unit in units}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, eq=False)  # the hash of an identity is quick
@@ -48,26 +49,33 @@ RETRIES = Metric(
 METRICS = (READ_BYTES, WRITTEN_BYTES, STAGE_SECONDS, SHARDS, RETRIES)
 
 
+class Count(NamedTuple):
+    """A metric, and the value of its label."""
+
+    metric: Metric
+    value: str = ""
+
+
 class Meter:
     """Totals by metric and value of its label. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._totals: dict[tuple[Metric, str], float] = {(metric, value): 0.0 for metric in METRICS for value in metric.values}
+        self._totals = {Count(metric, value): 0.0 for metric in METRICS for value in metric.values}
 
     def add(self, metric: Metric, amount: float = 1, value: str = "") -> None:
         """Count `amount` more. Raises KeyError for a value of the label that is not listed."""
         with self._lock:
-            self._totals[metric, value] += amount
+            self._totals[Count(metric, value)] += amount
 
-    def totals(self) -> dict[tuple[Metric, str], float]:
+    def totals(self) -> dict[Count, float]:
         """Everything that was counted so far."""
         with self._lock:
             return dict(self._totals)
 
     def total(self, metric: Metric) -> dict[str, int]:
         """The counts of one metric, by its label; only those that are not zero."""
-        return {value: round(amount) for (of, value), amount in self.totals().items() if of is metric and amount}
+        return {count.value: round(amount) for count, amount in self.totals().items() if count.metric is metric and amount}
 
 
 METER = Meter()

@@ -33,7 +33,7 @@ from paramdelta_dist.engine.executor import Unit
 from paramdelta_dist.engine.metrics import RETRIES, SHARDS, Meter
 from paramdelta_dist.engine.worker_log import place
 from paramdelta_dist.errors import EngineError, Interrupted, ParamDeltaError
-from paramdelta_dist.storage.retry import ATTEMPTS
+from paramdelta_dist.storage.retry import DEFAULT_RETRIES
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,19 @@ NODE_LOSSES = 20
 """Nodes that may be lost while at one unit: losing nodes is routine, but a unit that ends every node must end the run."""
 
 
+@dataclass(frozen=True)
+class Times:
+    """The seconds after which the schedule, or whoever carries it out, does something. Other numbers are for tests."""
+
+    stop: float = STOP_SECONDS
+    leave: float = LEAVE_SECONDS
+    look: float = 2.0
+    """Between two looks for nodes that are about to go."""
+
+
+TIMES = Times()
+
+
 class Order(Enum):
     """An order about an attempt."""
 
@@ -73,6 +86,13 @@ class Order(Enum):
     """Tell it to stop; it still ends with a result or an error."""
     KILL = "kill"
     """End its worker, which is then lost."""
+
+
+class Instruction(NamedTuple):
+    """An order and the attempt that it is about."""
+
+    order: Order
+    attempt: Attempt
 
 
 class Pace(NamedTuple):
@@ -179,10 +199,25 @@ class Attempt:
         return max(self.projected() - age, 0.0)
 
 
+class _Delayed(NamedTuple):
+    """A unit that is tried again after a while."""
+
+    when: float
+    task: Task
+
+
+class _Late(NamedTuple):
+    """An attempt that takes too long."""
+
+    left: float
+    """Seconds that its unit will take still."""
+    attempt: Attempt
+
+
 class Schedule:
     """The state of a run over units. Told what happens, it says what to do; every time is on the caller's clock, in seconds."""
 
-    def __init__(self, units: Sequence[Unit], advance: Callable[[int], None]) -> None:
+    def __init__(self, units: Sequence[Unit], advance: Callable[[int], None], times: Times = TIMES) -> None:
         self.unfinished = len(units)
         self.results: deque[Any] = deque()
         """Of units that are done, until the caller takes them."""
@@ -193,10 +228,10 @@ class Schedule:
         self.workers: list[Worker] = []
         self.nodes: set[str] = set()
         """Those on which a unit was made."""
-        self._advance = advance
+        self._advance, self._times = advance, times
         self._queue = deque(Task(unit) for unit in sorted(units, key=lambda unit: -unit.bytes_moved))
-        self._later: list[tuple[float, Task]] = []
-        self._orders: list[tuple[Order, Attempt]] = []
+        self._later: list[_Delayed] = []
+        self._orders: list[Instruction] = []
         self._paces: deque[Pace] = deque(maxlen=101)
         self._usual = Pace()
         self._looked = 0.0
@@ -229,7 +264,7 @@ class Schedule:
                 task.node_losses += 1
             else:
                 task.failures += not head.killed
-            if task.failures >= ATTEMPTS or task.node_losses >= NODE_LOSSES:
+            if task.failures >= DEFAULT_RETRIES.attempts or task.node_losses >= NODE_LOSSES:
                 raise EngineError(
                     f"{task.unit.file}: {task.failures + task.node_losses} workers were lost while at it, the last on "
                     f"{worker.address or worker.node}: {reason}. If they ran out of memory, allow more (--memory) or fewer workers; "
@@ -284,21 +319,21 @@ class Schedule:
             self._again(task)
             return
         task.failures += 1
-        if not error.retryable or task.failures >= ATTEMPTS:
+        if not error.retryable or task.failures >= DEFAULT_RETRIES.attempts:
             raise error
         self.retries += 1
         self.meter.add(RETRIES, value="error")
         self._show(task)
         if not task.attempts:
             log.warning("%s failed (%s); attempt %d follows", attempt, error, task.begun + 1)
-            self._later.append((now + 2.0**task.failures, task))
+            self._later.append(_Delayed(now + 2.0**task.failures, task))
 
-    def orders(self, now: float) -> list[tuple[Order, Attempt]]:
+    def orders(self, now: float) -> list[Instruction]:
         """The orders that are due now; the schedule takes them as done."""
-        due = [task for when, task in self._later if when <= now]
+        due = [delayed.task for delayed in self._later if delayed.when <= now]
         if due:
             self._queue.extend(due)
-            self._later = [(when, task) for when, task in self._later if when > now]
+            self._later = [delayed for delayed in self._later if delayed.when > now]
         self._fill(now)
         if not self._queue:
             self._withdraw(now)
@@ -312,7 +347,7 @@ class Schedule:
                 self._copy(now)
             self._kill(now)
         orders, self._orders = self._orders, []
-        return [(order, attempt) for order, attempt in orders if attempt in attempt.worker.attempts]  # not those that ended meanwhile
+        return [each for each in orders if each.attempt in each.attempt.worker.attempts]  # not those that ended meanwhile
 
     def _fill(self, now: float) -> None:
         """Give every idle worker a unit, and a second one while there are enough for all."""
@@ -330,7 +365,7 @@ class Schedule:
         attempt = Attempt(task, worker, self._tickets, task.begun, now)
         task.attempts.append(attempt)
         worker.attempts.append(attempt)
-        self._orders.append((Order.START, attempt))
+        self._orders.append(Instruction(Order.START, attempt))
 
     def _idle(self) -> list[Worker]:
         """Workers without a unit, the fastest first, less those that get the ones being withdrawn."""
@@ -346,8 +381,8 @@ class Schedule:
             for attempt in waiting:
                 if not attempt.withdrawing:
                     attempt.withdrawing = True
-                    self._orders.append((Order.WITHDRAW, attempt))
-            if head.stopped is None and now + self._left_at_least(head, now) > worker.leaves - LEAVE_SECONDS:
+                    self._orders.append(Instruction(Order.WITHDRAW, attempt))
+            if head.stopped is None and now + self._left_at_least(head, now) > worker.leaves - self._times.leave:
                 self.restarts += 1
                 self.meter.add(RETRIES, value="leaving")
                 self._stop(head, now)
@@ -368,21 +403,21 @@ class Schedule:
                 return
             attempt = waiting.pop(best)
             attempt.withdrawing = True
-            self._orders.append((Order.WITHDRAW, attempt))
+            self._orders.append(Instruction(Order.WITHDRAW, attempt))
 
     def _gain(self, attempt: Attempt, worker: Worker, now: float) -> float:
         """Seconds by which a waiting attempt would be done earlier by an idle worker."""
         here, unit = attempt.worker, attempt.task.unit
         return self._left(here.attempts[0], now) + self._pace(here).expected(unit) - self._pace(worker).expected(unit)
 
-    def _late(self, now: float) -> list[tuple[float, Attempt]]:
+    def _late(self, now: float) -> list[_Late]:
         """The last attempt of each unit whose attempts all take too long, with the seconds the unit will take still; the longest first."""
         found = []
         for worker in self.workers if self._usual != Pace() else ():
             last = worker.attempts[0] if worker.attempts else None
             if last is not None and last.task.attempts[-1] is last and all(self._is_late(each, now) for each in last.task.attempts):
-                found.append((min(self._left(each, now) for each in last.task.attempts), last))
-        return sorted(found, key=lambda pair: pair[0], reverse=True)
+                found.append(_Late(min(self._left(each, now) for each in last.task.attempts), last))
+        return sorted(found, key=lambda late: late.left, reverse=True)
 
     def _is_late(self, attempt: Attempt, now: float) -> bool:
         age, expected = attempt.age(now), self._usual.expected(attempt.task.unit)
@@ -394,7 +429,7 @@ class Schedule:
         return attempt.left(now, self._usual.expected(attempt.task.unit))
 
     def _restart(self, now: float) -> None:
-        late = [attempt for _, attempt in self._late(now)]
+        late = [each.attempt for each in self._late(now)]
         if len(late) > max(1, len(self.workers) // 8):
             return
         for attempt in late:
@@ -430,14 +465,14 @@ class Schedule:
     def _kill(self, now: float) -> None:
         for worker in self.workers:
             head = worker.attempts[0] if worker.attempts else None
-            if head is not None and head.stopped is not None and not head.killed and now - head.stopped > STOP_SECONDS:
+            if head is not None and head.stopped is not None and not head.killed and now - head.stopped > self._times.stop:
                 head.killed = True
-                self._orders.append((Order.KILL, head))
+                self._orders.append(Instruction(Order.KILL, head))
 
     def _stop(self, attempt: Attempt, now: float) -> None:
         if attempt.stopped is None:
             attempt.stopped = now
-            self._orders.append((Order.CANCEL, attempt))
+            self._orders.append(Instruction(Order.CANCEL, attempt))
 
     def _pace(self, worker: Worker) -> Pace:
         return Pace.usual(worker.paces) if worker.paces else self._usual

@@ -5,21 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import dataclass
 
 from paramdelta_dist.errors import EngineError, NotFound
 from paramdelta_dist.jobs.job import Cluster, Job, Unreachable
 
-GIVE_UP_SECONDS = 300.0
-"""Seconds that a cluster may not answer until following it ends; the job runs on."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-"""Seconds between two attempts to connect again."""
 SILENT_PIECES = 4
 """After so many a connection is given up for a new one: it may be open on this side only."""
 LOG_ATTEMPTS = 5
 """Times that the last part of the log of a job that is over is asked for: the node that has it may be gone for good."""
 
 
-def follow(cluster: Cluster, job_id: str, show: Callable[[str], None], note: Callable[[str], None]) -> Job:
+@dataclass(frozen=True)
+class Patience:
+    """The seconds that are waited for a cluster which does not answer."""
+
+    give_up: float = 300.0
+    """After so many, following it ends; the job runs on."""
+    first_pause: float = 0.5
+    """Between the first two attempts to connect again; between further ones it is twice as much each time."""
+    longest_pause: float = 10.0
+
+
+PATIENCE = Patience()
+
+
+def follow(cluster: Cluster, job_id: str, show: Callable[[str], None], note: Callable[[str], None], patience: Patience = PATIENCE) -> Job:
     """Show the job's log from its beginning, as it is written, and return the job when it is over.
 
     A log's connection can end at any time, as if the log had ended, and each new one starts from the beginning: what was
@@ -28,7 +39,7 @@ def follow(cluster: Cluster, job_id: str, show: Callable[[str], None], note: Cal
     log = _Log(show)
     lost: float | None = None
     """Since when nothing has answered, on the monotonic clock."""
-    pause = FIRST_PAUSE
+    pause = patience.first_pause
     while True:
         try:
             silent = 0
@@ -40,28 +51,28 @@ def follow(cluster: Cluster, job_id: str, show: Callable[[str], None], note: Cal
                 if lost is not None:
                     note("connected again")
                     lost = None
-                pause = FIRST_PAUSE
+                pause = patience.first_pause
                 if (job is not None and job.over) or silent == SILENT_PIECES:
                     break
             job = cluster.job(job_id)
             lost = None
             if job.over:
-                _show_rest(cluster, job_id, log, note)
+                _show_rest(cluster, job_id, log, note, patience.first_pause)
                 return job
         except Unreachable as error:
             if lost is None:
                 lost = time.monotonic()
                 note(f"{error}; trying again")
-            if time.monotonic() - lost > GIVE_UP_SECONDS:
+            if time.monotonic() - lost > patience.give_up:
                 raise EngineError(
-                    f"{error} for {GIVE_UP_SECONDS:.0f} s; the job {job_id} was left as it is. Follow it again when the cluster answers"
+                    f"{error} for {patience.give_up:.0f} s; the job {job_id} was left as it is. Follow it again when the cluster answers"
                 ) from error
         except NotFound as error:
             raise EngineError(
                 f"the cluster at {cluster.url} no longer knows job {job_id}: it was started anew. Submit again; what is finished is kept"
             ) from error
         time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+        pause = min(2 * pause, patience.longest_pause)
 
 
 class _Log:
@@ -88,9 +99,9 @@ class _Log:
             self._shown = start + len(text)
 
 
-def _show_rest(cluster: Cluster, job_id: str, log: _Log, note: Callable[[str], None]) -> None:
+def _show_rest(cluster: Cluster, job_id: str, log: _Log, note: Callable[[str], None], pause: float) -> None:
     for attempt in range(LOG_ATTEMPTS):
-        time.sleep(FIRST_PAUSE * attempt)
+        time.sleep(pause * attempt)
         try:
             log.take(cluster.log(job_id), 0)
             return

@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 LONGEST_DOCUMENT = 1 << 22
 """Characters of a result that are held back while it comes; what is longer is none."""
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """A JSON line of a driver's progress: its fields, as far as they are known here. Those that it lacks are None."""
+
+    event: str
+    """Its kind: started, progress, finished."""
+    time: float | None = None
+    """When it was written, in seconds since 1970."""
+    what: str | None = None
+    bytes_total: int | None = None
+    bytes_done: int | None = None
+    bytes_per_second: int | None = None
+    seconds_left: float | None = None
+    workers: int | None = None
+    retries: int | None = None
+    shards: int | None = None
+    bytes_to_read: int | None = None
+    memory: Mapping[str, int] | None = None
+    """The plan of a worker's memory, as a document."""
+    size: int | None = None
+    """Bytes of a finished file."""
+    worker: str | None = None
+    """The worker that made it."""
+
+
+_FIELDS = frozenset(field.name for field in fields(JobEvent))
 
 
 class Listener(Protocol):
@@ -15,7 +44,7 @@ class Listener(Protocol):
         """A line that is not ours, without its end."""
         ...
 
-    def event(self, fields: dict[str, Any], text: str) -> None:
+    def event(self, event: JobEvent, text: str) -> None:
         """A JSON line of ours."""
         ...
 
@@ -29,7 +58,7 @@ class Silent:
 
     def line(self, text: str) -> None: ...
 
-    def event(self, fields: dict[str, Any], text: str) -> None: ...
+    def event(self, event: JobEvent, text: str) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -53,20 +82,22 @@ class JobProgress:
     _finished: int = 0
     """Bytes of finished shards and of those that were there before."""
 
-    def take(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        self.told = event.get("time", self.told)
-        if kind == "started":
-            self.what, self.shards_total = event.get("what"), event.get("shards")
+    def take(self, event: JobEvent) -> None:
+        self.told = self.told if event.time is None else event.time
+        if event.event == "started":
+            self.what, self.shards_total = event.what, event.shards
             self.shards_done, self.retries, self.workers = 0, None, None
-            self._finished = event.get("bytes_done", 0)
-        for name in ("bytes_done", "bytes_total", "bytes_per_second", "seconds_left", "retries", "workers"):
-            if name in event:
-                setattr(self, name, event[name])
-        if kind == "finished":  # between two lines of progress
+            self._finished = event.bytes_done or 0
+        self.bytes_done = self.bytes_done if event.bytes_done is None else event.bytes_done
+        self.bytes_total = self.bytes_total if event.bytes_total is None else event.bytes_total
+        self.retries = self.retries if event.retries is None else event.retries
+        self.workers = self.workers if event.workers is None else event.workers
+        if event.event == "progress":  # where nothing can be said of them, it says so
+            self.bytes_per_second, self.seconds_left = event.bytes_per_second, event.seconds_left
+        if event.event == "finished":  # between two lines of progress
             self.shards_done += 1
-            self._seen.add(str(event.get("worker")))
-            self._finished += event.get("size", 0)
+            self._seen.add(str(event.worker))
+            self._finished += event.size or 0
             self.bytes_done = max(self.bytes_done, self._finished)
 
     def as_document(self) -> dict[str, Any]:
@@ -134,11 +165,13 @@ class LogReader:
             self._listener.line(line)
 
 
-def _event(line: str) -> dict[str, Any] | None:
+def _event(line: str) -> JobEvent | None:
     if not line.startswith('{"event": "'):
         return None
-    fields = _json(line)
-    return fields if fields is not None and isinstance(fields.get("event"), str) else None
+    found = _json(line)
+    if found is None or not isinstance(found.get("event"), str):
+        return None
+    return JobEvent(**{name: value for name, value in found.items() if name in _FIELDS})
 
 
 def _json(text: str) -> dict[str, Any] | None:

@@ -57,18 +57,18 @@ class _Client(JobSubmissionClient):
 class RayCluster:
     """A cluster, by the URL of its dashboard."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, *, connect_seconds: float = CONNECT_SECONDS) -> None:
         """Raises EngineError when none answers there, UsageError when something else does, CredentialsError when it wants
         a token that we do not have."""
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.hint = f" --address {redact(str(address.text))}" if address.source == "--address" else ""
-        self._client = self._connect(address)
+        self._client = self._connect(address, connect_seconds)
         self.url = self._client.get_address()
 
     @staticmethod
-    def _connect(address: Address) -> _Client:
-        deadline = time.monotonic() + CONNECT_SECONDS
+    def _connect(address: Address, seconds: float) -> _Client:
+        deadline = time.monotonic() + seconds
         with _without_variables():
             while True:
                 try:
@@ -226,7 +226,7 @@ def _told(url: str, job_id: str | None = None) -> Iterator[None]:
         raise UsageError(f"{shown} is no address of a dashboard: {error}") from error
     except aiohttp.WSServerHandshakeError as error:
         raise _refused(shown, job_id, error.status, error.message) from error
-    except (requests.RequestException, aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+    except (requests.RequestException, aiohttp.ClientError, OSError) as error:
         if told := explained(error, f"the cluster at {shown}", url):
             raise told from error
         raise Unreachable(f"the cluster at {shown} does not answer ({type(error).__name__})") from error

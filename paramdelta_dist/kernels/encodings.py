@@ -42,8 +42,8 @@ class Encoding(Protocol):
         """How many arrays are read to decode. The first holds the codes."""
         ...
 
-    def grain(self, shape: tuple[int, ...]) -> int:
-        """Elements that are encoded together: what is written is cut at multiples of it."""
+    def together(self, shape: tuple[int, ...]) -> int:
+        """Elements that are best decoded together, as less of them need as many bytes; 1 where any will do."""
         ...
 
     def ranges(self, shape: tuple[int, ...], first: int, last: int) -> tuple[Range, ...]:
@@ -58,6 +58,8 @@ class Encoding(Protocol):
 CODE_BITS = {"e4m3": 8, "e2m1": 4, "int4": 4}
 """Bits of a code. `e4m3` is float8_e4m3fn; `e2m1` four bits of a float (0 to 6), and `int4` an integer stored with 8 added, two of
 either to a byte, the one with the even column in the low half."""
+LARGEST = {"e4m3": 448.0, "e2m1": 6.0, "int4": 7.5}
+"""The largest number that is rounded to a code and not beyond all of them."""
 SCALE_BYTES = {"F32": 4, "F64": 8, "BF16": 2, "F16": 2, "F8_E4M3": 1, "E8M0": 1}
 """Bytes of a scale. E8M0 is a byte b that stands for 2^(b − 127), whatever dtype a header gives it."""
 
@@ -100,10 +102,23 @@ class Scaled:
         """Of a code."""
         return CODE_BITS[self.code]
 
+    @property
+    def title(self) -> str:
+        """The scheme in words."""
+        scope = f"{self.rows} × {self.columns or 'columns'}" if self.rows else "tensor"
+        return f"{self.code}, {self.scale} for each {scope}" + (", and one for the tensor" if self.whole else "")
+
+    def together(self, shape: tuple[int, ...]) -> int:
+        return 2 if self.bits == 4 else 1
+
     def grain(self, shape: tuple[int, ...]) -> int:
+        """Elements that are encoded together: what is written is cut at multiples of it. 1 where one scale is for all, which has to be
+        known before."""
         if not self.rows:
-            return max(1, prod(shape))
+            return 1
         height, columns = matrix(shape)
+        if height % self.rows and prod(shape) > height * columns:  # blocks start anew in each matrix, so at no multiple of their rows
+            return height * columns
         return min(self.rows, height) * columns
 
     def blocks(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -119,6 +134,16 @@ class Scaled:
         down, _ = self.blocks(shape)
         (one, top), (other, bottom) = divmod(first // columns, height), divmod((last - 1) // columns, height)
         return one * down + top // self.rows, other * down + bottom // self.rows + 1
+
+    def aligned(self, shape: tuple[int, ...], first: int, other: tuple[int, ...], begin: int) -> bool:
+        """Whether the blocks are the same from element `first` of a tensor of `shape` on as from `begin` of one of shape `other` on."""
+        (height, columns), (others_height, others_columns) = matrix(shape), matrix(other)
+        if columns != others_columns or not self.rows:
+            return (shape, first) == (other, begin)
+        if (height, first) == (others_height, begin):
+            return True
+        grain = self.rows * columns
+        return not (height % self.rows or others_height % self.rows or first % grain or begin % grain)
 
     def ranges(self, shape: tuple[int, ...], first: int, last: int) -> tuple[Range, ...]:
         across = self.blocks(shape)[1] if self.rows else 1
@@ -177,7 +202,7 @@ class LowRank:
     def arrays(self) -> int:
         return 2
 
-    def grain(self, shape: tuple[int, ...]) -> int:
+    def together(self, shape: tuple[int, ...]) -> int:
         return 1
 
     def ranges(self, shape: tuple[int, ...], first: int, last: int) -> tuple[Range, ...]:
@@ -220,15 +245,15 @@ class Transposed:
     def arrays(self) -> int:
         return 1
 
-    def grain(self, shape: tuple[int, ...]) -> int:
+    def together(self, shape: tuple[int, ...]) -> int:
         height, columns = matrix(shape)
         return height * columns
 
     def ranges(self, shape: tuple[int, ...], first: int, last: int) -> tuple[Range, ...]:
         """Every matrix that has one of the elements, whole."""
-        size = self.grain(shape) * SCALE_BYTES[self.stored]
-        return ((first // self.grain(shape) * size, ((last - 1) // self.grain(shape) + 1) * size),)
+        size = self.together(shape) * SCALE_BYTES[self.stored]
+        return ((first // self.together(shape) * size, ((last - 1) // self.together(shape) + 1) * size),)
 
     def room(self, shape: tuple[int, ...], elements: int) -> int:
-        size = self.grain(shape)
+        size = self.together(shape)
         return (elements // size + 2) * size * SCALE_BYTES[self.stored] if elements % size else elements * SCALE_BYTES[self.stored]

@@ -8,7 +8,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numba
+from numba.core import cgutils, types
 from numba.core.caching import FunctionCache
+from numba.extending import intrinsic
 
 log = logging.getLogger(__name__)
 
@@ -35,3 +37,23 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         return made
 
     return compile_it
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(context: Any, address: Any) -> Any:
+    """In compiled code: an address as what numba.carray takes. Read-only arrays would be other types to compile for; addresses are not."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fused(context: Any, one: Any, other: Any, third: Any) -> Any:
+    """In compiled code: one · other + third of float64, rounded once. Everywhere else multiplication and addition round each by itself."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return types.float64(types.float64, types.float64, types.float64), code

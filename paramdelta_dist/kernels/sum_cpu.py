@@ -13,10 +13,10 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba.core import cgutils, types
-from numba.extending import intrinsic, overload
+from numba.core import types
+from numba.extending import overload
 
-from paramdelta_dist.kernels.jit import compiled
+from paramdelta_dist.kernels.jit import compiled, pointer
 from paramdelta_dist.kernels.raw import RawElements
 
 L1_BLOCK = 512
@@ -85,32 +85,24 @@ def _sum(out: Any, base: Any, deltas: Sequence[tuple[Any, Any]], weights: Sequen
     return bool(_sum_blocks(out, np.empty(0, base.dtype), np.uint64(base.ctypes.data), like, places, magnitudes, units, block))
 
 
-@intrinsic
-def _pointer(context, address):
-    def code(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(address), code
-
-
 @compiled()
 def _sum_blocks(out, base_like, base, like, places, magnitudes, units, acc):
     """out[n] = base[n] − Σ magnitude · (minuend[n] − subtrahend[n]), the latter two at places[k, 2], with elements like those of `like`.
 
-    Whether all of it is finite. Inputs come as addresses, because read-only arrays would be other types to compile for.
+    Whether all of it is finite. Inputs come as addresses.
     """
     finite = True
     for start in range(0, len(out), len(acc)):
         target = out[start : start + len(acc)]
         n = len(target)
         block = acc[:n]
-        source = numba.carray(_pointer(base + np.uint64(start * base_like.itemsize)), n, base_like.dtype)
+        source = numba.carray(pointer(base + np.uint64(start * base_like.itemsize)), n, base_like.dtype)
         for i in range(n):
             block[i] = _number(source[i])
         offset = np.uint64(start * like.itemsize)
         for k in range(len(places)):
-            minuend = numba.carray(_pointer(places[k, 0] + offset), n, like.dtype)
-            subtrahend = numba.carray(_pointer(places[k, 1] + offset), n, like.dtype)
+            minuend = numba.carray(pointer(places[k, 0] + offset), n, like.dtype)
+            subtrahend = numba.carray(pointer(places[k, 1] + offset), n, like.dtype)
             _subtract(block, minuend, subtrahend, magnitudes[k], units[k])
         good = True
         for i in range(n):

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from paramdelta_dist.checkpoint.checkpoint import CONFIG_NAME
 from paramdelta_dist.checkpoint.index import INDEX_NAME
 from paramdelta_dist.errors import NotFound, OutputOccupied
-from paramdelta_dist.output import series as nights
 from paramdelta_dist.output.edits import lost_or_changed
 from paramdelta_dist.output.names import CARD, COMMIT, FOLDER, PLAN, PRUNING
 from paramdelta_dist.output.remove import is_mark, remove
@@ -77,7 +76,7 @@ def choose(series: Series, store: Store, *, keep: int) -> Choice:
     kept: dict[Output, str] = {}
     for output in sorted(ours, key=_age):
         names = [name for name, pointer in pointers.items() if names_output(pointer, output.name)]
-        why = f"{names[0]} names it" if names else _reason(output, whole[:keep], keep)
+        why = f"{names[0]} names it" if names else _reason(output, whole[:keep], keep, series.today())
         if why:
             kept[output] = why
     foreign = tuple(name for name, output in zip(folders, found, strict=True) if output is None)
@@ -92,7 +91,7 @@ def prune(series: Series, store: Store, output: Output, pointers: Collection[str
         return any(pointer is not None and names_output(pointer, output.name) for pointer in now)
 
     url = f"{series.folder}/{output.name}"
-    if not remove(open_store(url, series.storage), output.fingerprint, output.files, needed=needed):
+    if not remove(open_store(url, series.storage), output.fingerprint, output.files, now=series.now(), needed=needed):
         return False
     recorded = series.recorded(output.fingerprint)
     if recorded is not None and series.output(recorded, output.fingerprint) == url:
@@ -105,7 +104,7 @@ def _age(output: Output) -> tuple[date, str]:
     return output.day or date.max, output.committed
 
 
-def _reason(output: Output, newest: list[Output], keep: int) -> str | None:
+def _reason(output: Output, newest: list[Output], keep: int, today: date) -> str | None:
     """Why an output that no pointer names is kept; None where it is not."""
     if output.state == "half removed":
         return None
@@ -115,7 +114,7 @@ def _reason(output: Output, newest: list[Output], keep: int) -> str | None:
         return None if len(newest) == keep and _age(output) < _age(newest[-1]) else "damaged, but newer than some that are kept"
     if output.day is None:
         return "unfinished, and nothing tells since when"
-    if nights.today() - output.day <= WORK:
+    if today - output.day <= WORK:
         return f"unfinished since {output.day}: a run may be at work on it"
     return None
 

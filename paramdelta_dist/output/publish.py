@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
@@ -26,7 +26,6 @@ from paramdelta_dist.output.sealed_json import render_document
 from paramdelta_dist.planning.plan import MergePlan, SideFile
 from paramdelta_dist.redaction import redacted
 from paramdelta_dist.storage import PIECE, Identity, StorageConfig, Store, open_store, read_whole, redact, scheme_of, stream_object
-from paramdelta_dist.storage.retry import persisting
 
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@|$)")
 """The URL of a whole repository of models."""
@@ -61,7 +60,8 @@ class SideFiles:
             data = self.read(file)
             return write_held(target, hold, file.name, data), blake3(data).hexdigest()
         require_hold(target, hold)
-        identity, digest = persisting(lambda: self._stream(file, target, hold), what=f"copying {file.name} to {target.url}")
+        retries = self._storage.for_url(target.url).retries
+        identity, digest = retries.persisting(lambda: self._stream(file, target, hold), what=f"copying {file.name} to {target.url}")
         settle(target, hold, file.name, identity)
         return identity, digest
 
@@ -101,11 +101,11 @@ def publish(
     config = b""
     for file in plan.side_files:
         if file.name == CONFIG_NAME:
-            config = render_config(copies.read(file), plan.recipe.dtype, plan.config_changes, plan.config_without)
+            config = render_config(copies.read(file), plan.config_dtype, plan.config_changes, plan.config_without)
         else:
             wrote(file.name, *copies.copy(file, store, hold), redact(file.model))
     if len(plan.own_shards) > 1:
-        weight_map = {tensor.name: shard.file for shard in plan.own_shards for tensor in shard.tensors}
+        weight_map = {name: shard.file for shard in plan.own_shards for tensor in shard.tensors for name, _, _ in tensor.arrays}
         write(INDEX_NAME, render_index(weight_map, total_size=plan.total_size, total_parameters=plan.total_parameters))
     write(CARD, redacted(_card(plan)).encode(errors="backslashreplace"))
     write_held(store, hold, REPORT, render_document(report))
@@ -113,7 +113,7 @@ def publish(
     document = {
         "fingerprint": plan.fingerprint,
         "version": __version__,
-        "committed": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "committed": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": plan.recipe.as_document(),
         "files": files,
     }

@@ -7,7 +7,7 @@ removal that was killed is therefore known by its mark, and ended by the next `p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
 from paramdelta_dist.checkpoint.checkpoint import CONFIG_NAME
@@ -24,10 +24,10 @@ AT_A_TIME = 32
 """Requests to delete that are under way together."""
 
 
-def remove(store: Store, fingerprint: str, files: Iterable[str], *, needed: Callable[[], bool]) -> bool:
+def remove(store: Store, fingerprint: str, files: Iterable[str], *, now: datetime, needed: Callable[[], bool]) -> bool:
     """Remove these files of an output and all that lies in its `.paramdelta`; False, and the output is as it was, where it is
     `needed` after all. That is asked once more when no run can find the output finished any longer, and none has to begin it."""
-    mark = {"output": store.url, "fingerprint": fingerprint, "files": sorted(files), "begun": _now().isoformat(timespec="seconds")}
+    mark = {"output": store.url, "fingerprint": fingerprint, "files": sorted(files), "begun": now.isoformat(timespec="seconds")}
     store.write(PRUNING, render_document(mark))
     try:
         commit = store.read(COMMIT, limit=MAX_DOCUMENT)
@@ -67,12 +67,12 @@ def is_mark(mark: Mapping[str, Any] | None) -> bool:
     return mark is not None and mark.keys() == {"output", "fingerprint", "files", "begun"}
 
 
-def require_no_removal(store: Store) -> None:
+def require_no_removal(store: Store, now: datetime) -> None:
     """End a removal that was killed here. Raises StorageError while one may be at work: it would take what a merge writes."""
     mark = read_mark(store)
     if mark is None:
         return
-    if _now() - datetime.fromisoformat(mark["begun"]) < PATIENCE:
+    if now - datetime.fromisoformat(mark["begun"]) < PATIENCE:
         raise StorageError(f"{store.url} is being removed by `prune`, since {mark['begun']}; run again when that has ended")
     try:
         store.identify(PLAN)
@@ -80,7 +80,3 @@ def require_no_removal(store: Store) -> None:
         finish(store, mark)
     else:  # nothing but the commit can be gone yet
         store.delete(PRUNING)
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)

@@ -9,9 +9,9 @@ at all, and a run that finds its merge done puts it right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from typing import Any
 
 from blake3 import blake3
@@ -31,9 +31,9 @@ MAX_NOTE = 64 << 10
 POINTER_KEYS = frozenset({"output", "fingerprint", "date", "committed", "commit"})
 
 
-def today() -> date:
-    """The day a merge that is begun now is named by: UTC, the same for every machine."""
-    return datetime.now(timezone.utc).date()
+def utc_now() -> datetime:
+    """The time by which days are told: UTC, the same for every machine."""
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Series:
 
     template: str
     storage: StorageConfig
+    now: Callable[[], datetime] = utc_now
+
+    def today(self) -> date:
+        """The day that a merge which is begun now is named by."""
+        return self.now().date()
 
     @property
     def pointer(self) -> str:
@@ -73,8 +78,8 @@ class Series:
         """
         self._pointed()
         recorded = self.recorded(fingerprint)
-        day = today() if anew else self._day(recorded, fingerprint)
-        require_no_removal(open_store(self.output(day, fingerprint), self.storage))
+        day = self.today() if anew else self._day(recorded, fingerprint)
+        require_no_removal(open_store(self.output(day, fingerprint), self.storage), self.now())
         if day != recorded:
             self._store.write(self.record(fingerprint), render_document({"fingerprint": fingerprint, "date": day.isoformat()}))
         return day
@@ -124,7 +129,7 @@ class Series:
         return open_store(folder_of(self.template), self.storage)
 
     def _day(self, recorded: date | None, fingerprint: str) -> date:
-        return recorded if recorded is not None and self._holds(recorded, fingerprint) else today()
+        return recorded if recorded is not None and self._holds(recorded, fingerprint) else self.today()
 
     def _holds(self, day: date, fingerprint: str) -> bool:
         """Whether the output of that day is this merge's, or what is left of it. It may have been deleted since, as old outputs are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor
@@ -12,18 +13,22 @@ from paramdelta_dist.checkpoint.config import changed_config
 from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES, Kind
 from paramdelta_dist.checkpoint.exact import treatment
 from paramdelta_dist.checkpoint.extras import not_in_all, the_bases
-from paramdelta_dist.checkpoint.header import shown
+from paramdelta_dist.checkpoint.families import has_encoded
+from paramdelta_dist.checkpoint.header import Encoded, Stacked, shown
 from paramdelta_dist.checkpoint.one_head import ties_of
+from paramdelta_dist.checkpoint.plain_config import fields_of_quantisation, is_of_quantisation
 from paramdelta_dist.checkpoint.quantised import find_quantised, left_over
 from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
 from paramdelta_dist.errors import CheckpointError, UsageError
+from paramdelta_dist.kernels.encodings import Scaled, Space
 from paramdelta_dist.methods import Scope
 from paramdelta_dist.planning.fingerprint import fingerprint, located
 from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
 from paramdelta_dist.planning.names import require_writable
-from paramdelta_dist.planning.plan import InputFile, MergePlan, Shard, SideFile, Source, TensorPlan
+from paramdelta_dist.planning.plan import EncodedOutput, InputFile, MergePlan, Shard, SideFile, TensorPlan
 from paramdelta_dist.planning.resolve import MethodCall, Resolver
 from paramdelta_dist.planning.row_map import RowMap
+from paramdelta_dist.planning.sources import EncodedPlace, Place, Source, Stack
 from paramdelta_dist.planning.vocabulary_rows import Vocabularies, VocabularyPlanner, row_counts
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.recipe.rules import Selection
@@ -60,7 +65,7 @@ def build_plan(
     opened = [checkpoints[url] for url in models]
     selection = Selection(recipe.include, recipe.exclude)
     kept = {name for found in find_quantised(base.tensors, base.config) for name in found.tensors if not selection.has(name)}
-    every = [checkpoints[url].tensors for url in recipe.models]
+    every = [checkpoints[url].tensors for url in recipe.models if checkpoints[url].space is Space.WEIGHT]
     lacked = not_in_all(every)
     derived = frozenset(the_bases(base.tensors))
     alone = derived.union(lacked, () if selection.is_all else (name for name in base.tensors if not selection.has(name)))
@@ -75,9 +80,14 @@ def build_plan(
     planner = VocabularyPlanner(recipe, models, opened, vocabularies or {})
     maps, dimensions = planner.row_maps(calls, call_of), planner.dimensions
     layouts = lay_out(
-        _outputs(base.tensors, kinds, recipe.dtype, maps, dimensions), shard_size=recipe.shard_size, companions=base.companions
+        _outputs(base.tensors, kinds, recipe.dtype, maps, dimensions, keeps=recipe.quantization == "keep", merged=call_of),
+        shard_size=recipe.shard_size,
+        companions=base.companions,
     )
-    ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
+    decoded = recipe.quantization == "none" and has_encoded(base.tensors)
+    ours = {
+        (base.url, name): i for name, i in base.side_files.items() if is_model_file(name) and not (decoded and is_of_quantisation(name))
+    }
     theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
     beside = {(base.url, name): i for name, i in base.beside.files.items()}
     side_files = tuple(SideFile(url, name, identity) for (url, name), identity in {**ours, **theirs, **beside}.items())
@@ -90,10 +100,12 @@ def build_plan(
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
     merged = len(call_of)
     changes = row_counts(opened, maps, dimensions) | dict(ids or {})
-    without = () if kept else left_over(base.tensors, base.config)
-    changed_config(base.config, recipe.dtype, changes)  # what cannot be written is refused here
+    without = fields_of_quantisation(base.config) if decoded else () if kept else left_over(base.tensors, base.config)
+    dtype = recipe.dtype or (plain_dtype(base.tensors) if decoded else None)
+    changed_config(base.config, dtype, changes)  # what cannot be written is refused here
     locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))
-    unlocated = fingerprint(recipe, models, calls, call_of, inputs, side_files, maps, changes, twins, without)
+    encodings = [_encodings(model) for model in opened]
+    unlocated = fingerprint(recipe, models, calls, call_of, inputs, side_files, maps, changes, twins, without, encodings)
     return MergePlan(
         recipe=recipe,
         models=models,
@@ -108,6 +120,7 @@ def build_plan(
         copied=len(kinds) - merged,
         config_changes=changes,
         config_without=without,
+        config_dtype=dtype,
         companions=frozenset(companion.file for companion in base.companions.values()),
     )
 
@@ -167,16 +180,60 @@ def _outputs(
     dtype: str | None,
     maps: Mapping[str, RowMap],
     dimensions: Mapping[str, int],
+    *,
+    keeps: bool,
+    merged: Collection[str],
 ) -> Iterator[OutputTensor]:
-    """The tensors as they will be written, those that hold floating-point numbers in `dtype` where it is given."""
-    for name, (held, shape, _, start, stop, _) in tensors.items():
+    """The tensors as they will be written, those that hold floating-point numbers in `dtype` where it is given; what is encoded in
+    the base as the base has it where it `keeps` that."""
+    for name, tensor in tensors.items():
+        held, shape, _, start, stop, encoded = tensor
+        if keeps and encoded is not None:
+            yield from _encoded_outputs(name, tensor, is_merged=name in merged, is_mapped=name in maps)
+            continue
         written = dtype if dtype is not None and kinds[name] else held
         if name in maps:
             shape = tuple(maps[name].rows if d == dimensions[name] else size for d, size in enumerate(shape))
-        elif written == held:
+        elif written == held and encoded is None:
             yield OutputTensor(name, held, shape, stop - start)
             continue
         yield OutputTensor(name, written, shape, DTYPES[written].nbytes(shape))
+
+
+def _encoded_outputs(name: str, tensor: Tensor, *, is_merged: bool, is_mapped: bool) -> Iterator[OutputTensor]:
+    """The arrays of a tensor of the base: codes with their scales where it is merged, each by itself where it is copied."""
+    encoded = tensor.encoded
+    assert isinstance(encoded, Encoded), f"{name}: the base is its own layout"
+    copied = encoded.arrays
+    if is_merged:
+        if not isinstance(encoded.encoding, Scaled) or is_mapped:
+            raise CheckpointError(
+                f"{shown(name)} is quantised and has a row for each token, and the vocabularies differ: its rows cannot be put in another "
+                "order as they are; `quantization: none` writes plain numbers"
+            )
+        codes, copied = encoded.arrays[:2], encoded.arrays[2:]
+        size = sum(array.tensor.nbytes for array in codes)
+        yield OutputTensor(name, encoded.encoding.numbers, tensor.shape, size, encoded.encoding, codes)
+    for array in copied:
+        counted = tensor.parameters if array is encoded.arrays[0] else 0
+        yield OutputTensor(array.name, array.tensor.dtype, array.tensor.shape, array.tensor.nbytes, array_of=name, counted=counted)
+
+
+def _encodings(model: Checkpoint) -> list[tuple[str, int]]:
+    """Every encoding of a model, and how many tensors have it."""
+    counts: dict[Any, int] = {}
+    if not has_encoded(model.tensors):
+        return []
+    for tensor in model.tensors.values():
+        if tensor.encoded is not None:
+            kind = "stacked" if isinstance(tensor.encoded, Stacked) else tensor.encoded.encoding
+            counts[kind] = counts.get(kind, 0) + 1
+    return sorted((repr(kind), count) for kind, count in counts.items())
+
+
+def plain_dtype(tensors: Mapping[str, Tensor]) -> str | None:
+    """The dtype in which the first encoded tensor would be written as plain numbers; None where there is none."""
+    return next((tensor.dtype for tensor in tensors.values() if tensor.encoded is not None), None)
 
 
 def _shard(
@@ -190,34 +247,91 @@ def _shard(
     alone: Collection[str],
     twins: Mapping[str, str],
 ) -> Shard:
-    names = [tensor.name for tensor in layout.tensors]
-    chosen = [call_of.get(name) for name in names]
+    names = [tensor.array_of or tensor.name for tensor in layout.tensors]
+    chosen = [None if tensor.array_of else call_of.get(tensor.name) for tensor in layout.tensors]
     used, everyone = [call.models for call in calls], frozenset(range(len(models)))
+    adapters = frozenset(position for position, model in enumerate(models) if model.space is Space.DELTA)
 
-    def readers(name: str) -> frozenset[int]:
-        """The models that are read for a tensor that is not merged as a whole."""
+    def readers(output: OutputTensor, call: int | None) -> frozenset[int]:
+        """The models that are read for a tensor."""
+        name = output.name
+        if output.array_of:
+            return frozenset({0})
         if name in maps:
             return everyone
-        return frozenset({0}) if kinds[name] or name in alone else everyone
+        if call is None:
+            return frozenset({0}) if kinds[name] or name in alone else everyone.difference(adapters)
+        if adapters:
+            return _read_with_adapters(calls[call], name, models, adapters).union({0} if output.encoding else ())
+        return used[call] | {0} if output.encoding else used[call]
 
-    needed = [readers(name) if call is None or name in maps else used[call] for name, call in zip(names, chosen, strict=True)]
+    needed = [readers(output, call) for output, call in zip(layout.tensors, chosen, strict=True)]
     inputs: list[InputFile] = []
-    columns = []
+    columns: list[list[Source | Stack | None]] = []
     for position, model in enumerate(models):
         held = [tensor if position in readers else None for tensor, readers in zip(map(model.tensors.get, names), needed, strict=True)]
-        files = dict.fromkeys(tensor.file for tensor in held if tensor is not None)
+        if position == 0:
+            held = [_array(tensor, output) if output.array_of else tensor for tensor, output in zip(held, layout.tensors, strict=True)]
+        files = dict.fromkeys(file for tensor in held if tensor is not None for file in _files(tensor))
         places = {file: place for place, file in enumerate(files, len(inputs))}
         inputs += [InputFile(position, model.files[file]) for file in files]
-        columns.append([None if tensor is None else Source(places[tensor.file], tensor.start, tensor.dtype) for tensor in held])
+        columns.append([None if tensor is None else _source(tensor, places) for tensor in held])
     plans, offset = [], len(layout.header)
-    for (name, dtype, shape, nbytes), call, sources in zip(layout.tensors, chosen, zip(*columns, strict=True), strict=True):
+    for output, call, sources in zip(layout.tensors, chosen, zip(*columns, strict=True), strict=True):
+        name, dtype, shape, nbytes, encoding, arrays, _, counted = output
         elements, rows = math.prod(shape), maps.get(name)
+        encoded = None
+        if encoding is not None:
+            encoded = EncodedOutput(encoding, tuple([(array.name, array.tensor.nbytes) for array in arrays]))
         twin = twins.get(name, "")
-        plan = TensorPlan(name, call is not None, dtype, shape, elements, offset, nbytes, call or 0, sources, rows, twin=twin)
+        plan = TensorPlan(
+            name, call is not None, dtype, shape, elements, offset, nbytes, call or 0, sources, rows, twin=twin, encoded=encoded,
+            parameters=elements if counted is None else counted,
+        )  # fmt: skip
         if rows is not None:
             dimension = dimensions[name]
             heights = tuple([model.tensors[name].shape[dimension] for model in models])
             plan = plan._replace(outer=math.prod(shape[:dimension]), heights=heights)
         plans.append(plan)
         offset += nbytes
-    return Shard(layout.file, layout.header, layout.size, tuple(plans), tuple(inputs), calls)
+    return Shard(layout.file, layout.header, layout.size, tuple(plans), tuple(inputs), calls, adapters)
+
+
+def _read_with_adapters(call: MethodCall, name: str, models: Sequence[Checkpoint], adapters: Collection[int]) -> frozenset[int]:
+    """The models that are read for a tensor: an adapter holds its delta, or nothing, or a tensor that takes the place of the base's."""
+    read = {0} if call.based else set()
+    for term in call.terms:
+        tensor = models[term.post].tensors.get(name)
+        if term.post in adapters and (tensor is None or tensor.space is Space.DELTA):
+            read |= set() if tensor is None else {term.post}
+        else:
+            read |= {term.post} if term.base is None else {term.post, term.base}
+    return frozenset(read)
+
+
+def _array(tensor: Tensor | None, output: OutputTensor) -> Tensor | None:
+    """The array of an encoded tensor that is copied as such."""
+    assert tensor is not None
+    assert tensor.encoded is not None
+    return next(array.tensor for array in tensor.encoded.arrays if array.name == output.name)
+
+
+def _files(tensor: Tensor) -> Iterator[int]:
+    if tensor.encoded is None:
+        yield tensor.file
+    else:
+        for array in tensor.encoded.arrays:
+            yield from _files(array.tensor)
+
+
+def _source(tensor: Tensor, places: Mapping[int, int]) -> Source | Stack:
+    encoded = tensor.encoded
+    if encoded is None:
+        return Source(places[tensor.file], tensor.start, tensor.dtype)
+    if isinstance(encoded, Stacked):
+        pieces = [_source(array.tensor, places) for array in encoded.arrays]
+        ends = tuple(accumulate(array.tensor.parameters for array in encoded.arrays))
+        return Stack(tuple([piece for piece in pieces if isinstance(piece, Source)]), ends)
+    encoding = encoded.encoding
+    arrays = tuple([Place(places[array.tensor.file], array.tensor.start) for array in encoded.arrays[: encoding.arrays]])
+    return Source(arrays[0].file, arrays[0].start, encoding.numbers, EncodedPlace(encoding, tensor.shape, 0, arrays))

@@ -5,15 +5,15 @@ A chunk is MEASURE_CHUNK elements of one tensor, counted from its first; the las
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
-from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
-from paramdelta_dist.planning.plan import Shard, TensorPlan
+from paramdelta_dist.planning.plan import Part, Shard, TensorPlan
 from paramdelta_dist.planning.spans import find_spans
-from paramdelta_dist.planning.tiles import Segment, Tile
+from paramdelta_dist.planning.tiles import Segment, Tile, most_elements, needs_of
 
 MEASURE_CHUNK = 1 << 15
 """Elements that are summed at a time: few enough that a chunk of every vector stays in a core's own cache."""
@@ -48,20 +48,21 @@ def cut_chunks(shard: Shard, *, tile_size: int) -> Iterator[ChunkedTile]:
     for span in find_spans(shard):
         if not span.merged:
             continue
-        widths = [ITEMSIZES[source.dtype] if source else 0 for source in span.sources]
-        ends = list(accumulate(tensor.elements for tensor in span.tensors))
+        ends = list(accumulate(part.elements for part in span.parts))
         first = 0
         while first < span.elements:
-            filled = filled or [0] * len(widths)
-            room = min((tile_size - used) // width for used, width in zip(filled, widths, strict=True) if width)
-            last = _cut(ends, first, min(span.elements, first + room))
+            filled = filled or [0] * (1 + len(span.sources))
+            room = most_elements(span, span.elements - first, [sys.maxsize, *[tile_size - used for used in filled[1:]]])
+            last = _cut(ends, first, first + room)
             if last == first:
+                if not segments:
+                    raise ValueError(f"a tile of {tile_size} bytes cannot hold a chunk of {span.parts[0].tensor.name}")
                 yield ChunkedTile(Tile(0, 0, tuple(segments)), tuple(pieces))
                 segments, pieces, filled = [], [], []
                 continue
             segments.append(Segment(span, first, last))
-            pieces.append(tuple(_pieces(span.tensors, ends, first, last)))
-            filled = [used + (last - first) * width for used, width in zip(filled, widths, strict=True)]
+            pieces.append(tuple(_pieces(span.parts, ends, first, last)))
+            filled = [used + need for used, need in zip(filled, needs_of(span, last - first), strict=True)]
             first = last
     if segments:
         yield ChunkedTile(Tile(0, 0, tuple(segments)), tuple(pieces))
@@ -75,9 +76,9 @@ def _cut(ends: list[int], first: int, last: int) -> int:
     return max(first, start + (last - start) // MEASURE_CHUNK * MEASURE_CHUNK)
 
 
-def _pieces(tensors: tuple[TensorPlan, ...], ends: list[int], first: int, last: int) -> Iterator[ChunkRange]:
+def _pieces(parts: tuple[Part, ...], ends: list[int], first: int, last: int) -> Iterator[ChunkRange]:
     place, at = bisect_right(ends, first), first
     while at < last:
-        start, stop = ends[place] - tensors[place].elements, min(ends[place], last)
-        yield ChunkRange(tensors[place], at - start, stop - start, at - first)
+        start, stop = ends[place] - parts[place].elements, min(ends[place], last)
+        yield ChunkRange(parts[place].tensor, at - start, stop - start, at - first)
         place, at = place + 1, stop

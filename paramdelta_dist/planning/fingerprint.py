@@ -37,6 +37,7 @@ def fingerprint(
     changes: Mapping[str, Any],
     twins: Mapping[str, str],
     without: Sequence[str],
+    encodings: Sequence[Sequence[tuple[str, int]]] = (),
 ) -> str:
     document: dict[str, Any] = {
         "format": FORMAT,
@@ -53,6 +54,8 @@ def fingerprint(
         "inputs": [[redact(url), inputs[url]] for url in models],
         "side_files": [[redact(file.model), file.name, file.identity.size, file.identity.tag] for file in side_files],
     }
+    if any(encodings):
+        document["encodings"] = [recipe.quantization, [list(map(list, each)) for each in encodings]]
     if without:
         document["config_without"] = list(without)
     if twins and find_method(recipe.method).weights is None:  # a plain sum is the same under any name

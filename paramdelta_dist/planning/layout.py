@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.checkpoint import Companion
 from paramdelta_dist.checkpoint.dtypes import DTYPES
-from paramdelta_dist.checkpoint.header import render_header
+from paramdelta_dist.checkpoint.header import StoredArray, render_header, shown
 from paramdelta_dist.checkpoint.index import SINGLE_NAME
+from paramdelta_dist.errors import CheckpointError
+from paramdelta_dist.kernels.encodings import Scaled
 
 
 class OutputTensor(NamedTuple):
@@ -17,8 +19,30 @@ class OutputTensor(NamedTuple):
 
     name: str
     dtype: str
+    """Of an encoded one, that of its numbers."""
     shape: tuple[int, ...]
     nbytes: int
+    """Of all that is written of it."""
+    encoding: Scaled | None = None
+    arrays: tuple[StoredArray, ...] = ()
+    """Those that it is written as, where it is encoded: codes and scales, as the base has them."""
+    array_of: str = ""
+    """The tensor that this is one of the arrays of, where it is copied as such."""
+    counted: int | None = None
+    """Parameters that it counts as, where these are not its elements."""
+
+    @property
+    def entries(self) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
+        """(name, dtype, shape, bytes) of everything that a header has of it."""
+        if self.encoding is None:
+            yield self[:4]
+        for name, held in self.arrays:
+            yield name, held.dtype, held.shape, held.stop - held.start
+
+    @property
+    def alignment(self) -> int:
+        """Bits that the place of each of its arrays has to be a multiple of."""
+        return max(DTYPES[dtype].bits for _, dtype, _, _ in self.entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +63,8 @@ def lay_out(
     """Fill shards with tensors in the order given, each with at most `shard_size` bytes of data unless it holds a
     single larger tensor. After them come the files beside the model, which hold the tensors that are `companions`, by name.
 
-    Inside a shard wider elements come first, so that every tensor is aligned to its element size.
+    Inside a shard wider elements come first, so that every tensor is aligned to its element size. Raises CheckpointError where
+    it cannot be.
     """
     groups: list[list[OutputTensor]] = [[]]
     apart: dict[str, list[OutputTensor]] = {}
@@ -60,8 +85,27 @@ def lay_out(
 
 
 def _shard(group: list[OutputTensor], file: str, companions: Mapping[str, Companion]) -> ShardLayout:
-    width = {dtype: DTYPES[dtype].bits for dtype in {tensor.dtype for tensor in group}}
-    ordered = tuple(sorted(group, key=lambda tensor: -width[tensor.dtype]))
+    ordered = tuple(sorted(group, key=_order))
     named = [each._replace(name=companions[each.name].name) for each in ordered] if companions else ordered
-    header = render_header(named)
+    entries = [entry for tensor in named for entry in tensor.entries]
+    header = render_header(entries)
+    _require_aligned(entries, len(header))
     return ShardLayout(file, header, ordered, len(header) + sum(tensor.nbytes for tensor in ordered))
+
+
+def _order(tensor: OutputTensor) -> tuple[int, bool]:
+    """Wider ones first; of those that are encoded, which end anywhere, the ones that leave what follows unaligned last."""
+    if tensor.encoding is None:
+        return -DTYPES[tensor.dtype].bits, False
+    return -tensor.alignment, tensor.nbytes * 8 % tensor.alignment != 0
+
+
+def _require_aligned(entries: Iterable[tuple[str, str, tuple[int, ...], int]], start: int) -> None:
+    """Raise CheckpointError where codes have a number of bytes behind which nothing can lie as it should."""
+    for name, dtype, _, nbytes in entries:
+        if start * 8 % DTYPES[dtype].bits and nbytes:
+            raise CheckpointError(
+                f"tensor {shown(name)} ({dtype}) would lie at a byte that no loader can read it from, because of the odd size of quantised "
+                "tensors before it: `quantization: none` writes plain numbers"
+            )
+        start += nbytes

@@ -9,7 +9,7 @@ from paramdelta_dist.kernels.blocks import METHOD_BLOCK
 from paramdelta_dist.methods import Method
 from paramdelta_dist.planning.plan import MergePlan
 from paramdelta_dist.planning.spans import Span, find_spans
-from paramdelta_dist.planning.tiles import LARGEST_REQUEST, SLACK, WASTE, is_streamed, widths_of
+from paramdelta_dist.planning.tiles import LARGEST_REQUEST, SLACK, WASTE, is_streamed, needs_of
 from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import PARTS_IN_FLIGHT, WRITE_MEMORY, part_size
 
@@ -107,9 +107,8 @@ def plan_memory(
         buffers = int(in_flight * models * copies * (tile + tile // WASTE + SLACK))
         output = OUTPUTS * threads_per_shard * tile + (_parts(plan, tile) if remote_output else WRITE_MEMORY)
         sets = 1 if method.compute_float64 else 2  # of blocks: in float64, and in float32 where there are tensors of 16 bits
-        scratch = (
-            threads_per_shard * ((1 + method.scratch_blocks + method.temporary_blocks) * needs.block * sets + needs.kernels) + 2 * header
-        )
+        blocks = (1 + method.scratch_blocks + method.temporary_blocks) * needs.block * sets
+        scratch = threads_per_shard * (blocks + needs.decoded + needs.kernels) + needs.scales + 2 * header
         return max(least, reserved + shards_at_once * (buffers + points * (output + scratch + needs.statistics(tile, threads_per_shard))))
 
     for tile in tiles:  # the largest that fits at all
@@ -128,7 +127,7 @@ def plan_memory(
             because, without = "", ""
             if needs.row:
                 name, length = needs.row
-                because = f"; {method.name} works on whole rows, and one of {name!r} has {length:,} elements"
+                because = f"; {needs.why}, and one of {name!r} has {length:,} elements"
                 without = ", or leave that tensor out (`exclude:`)"
             raise OverBudget(
                 f"{models} models need at least {format_memory(needed)} in a process of {count} worker{'s' * (count > 1)}, "
@@ -153,37 +152,51 @@ class _Needs:
     """Tile sizes from which on one more tensor is streamed in one piece."""
     partials: tuple[tuple[Span, int, bool], ...] = ()
     """Of each kind of tensor that is streamed: one of them, the bytes of its partials, and whether they are added up as they come."""
+    why: str = ""
+    """The reason for that, in words."""
+    decoded: int = 0
+    """Bytes of the decoded numbers that each thread keeps: a block of every model and of the result."""
+    scales: int = 0
+    """Bytes of the scales that wait for the end of the codes they belong to."""
 
     def statistics(self, tile: int, threads_per_shard: int) -> int:
         """Bytes of what reductions have found and what is on its way to being added up."""
         most = 0
         for span, size, exact in self.partials:
             tiles = OUTPUTS * threads_per_shard + 1 if is_streamed(span, tile) else threads_per_shard
-            held = 2 if exact or not is_streamed(span, tile) else 1 + tile // (min(filter(None, widths_of(span))) * span.block)
+            held = 2 if exact or not is_streamed(span, tile) else 1 + tile // min(filter(None, needs_of(span, span.block)))
             most = max(most, (1 + tiles * held) * size)
         return most
 
 
 def _needs(plan: MergePlan, method: Method) -> _Needs:
-    if method.spans_tensors and not any(call.reductions for call in plan.calls):
+    spans = [span for shard in plan.shards for span in find_spans(shard)] if plan.is_encoded else ()
+    if method.spans_tensors and not spans and not any(call.reductions for call in plan.calls):
         return _Needs()
-    block, smallest, wholes, row = METHOD_BLOCK, 0, set(), None
+    block, smallest, decoded, wholes, row, why = METHOD_BLOCK, 0, 0, set(), None, ""
     partials: dict[tuple[int, int, bool], tuple[Span, int, bool]] = {}
-    for span in (span for shard in plan.shards for span in find_spans(shard) if span.merged):
-        width = max(widths_of(span))
+    for span in spans or (span for shard in plan.shards for span in find_spans(shard)):
+        if not span.is_plain:
+            decoded = max(decoded, min(span.block, span.elements) * 8 * (2 + len(span.sources)))
+        elif not span.merged:
+            continue
         if min(span.block, span.elements) > block:
-            block, row = min(span.block, span.elements), (span.tensors[0].name, span.tensors[0].shape[-1])
-        smallest = max(smallest, min(span.block, span.elements) * width)
+            block, row = min(span.block, span.elements), (span.parts[0].tensor.name, min(span.block, span.elements))
+            why = f"{method.name} works on whole rows" if span.is_plain else "encoded numbers are computed by whole bands of rows"
+        smallest = max(smallest, *needs_of(span, min(span.block, span.elements)))
+        if not span.merged:
+            continue
         if span.reductions:
-            wholes.add(span.elements * width)
+            wholes.add(max(needs_of(span, span.elements)))
         call = plan.calls[span.call]
         for reduction in call.reductions:
-            shape = span.tensors[0].shape
+            shape = span.parts[0].tensor.shape
             size = reduction.partial_bytes(len(call.terms), shape)
             largest = partials.get(key := (span.call, size, reduction.exact))
             if largest is None or largest[0].elements < span.elements:
                 partials[key] = (span, size, reduction.exact)
-    return _Needs(block * 8, KERNELS, smallest, row, frozenset(wholes), tuple(partials.values()))
+    scales = 2 * max((span.elements for span in spans if span.trails), default=0)
+    return _Needs(block * 8, KERNELS, smallest, row, frozenset(wholes), tuple(partials.values()), why, decoded, scales)
 
 
 def _parts(plan: MergePlan, tile: int) -> int:

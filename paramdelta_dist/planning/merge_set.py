@@ -10,7 +10,8 @@ from typing import Any
 from paramdelta_dist.checkpoint import Checkpoint
 from paramdelta_dist.errors import UsageError
 from paramdelta_dist.planning.build import build_plan
-from paramdelta_dist.planning.plan import MergePlan, Shard, Source
+from paramdelta_dist.planning.plan import MergePlan, Shard
+from paramdelta_dist.planning.sources import Source, Stack
 from paramdelta_dist.planning.vocabulary_rows import Vocabularies
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import Identity
@@ -102,13 +103,13 @@ def _readings(wide: Mapping[str, MergePlan]) -> dict[str, tuple[Shard, ...]]:
     return {name: tuple(shards) for name, shards in readings.items()}
 
 
-def _widest(of_points: Sequence[tuple[Source | None, ...]], places: Sequence[Sequence[int]]) -> tuple[Source | None, ...]:
+def _widest(of_points: Sequence[tuple[Source | Stack | None, ...]], places: Sequence[Sequence[int]]) -> tuple[Source | Stack | None, ...]:
     """Where a tensor lies in every model that any point reads, its file by the place it has for all of them."""
-    found: list[Source | None] = [None] * len(of_points[0])
+    found: list[Source | Stack | None] = [None] * len(of_points[0])
     for sources, place in zip(of_points, places, strict=True):
         for model, source in enumerate(sources):
             if source is not None and found[model] is None:
-                found[model] = source._replace(file=place[source.file])
+                found[model] = source.with_files(place)
     return tuple(found)
 
 

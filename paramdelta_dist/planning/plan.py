@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 from paramdelta_dist.checkpoint import WeightFile
 from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.kernels.encodings import Scaled
 from paramdelta_dist.planning.resolve import MethodCall, Term
 from paramdelta_dist.planning.row_map import RowMap
+from paramdelta_dist.planning.sources import Source, Stack, sources_of
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import Identity, redact
 
@@ -19,13 +21,12 @@ FORMAT = 2
 """Version of what a plan's bytes mean; part of the fingerprint, raised when the output of an equal recipe changes."""
 
 
-class Source(NamedTuple):
-    """The place of the bytes of one tensor in one model."""
+class EncodedOutput(NamedTuple):
+    """The arrays that a tensor is written as, where its numbers are encoded: codes, and right behind them the scales that these decide."""
 
-    file: int
-    """Position in `Shard.inputs`."""
-    start: int
-    dtype: str
+    encoding: Scaled
+    arrays: tuple[tuple[str, int], ...]
+    """(name, bytes) of each."""
 
 
 class TensorPlan(NamedTuple):
@@ -35,7 +36,7 @@ class TensorPlan(NamedTuple):
     merged: bool
     """Whether it is computed; else it is copied from the first source, and every other one must hold the same bytes."""
     dtype: str
-    """Of the output."""
+    """Of the output; of what is encoded there, that of the numbers before they are."""
     shape: tuple[int, ...]
     elements: int
     start: int
@@ -43,52 +44,96 @@ class TensorPlan(NamedTuple):
     nbytes: int
     call: int
     """Position in `Shard.calls` of how it is computed; means nothing where it is copied."""
-    sources: tuple[Source | None, ...]
+    sources: tuple[Source | Stack | None, ...]
     """One for each model, the merge's base first; None for a model that is not read for this tensor."""
     rows: RowMap | None = None
     """The map of its rows where the vocabularies differ: then `merged` speaks of none of them, and `sources` has
     the place of the whole tensor in every model."""
-    first: int = 0
-    """Element of the tensor with which this part of it begins."""
     outer: int = 1
     """Number of times that the rows come one after the other: more than once where a dimension before theirs has several entries."""
     heights: tuple[int, ...] = ()
     """Rows that each model has, where they are made up from those of several."""
     twin: str = ""
     """The tensor that this is a copy of, where it is one: it is computed as if it had that name."""
+    encoded: EncodedOutput | None = None
+    """The arrays that it is written as, where it is not written as plain numbers of `dtype`."""
+    parameters: int = 0
+    """Numbers of the model that it holds: its elements, or none where it is a scale."""
+
+    @property
+    def arrays(self) -> Iterator[tuple[str, int, int]]:
+        """(name, first byte, bytes) of each array in the output file."""
+        start = self.start
+        for name, nbytes in self.encoded.arrays if self.encoded else ((self.name, self.nbytes),):
+            yield name, start, nbytes
+            start += nbytes
 
 
-def parts_of(tensors: Iterable[TensorPlan]) -> Iterator[TensorPlan]:
-    """The tensors, those with a row map as the parts they are made of, in the order of their bytes: each part is
-    merged or copied like any tensor, from places of its own."""
+class Part(NamedTuple):
+    """Elements [first, first + elements) of one tensor, which are merged or copied alike and lie in one place in every model."""
+
+    tensor: TensorPlan
+    first: int
+    elements: int
+    merged: bool
+    sources: tuple[Source | None, ...]
+
+    @property
+    def start(self) -> int:
+        """First byte in the output file."""
+        return self.tensor.start + output_bytes(self.tensor, self.first)
+
+    @property
+    def is_last(self) -> bool:
+        return self.first + self.elements == self.tensor.elements
+
+
+def output_bytes(tensor: TensorPlan, elements: int) -> int:
+    """Bytes of so many elements of a tensor in the output, without the scales of encoded ones."""
+    bits = DTYPES[tensor.dtype].bits if tensor.encoded is None else tensor.encoded.encoding.bits
+    return elements * bits // 8
+
+
+def parts_of(tensors: Iterable[TensorPlan]) -> Iterator[Part]:
+    """The tensors as the parts that they are made of, in the order of their bytes: most are one part, those with a row map one for each
+    span of rows, and those that some model keeps in pieces one for each stretch that is of one piece in all models."""
     for tensor in tensors:
-        if tensor.rows is None:
-            yield tensor
-            continue
-        width = tensor.elements // (tensor.rows.rows * tensor.outer)
-        strides = [width * DTYPES[source.dtype].itemsize if source else 0 for source in tensor.sources]
-        stride = width * DTYPES[tensor.dtype].itemsize
-        for turn, span in product(range(tensor.outer), tensor.rows.spans()):
-            sources: list[Source | None] = []
-            for taken in span.sources:
-                held = None if taken is None else tensor.sources[taken[0]]
-                if held is None or taken is None:
-                    sources.append(None)
-                else:
-                    row = taken[1] + (turn * tensor.heights[taken[0]] if turn else 0)
-                    sources.append(held._replace(start=held.start + row * strides[taken[0]]))
-            first = turn * tensor.rows.rows + span.first
-            start, size = tensor.start + first * stride, span.rows * stride
-            elements = span.rows * width
-            yield tensor._replace(
-                merged=span.merged,
-                elements=elements,
-                start=start,
-                nbytes=size,
-                sources=tuple(sources),
-                rows=None,
-                first=first * width,
-            )
+        if tensor.rows is not None:
+            yield from _parts_by_rows(tensor, tensor.rows)
+        elif any(type(source) is Stack for source in tensor.sources):
+            yield from _parts_by_pieces(tensor)
+        else:
+            yield Part(tensor, 0, tensor.elements, tensor.merged, tensor.sources)  # type: ignore[arg-type]  # none of them is a Stack
+
+
+def _parts_by_rows(tensor: TensorPlan, rows: RowMap) -> Iterator[Part]:
+    width = tensor.elements // (rows.rows * tensor.outer)
+    for turn, span in product(range(tensor.outer), rows.spans()):
+        sources: list[Source | None] = []
+        for taken in span.sources:
+            held = None if taken is None else tensor.sources[taken[0]]
+            if held is None or taken is None:
+                sources.append(None)
+            else:
+                assert isinstance(held, Source), f"{tensor.name} has rows in another order, and pieces"
+                sources.append(held.at((taken[1] + (turn * tensor.heights[taken[0]] if turn else 0)) * width))
+        yield Part(tensor, (turn * rows.rows + span.first) * width, span.rows * width, span.merged, tuple(sources))
+
+
+def _parts_by_pieces(tensor: TensorPlan) -> Iterator[Part]:
+    first = 0
+    while first < tensor.elements:
+        last = tensor.elements
+        sources: list[Source | None] = []
+        for source in tensor.sources:
+            if isinstance(source, Stack):
+                piece, end = source.piece_at(first)
+                last = min(last, end)
+                sources.append(piece)
+            else:
+                sources.append(None if source is None else source.at(first))
+        yield Part(tensor, first, last - first, tensor.merged, tuple(sources))
+        first = last
 
 
 class SideFile(NamedTuple):
@@ -118,14 +163,16 @@ class Shard:
     inputs: tuple[InputFile, ...]
     calls: tuple[MethodCall, ...]
     """Every way in which a tensor of the merge is computed."""
+    adapters: frozenset[int] = frozenset()
+    """Models that hold deltas: what one of them lacks is a delta of zero."""
 
     @property
     def bytes_to_read(self) -> int:
         total = 0
-        for tensor in parts_of(self.tensors):
-            for source in tensor.sources:
+        for part in parts_of(self.tensors):
+            for source in part.sources:
                 if source is not None:
-                    total += tensor.elements * DTYPES[source.dtype].bits // 8
+                    total += source.nbytes(part.elements) if source.encoded else part.elements * DTYPES[source.dtype].bits // 8
         return total
 
 
@@ -157,12 +204,23 @@ class MergePlan:
     """Fields of config.json, by dotted name, that are not the base's because the vocabulary is not."""
     config_without: tuple[str, ...] = ()
     """Fields of config.json, by dotted name, that are true of the base and not of what is written."""
+    config_dtype: str | None = None
+    """The dtype that config.json is to say; None where it says what the base's does."""
     notes: tuple[str, ...] = ()
     """Notes of the comparison of the models."""
     companions: frozenset[str] = frozenset()
     """Files among the shards that lie beside the model, and in no index."""
     planning_memory: int = 0
     """Bytes that what the models say of themselves took, at most, while the plan was made from it."""
+
+    @cached_property
+    def is_encoded(self) -> bool:
+        """Whether any numbers, in an input or in the output, are stored otherwise than as they are."""
+        return any(
+            tensor.encoded is not None or any(source.encoded is not None for source in sources_of(tensor.sources))
+            for shard in self.shards
+            for tensor in shard.tensors
+        )
 
     @cached_property
     def reads(self) -> tuple[int, ...]:
@@ -195,7 +253,7 @@ class MergePlan:
 
     @cached_property
     def total_parameters(self) -> int:
-        return sum(tensor.elements for shard in self.own_shards for tensor in shard.tensors)
+        return sum(tensor.parameters for shard in self.own_shards for tensor in shard.tensors)
 
     def as_document(self) -> dict[str, Any]:
         """The plan as plain values, without the tensors' places: what is kept beside the output."""

@@ -142,7 +142,7 @@ class Resolver:
         """Every delta or model, as the method will see them."""
         recipe = self._recipe
         entries = [
-            _Entry(delta.post, delta.base or recipe.base, self._choosers(delta.given, f"deltas.{number}"))
+            _Entry(delta.source, delta.base or recipe.base, self._choosers(delta.given, f"deltas.{number}"))
             for number, delta in enumerate(recipe.deltas)
         ]
         if recipe.entries and recipe.given_base is not None and not self._based:

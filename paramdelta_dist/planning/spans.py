@@ -6,32 +6,34 @@ span. Which tensors share one decides nothing about the bytes: it is how they ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
+from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES
 from paramdelta_dist.kernels.blocks import METHOD_BLOCK, block_elements
 from paramdelta_dist.methods import BlockShape, Scope, find_method
-from paramdelta_dist.planning.plan import Shard, Source, TensorPlan, parts_of
+from paramdelta_dist.planning.plan import EncodedOutput, Part, Shard, output_bytes, parts_of
 from paramdelta_dist.planning.resolve import MethodCall
+from paramdelta_dist.planning.sources import Source
 
 CUT = 64
 """Spans that may be cut anywhere are cut at multiples of this many elements, so that pieces stay aligned."""
 
 
 class Span(NamedTuple):
-    """Tensors, or parts of them, whose bytes follow one another in the output and in each model, none of them empty; a single
-    one where the method that computes it looks at more than elements."""
+    """Parts of tensors whose bytes follow one another in the output and in each model, none of them empty; a single one where
+    the method that computes it looks at more than elements, or numbers are encoded."""
 
-    tensors: tuple[TensorPlan, ...]
+    parts: tuple[Part, ...]
     merged: bool
     dtype: str
-    """Of the output."""
+    """Of the output; of numbers that are encoded there, that which they have before."""
     elements: int
     start: int
     """First byte in the output file."""
     sources: tuple[Source | None, ...]
-    """Place of the first tensor in each model; None for a model that is not read."""
+    """Place of the first part in each model; None for a model that is not read."""
     call: int
     """Position in `Shard.calls`."""
     cut: int
@@ -40,29 +42,49 @@ class Span(NamedTuple):
     """Elements that are computed at a time, where each block counts; a multiple of `cut`."""
     reductions: int
     """Times all of it has to be looked at before the first element is made. 0 for one that is copied."""
+    encoded: EncodedOutput | None = None
+    """The arrays that it is written as, where it is not written as plain numbers."""
+    trails: bool = False
+    """It is not made but collected: the scales that were decided when the tensor before it was encoded; an element is a byte of them."""
 
-    def tensor_at(self, element: int) -> tuple[TensorPlan, int]:
-        """The tensor that holds an element of the span, and the element's position in the whole of it."""
-        for tensor in self.tensors:
-            if element < tensor.elements:
-                return tensor, tensor.first + element
-            element -= tensor.elements
+    @property
+    def is_plain(self) -> bool:
+        """Whether all numbers are stored as they are, in the inputs and in the output."""
+        return self.encoded is None and not any(source is not None and source.encoded is not None for source in self.sources)
+
+    def output_bytes(self, elements: int) -> int:
+        """Bytes of so many of its elements in the output."""
+        bits = DTYPES[self.dtype].bits if self.encoded is None else self.encoded.encoding.bits
+        return elements * bits // 8
+
+    def part_at(self, element: int) -> tuple[Part, int]:
+        """The part that holds an element of the span, and the element's position in the whole of the part's tensor."""
+        for part in self.parts:
+            if element < part.elements:
+                return part, part.first + element
+            element -= part.elements
         raise IndexError(f"element {element} is beyond the span")
 
 
 def find_spans(shard: Shard) -> Iterator[Span]:
-    """The spans of a shard in the order of their bytes; every tensor that has elements, or every part of it, is in exactly one."""
+    """The spans of a shard in the order of their bytes; every tensor that has elements, or every part of it, is in exactly one.
+    Behind the last part of a tensor that is encoded comes the span of its scales."""
     kinds = [_kind(call) for call in shard.calls]
-    tensors: list[TensorPlan] = []
-    for tensor in parts_of(shard.tensors):
-        if not tensor.elements:
+    parts: list[Part] = []
+    for part in parts_of(shard.tensors):
+        if not part.elements:
             continue
-        if tensors and not ((not tensor.merged or kinds[tensor.call].spans_tensors) and _follows(tensors[-1], tensor)):
-            yield _span(tensors, kinds)
-            tensors = []
-        tensors.append(tensor)
-    if tensors:
-        yield _span(tensors, kinds)
+        if parts and not ((not part.merged or kinds[part.tensor.call].spans_tensors) and _follows(parts[-1], part)):
+            yield _span(parts, kinds)
+            parts = []
+        if part.tensor.encoded is not None:
+            yield _span([part], kinds)
+            if part.is_last:
+                yield _trail(part)
+            continue
+        parts.append(part)
+    if parts:
+        yield _span(parts, kinds)
 
 
 class _SpanKind(NamedTuple):
@@ -80,23 +102,61 @@ def _kind(call: MethodCall) -> _SpanKind:
     )
 
 
-def _follows(last: TensorPlan, tensor: TensorPlan) -> bool:
-    """Whether a tensor, which comes next in the output, comes next in every model too and is treated as `last` is."""
-    if last.twin or tensor.twin or last.dtype != tensor.dtype or last.merged != tensor.merged or last.call != tensor.call:
+def _follows(last: Part, part: Part) -> bool:
+    """Whether a part, which comes next in the output, comes next in every model too and is treated as `last` is."""
+    one, other = last.tensor, part.tensor
+    if one.twin or other.twin or one.dtype != other.dtype or last.merged != part.merged or one.call != other.call:
         return False
-    for one, other in zip(last.sources, tensor.sources, strict=True):
-        if one is None or other is None:
-            if one is not other:
+    for here, there in zip(last.sources, part.sources, strict=True):
+        if here is None or there is None:
+            if here is not there:
                 return False
-        elif one.file != other.file or one.dtype != other.dtype or other.start - one.start != last.elements * ITEMSIZES[one.dtype]:
+        elif (
+            here.encoded is not None
+            or there.encoded is not None
+            or here.file != there.file
+            or here.dtype != there.dtype
+            or there.start - here.start != last.elements * ITEMSIZES[here.dtype]
+        ):
             return False
     return True
 
 
-def _span(tensors: list[TensorPlan], kinds: list[_SpanKind]) -> Span:
-    first, cut, block, reductions = tensors[0], CUT, METHOD_BLOCK, 0
-    if first.merged and not (kind := kinds[first.call]).spans_tensors:
-        cut = block = block_elements(first.shape, rows=kind.rows)
+def _span(parts: list[Part], kinds: list[_SpanKind]) -> Span:
+    first = parts[0]
+    tensor = first.tensor
+    grain = _grain(first)
+    cut, block, reductions = CUT, METHOD_BLOCK, 0
+    if first.merged and not (kind := kinds[tensor.call]).spans_tensors:
+        cut = block = block_elements(tensor.shape, rows=kind.rows)
         reductions = kind.reductions
-    elements = sum(tensor.elements for tensor in tensors)
-    return Span(tuple(tensors), first.merged, first.dtype, elements, first.start, first.sources, first.call, cut, block, reductions)
+        if grain > 1:
+            unit = math.lcm(grain, max(1, tensor.shape[-1]) if kind.rows and tensor.shape else 1)
+            cut = block = max(1, METHOD_BLOCK // unit) * unit
+    elif grain > 1:
+        cut = math.lcm(grain, CUT) if tensor.encoded is None else grain
+        block = max(1, METHOD_BLOCK // cut) * cut
+    if tensor.encoded is not None and first.merged and not tensor.encoded.encoding.rows:
+        reductions += 1  # over the results, for the one scale that they have
+    elements = sum([part.elements for part in parts])
+    return Span(
+        tuple(parts), first.merged, tensor.dtype, elements, first.start, first.sources, tensor.call, cut, block, reductions, tensor.encoded
+    )
+
+
+def _grain(part: Part) -> int:
+    """Elements that must stay together: of the encodings that are written and read; 1 where all is plain."""
+    grain = 1 if part.tensor.encoded is None else part.tensor.encoded.encoding.grain(part.tensor.shape)
+    for source in part.sources:
+        if source is not None and source.encoded is not None:
+            grain = math.lcm(grain, source.encoded.encoding.together(source.encoded.shape))
+    return grain
+
+
+def _trail(part: Part) -> Span:
+    """The scales of a tensor whose last part this is."""
+    tensor = part.tensor
+    codes = output_bytes(tensor, tensor.elements)
+    whole = part._replace(first=0, elements=tensor.elements)
+    nothing = (None,) * len(part.sources)
+    return Span((whole,), False, "U8", tensor.nbytes - codes, tensor.start + codes, nothing, 0, CUT, METHOD_BLOCK, 0, trails=True)

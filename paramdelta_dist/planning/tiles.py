@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
 from paramdelta_dist.methods import Scope
 from paramdelta_dist.planning.plan import Shard
+from paramdelta_dist.planning.sources import Read
 from paramdelta_dist.planning.spans import CUT, Span, find_spans
 
 MAX_GAP = 64 << 10
@@ -63,14 +63,6 @@ class Step(NamedTuple):
     """Whether that reduction ends with it."""
 
 
-class Read(NamedTuple):
-    """One request: bytes [start, stop) of an input file, by its position in `Shard.inputs`."""
-
-    file: int
-    start: int
-    stop: int
-
-
 def cut_tiles(shard: Shard, *, tile_size: int) -> Iterator[Tile]:
     """Every data byte of the shard exactly once and in order; `tile_size` bytes bound each buffer of a tile.
 
@@ -99,22 +91,23 @@ def steps_of(tiles: Iterable[Tile], *, tile_size: int) -> Iterator[Step]:
 
 def reduction_tiles(span: Span, *, tile_size: int) -> Iterator[Tile]:
     """The whole of a span as tiles of its own."""
-    width, room = widths_of(span)[0], _room(span, tile_size)
+    room = _room(span, tile_size)
     for first in range(0, span.elements, room):
         last = min(first + room, span.elements)
-        yield Tile(span.start + first * width, span.start + last * width, (Segment(span, first, last),))
+        start, stop = span.start + span.output_bytes(first), span.start + span.output_bytes(last)
+        yield Tile(start, stop, (Segment(span, first, last),))
 
 
 def is_streamed(span: Span, tile_size: int) -> bool:
     """Whether a span has to be reduced and is too large for a tile."""
-    return span.reductions > 0 and any(span.elements * width > tile_size for width in widths_of(span))
+    return span.reductions > 0 and max(needs_of(span, span.elements)) > tile_size
 
 
 def _room(span: Span, tile_size: int) -> int:
     """Elements of a span in a tile of its own. Raises ValueError when not even one cut fits."""
-    room = min(tile_size // width for width in widths_of(span) if width) // span.cut * span.cut
+    room = most_elements(span, span.elements, [tile_size] * (1 + len(span.sources)))
     if not room:
-        raise ValueError(f"a tile of {tile_size} bytes cannot hold {span.cut} elements of {span.tensors[0].name}")
+        raise ValueError(f"a tile of {tile_size} bytes cannot hold {span.cut} elements of {span.parts[0].tensor.name}")
     return room
 
 
@@ -160,13 +153,14 @@ def _bytes_to_stream(shard: Shard, tile_size: int) -> int:
 
 
 def _input_bytes(span: Span) -> int:
-    return span.elements * sum(widths_of(span)[1:])
+    return sum([source.nbytes(span.elements) for source in span.sources if source is not None])
 
 
 def _reductions_of(shard: Shard) -> tuple[int, int]:
     """The most reductions that any of its tensors needs over the model, the same for all, and over itself."""
     scopes = [[reduction.scope for reduction in call.reductions] for call in shard.calls] or [[]]
-    return max(each.count(Scope.MODEL) for each in scopes), max(each.count(Scope.TENSOR) for each in scopes)
+    scale = any(tensor.encoded is not None and not tensor.encoded.encoding.rows for tensor in shard.tensors)
+    return max(each.count(Scope.MODEL) for each in scopes), max(each.count(Scope.TENSOR) for each in scopes) + scale
 
 
 class _Stretch(NamedTuple):
@@ -183,12 +177,10 @@ def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
     filled: list[int] = []  # bytes so far in the output and of each model
     start = position = len(shard.header)
     for span in find_spans(shard):
-        widths = widths_of(span)
         first = 0
         while first < span.elements:
-            filled = filled or [0] * len(widths)
-            room = min((tile_size - used) // width for used, width in zip(filled, widths, strict=True) if width)
-            last = span.elements if span.elements - first <= room else first + room // span.cut * span.cut
+            filled = filled or [0] * (1 + len(span.sources))
+            last = first + most_elements(span, span.elements - first, [tile_size - used for used in filled])
             full = last == first or len(segments) == MOST_SEGMENTS
             if segments and (full or (span.reductions and first == 0 and last < span.elements)):
                 yield _Stretch(Tile(start, position, tuple(segments)), 1)
@@ -196,7 +188,7 @@ def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
                 continue
             if last == first:
                 _room(span, tile_size)  # raises
-            position += (last - first) * widths[0]
+            position += span.output_bytes(last) - span.output_bytes(first)
             segments.append(Segment(span, first, last))
             if len(segments) == 1 and last < span.elements:
                 alike = (span.elements - first - 1) // (last - first)
@@ -205,24 +197,40 @@ def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
                 start = position = start + alike * (position - start)
                 segments, filled = [], []
                 continue
-            filled = [used + (last - first) * width for used, width in zip(filled, widths, strict=True)]
+            filled = [used + need for used, need in zip(filled, needs_of(span, last - first), strict=True)]
             first = last
     if segments:
         yield _Stretch(Tile(start, position, tuple(segments)), 1)
 
 
-def widths_of(span: Span) -> list[int]:
-    """Bytes of an element in the output and in each model; 0 for a model that is not read."""
-    return [ITEMSIZES[span.dtype], *[ITEMSIZES[source.dtype] if source else 0 for source in span.sources]]
+def needs_of(span: Span, elements: int) -> list[int]:
+    """The most bytes that so many of its elements, following one another, take in the output and in each model."""
+    return [span.output_bytes(elements), *[source.room(elements) if source else 0 for source in span.sources]]
 
 
-def source_range(segment: Segment, model: int) -> Read | None:
-    """The bytes of a segment in one model; None when the model is not read for it."""
+def most_elements(span: Span, left: int, free: list[int]) -> int:
+    """The most of the `left` elements of a span that take no more than is `free` of each buffer, in the order of `needs_of`: all
+    of them, or a multiple of its cut."""
+
+    def fits(elements: int) -> bool:
+        return all(need <= room for need, room in zip(needs_of(span, elements), free, strict=True))
+
+    if span.is_plain:  # then bytes are elements times a width, and there is nothing to search for
+        room = min([room // need for need, room in zip(needs_of(span, 1), free, strict=True) if need])
+        return left if left <= room else room // span.cut * span.cut
+    if fits(left):
+        return left
+    low, high = 0, left // span.cut + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(min(left, middle * span.cut)) else (low, middle)
+    return low * span.cut
+
+
+def source_ranges(segment: Segment, model: int) -> tuple[Read, ...]:
+    """The bytes of each array of a segment in one model; none when the model is not read for it."""
     source = segment.span.sources[model]
-    if source is None:
-        return None
-    width = ITEMSIZES[source.dtype]
-    return Read(source.file, source.start + segment.first * width, source.start + segment.last * width)
+    return () if source is None else source.ranges(segment.first, segment.last)
 
 
 def tile_reads(tile: Tile, model: int) -> list[Read]:
@@ -234,16 +242,17 @@ def tile_reads(tile: Tile, model: int) -> list[Read]:
 
 def _segment_reads(segment: Segment, model: int) -> list[Read]:
     """The bytes of a segment in one model, as requests that are not too large."""
-    whole = source_range(segment, model)
-    if whole is None:
-        return []
-    if whole.stop - whole.start <= REQUEST:
-        return [whole]
-    source, block = segment.span.sources[model], segment.span.block
-    assert source is not None
-    step = block * ITEMSIZES[source.dtype]
-    step *= max(1, REQUEST // step)
-    return [Read(whole.file, start, min(start + step, whole.stop)) for start in range(whole.start, whole.stop, step)]
+    whole = source_ranges(segment, model)
+    if all(read.stop - read.start <= REQUEST for read in whole) and segment.span.is_plain:
+        return list(whole)
+    step = segment.span.block  # each block has to lie in one request, and so have the scales of its codes
+    largest = max([read.stop - read.start for block in (segment._replace(last=min(segment.first + step, segment.last)),)
+                   for read in source_ranges(block, model)] or [1])  # fmt: skip
+    step *= max(1, REQUEST // max(1, largest))
+    found: list[Read] = []
+    for first in range(segment.first, segment.last, step):
+        found += source_ranges(Segment(segment.span, first, min(first + step, segment.last)), model)
+    return found
 
 
 def coalesce(reads: Sequence[Read]) -> list[Read]:

@@ -73,6 +73,8 @@ class Recipe(Section):
         WithJsonSchema({"anyOf": [TEXT, {"type": "integer", "minimum": 0}, {"type": "null"}]}),
     ] = None
     """base, post, the position of a delta, or a URL; None is the first post that a delta has, else the base."""
+    quantization: Literal["keep", "none"] = "keep"
+    """What is done with tensors that are quantised in the base: written in the base's own scheme, or as plain numbers."""
     include: Annotated[tuple[str, ...], BeforeValidator(checked_globs), GLOBS] = ()
     """Globs on the names of tensors: only these are merged, the others copied from the base. None given, all are."""
     exclude: Annotated[tuple[str, ...], BeforeValidator(checked_globs), GLOBS] = ()

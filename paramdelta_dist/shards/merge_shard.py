@@ -126,8 +126,8 @@ def stream_shard(
     output, hold = open_store(job.output, job.storage), job.hold
     assert hold is not None
     require_hold(output, hold)
-    filled = [tensor for tensor in shard.tensors if tensor.nbytes]
-    digests = StreamDigests([(tensor.start, tensor.start + tensor.nbytes) for tensor in filled])
+    arrays = [array for tensor in shard.tensors for array in tensor.arrays]
+    digests = StreamDigests([(start, start + nbytes) for _, start, nbytes in arrays if nbytes])
     writing = Stopwatch("write")
     probe = None if job.probe is None else job.probe.begin(shard)
     with tile_pipeline(job, shard, reader, probe) as pipeline:
@@ -147,8 +147,8 @@ def stream_shard(
         size=identity.size,
         tag=identity.tag,
         digest=digests.whole,
-        tensors=dict.fromkeys((tensor.name for tensor in shard.tensors), blake3().hexdigest())
-        | dict(zip((tensor.name for tensor in filled), digests.of_ranges, strict=True)),
+        tensors=dict.fromkeys((name for name, _, _ in arrays), blake3().hexdigest())
+        | dict(zip((name for name, _, nbytes in arrays if nbytes), digests.of_ranges, strict=True)),
         bytes_read=pipeline.reader.bytes_read,
         bytes_written=shard.size,
         requests=pipeline.reader.requests,

@@ -21,10 +21,11 @@ from paramdelta_dist.planning.memory import OUTPUTS
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.tiles import Step, Tile
 from paramdelta_dist.shards.buffers import BufferPool
-from paramdelta_dist.shards.compute import MergeContext, TileComputer
+from paramdelta_dist.shards.compute import MergeContext, Scales, TileComputer
 from paramdelta_dist.shards.inputs import info_of
 from paramdelta_dist.shards.probe import ShardProbe
 from paramdelta_dist.shards.reader import Fetching, Reader, TileReader, open_reader
+from paramdelta_dist.shards.whole_scale import WHOLE_SCALE
 
 
 class MadeTile(NamedTuple):
@@ -62,6 +63,8 @@ class TilePipeline:
         """The total so far of the reduction that goes on, once there is one."""
         self._statistics: tuple[Any, ...] = job.statistics
         """Of the tensor that is streamed."""
+        self._scales: dict[int, bytearray] = {}
+        """Of tensors, by their first byte in the file, whose codes are being made: the scales decided so far."""
 
     def make(self, steps: Iterable[Step]) -> Iterator[MadeTile]:
         """The tiles of steps with their bytes, in order. What a read or the arithmetic raises comes out at its tile.
@@ -83,11 +86,13 @@ class TilePipeline:
                 if output is None:
                     self._add_up(step, made.result())
                     continue
-                nonfinite, seen = made.result()
-                self.nonfinite += nonfinite
+                outcome, seen = made.result()
+                self.nonfinite += outcome.nonfinite
                 if self._probe is not None:
                     self._probe.add(seen, step.tile.stop - step.tile.start)
                 finished = MadeTile(step.tile, memoryview(output)[: step.tile.stop - step.tile.start])
+                self._collect(outcome.scales)
+                self._put_scales(finished)
                 yield finished
                 self._outputs.give_back_when_released(output, finished.data)
         finally:
@@ -100,6 +105,27 @@ class TilePipeline:
             raise AssertionError("a reduction makes no tile")
         return self._reducing[0] if self._reducing else None
 
+    def _collect(self, scales: Iterable[Scales]) -> None:
+        """Keep scales, which come in the order of their codes, until these are all there. Of a tensor whose first codes are not
+        made, because only some tiles are wanted, none are kept."""
+        for tensor, first, data in scales:
+            if first == 0:
+                self._scales[tensor] = bytearray()
+            if tensor in self._scales:
+                self._scales[tensor] += data
+
+    def _put_scales(self, made: MadeTile) -> None:
+        """Fill the places for scales in a tile, all codes before which have been made."""
+        for segment in made.tile.segments:
+            span = segment.span
+            if span.trails:
+                tensor, at = span.parts[0].tensor, span.start + segment.first - made.tile.start
+                held = self._scales[tensor.start]
+                assert len(held) == span.elements, f"{tensor.name}: {len(held)} bytes of scales were made, {span.elements} are planned"
+                made.data[at : at + segment.last - segment.first] = held[segment.first : segment.last]
+                if segment.last == span.elements:
+                    del self._scales[tensor.start]
+
     def _may_begin(self, step: Step, making: deque[_Making]) -> bool:
         """Whether all that `step` needs to know is known: no other reduction is going on, and none of a tensor that is still made."""
         return not making or making[-1].step.reduction == step.reduction or (making[-1].step.reduction is None and step.reduction is None)
@@ -111,7 +137,7 @@ class TilePipeline:
         return _Making(step, output, self._threads.submit(self._work, step, fetching, output, self._statistics))
 
     def _work(self, step: Step, fetching: Fetching, output: mmap.mmap | None, statistics: tuple[Any, ...]) -> Any:
-        """The number of elements that are not finite, and the probe's measurement; of a tile that is reduced its partials."""
+        """The outcome, and the probe's measurement; of a tile that is reduced its partials."""
         began = time.perf_counter()
         fetched, maker = fetching.result(), self._makers.get()
         there = time.perf_counter()
@@ -119,8 +145,8 @@ class TilePipeline:
         try:
             if output is not None:
                 made = memoryview(output)[: step.tile.stop - step.tile.start]
-                nonfinite = maker.make(fetched, made, statistics)
-                return nonfinite, None if self._probe is None else self._probe.measure(fetched, made)
+                outcome = maker.make(fetched, made, statistics)
+                return outcome, None if self._probe is None else self._probe.measure(fetched, made)
             reduction = self._reduction(step, statistics)
             return [partial for segment in step.tile.segments for partial in maker.reduce(fetched, segment, reduction, statistics)]
         finally:
@@ -141,7 +167,8 @@ class TilePipeline:
 
     def _reduction(self, step: Step, statistics: tuple[Any, ...]) -> Reduction:
         """The one that a step is a part of, which comes after those that found `statistics`."""
-        return self._shard.calls[step.tile.segments[0].span.call].reductions[len(statistics)]
+        of_method = self._shard.calls[step.tile.segments[0].span.call].reductions
+        return of_method[len(statistics)] if len(statistics) < len(of_method) else WHOLE_SCALE
 
 
 def tile_reader(context: MergeContext, shard: Shard) -> AbstractContextManager[TileReader]:

@@ -14,7 +14,8 @@ from typing import Protocol
 from paramdelta_dist.engine.metrics import METER, READ_BYTES
 from paramdelta_dist.planning.memory import LOCAL_READERS, REQUESTS_IN_FLIGHT
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.tiles import SLACK, WASTE, Read, Segment, Tile, source_range, tile_reads
+from paramdelta_dist.planning.sources import Read
+from paramdelta_dist.planning.tiles import SLACK, WASTE, Segment, Tile, source_ranges, tile_reads
 from paramdelta_dist.shards.buffers import BufferPool
 from paramdelta_dist.storage import StorageConfig, Store, open_store
 
@@ -35,15 +36,21 @@ class FetchedTile:
     parts: list[tuple[list[Read], list[memoryview]]]
     """For each model, what was read of it, sorted by file and place, and the bytes of each read."""
 
-    def source(self, segment: Segment, model: int) -> memoryview | None:
-        """Bytes of a segment in one model; None when the model is not read for it."""
-        wanted = source_range(segment, model)
-        if wanted is None:
-            return None
+    def arrays(self, segment: Segment, model: int) -> tuple[memoryview, ...]:
+        """Bytes of each array of a segment in one model: of plain numbers one; none when the model is not read for it."""
+        return tuple([self._bytes(wanted, model) for wanted in source_ranges(segment, model)])
+
+    def _bytes(self, wanted: Read, model: int) -> memoryview:
         reads, data = self.parts[model]
         place = bisect_right(reads, (wanted.file, wanted.start, sys.maxsize)) - 1
         start = wanted.start - reads[place].start
-        return data[place][start : start + wanted.stop - wanted.start]
+        if wanted.stop <= reads[place].stop:
+            return data[place][start : start + wanted.stop - wanted.start]
+        joined = bytearray(data[place][start:])  # a part of a tile that lies across requests
+        while len(joined) < wanted.stop - wanted.start:
+            place += 1
+            joined += data[place][: wanted.stop - wanted.start - len(joined)]
+        return memoryview(joined)
 
 
 @dataclass

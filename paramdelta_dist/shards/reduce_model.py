@@ -138,7 +138,7 @@ def reduce_shard(job: ReductionContext, unit: ShardUnit, *, advance: Callable[[i
         for tile in cut_tiles(shard, tile_size=job.merge.tile_size):
             if cancelled():
                 raise Interrupted("stopped")
-            if merged := tuple(segment for segment in tile.segments if segment.span.merged and not segment.span.tensors[0].twin):
+            if merged := tuple(segment for segment in tile.segments if segment.span.merged and not segment.span.parts[0].tensor.twin):
                 yield Step(tile._replace(segments=merged), job.number)
             done += tile.stop - tile.start
             advance(tile.stop - tile.start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -25,9 +25,9 @@ Sources = Callable[[Segment], Sequence[RawElements | None]]
 class TorchComputer:
     """Makes and looks at segments of tiles. Keeps its scratch between them; for one thread at a time."""
 
-    def __init__(self, device: str, statistics: tuple[Any, ...]) -> None:
-        """`statistics` are those of reductions over the whole model."""
-        self._device, self._statistics = torch.device(device), statistics
+    def __init__(self, device: str, statistics: tuple[Any, ...], adapters: Collection[int] = ()) -> None:
+        """`statistics` are those of reductions over the whole model, `adapters` the models that lack what they do not change."""
+        self._device, self._statistics, self._adapters = torch.device(device), statistics, adapters
         self._runners: dict[str, BlockRunner] = {}
         self._mergers: dict[tuple[float, ...], DeviceMerger] = {}
 
@@ -42,11 +42,17 @@ class TorchComputer:
         return found
 
     def apply(
-        self, segment: Segment, out: RawElements, call: MethodCall, sources: Sources, statistics: tuple[Any, ...] | None
-    ) -> tuple[int, int]:
-        """Fill `out` block by block; without `statistics` the reductions over the tensor, all of which is here, come first.
+        self,
+        segment: Segment,
+        out_of: Callable[[Segment], RawElements],
+        call: MethodCall,
+        sources: Sources,
+        statistics: tuple[Any, ...] | None,
+    ) -> Iterator[tuple[Segment, int, int]]:
+        """Fill the memory that `out_of` gives for it, block by block; without `statistics` the reductions over the tensor, all of which is
+        here, come first.
 
-        Returns how many elements are not finite, and the place of the first in the segment.
+        Yields each block that was made, with the number of its elements that are not finite and the place of the first in it.
         """
         one_thread()
         apply = find_method(call.method).apply
@@ -56,14 +62,10 @@ class TorchComputer:
             for reduction in call.reductions[len(statistics) :]:
                 total = reduce(reduction.combine, self._partials(segment, sources, call, reduction, statistics))
                 statistics += (reduction.finalize(total, info_of(segment.span, call, statistics)),)
-        info, target, begin = info_of(segment.span, call, statistics), tensor_of(out), segment.span.tensors[0].first
-        count = first = 0
-        for block, base, terms in _blocks(segment, call, sources):
-            part = target[block.first - segment.first : block.last - segment.first]
-            more, place = self._runner(call).apply(apply, info, begin + block.first, part, base, terms)
-            first = block.first - segment.first + place if more and not count else first
-            count += more
-        return count, first
+        info, begin = info_of(segment.span, call, statistics), segment.span.parts[0].first
+        for block, base, terms in _blocks(segment, call, sources, self._adapters):
+            out = tensor_of(out_of(block))
+            yield block, *self._runner(call).apply(apply, info, begin + block.first, out, base, terms)
 
     def sum(
         self, out: RawElements, base: RawElements, deltas: Sequence[tuple[RawElements, RawElements]], weights: tuple[float, ...]
@@ -80,7 +82,7 @@ class TorchComputer:
         """Of one block after the other."""
         one_thread()  # tiles of one shard are made in any thread, and torch counts threads for each of them
         info, dtype = info_of(segment.span, call, statistics), _torch_dtype(segment.span.dtype)
-        for block, base, terms in _blocks(segment, call, sources):
+        for block, base, terms in _blocks(segment, call, sources, self._adapters):
             yield self._runner(call).collect(reduction.map, info, block.first, dtype, base, terms)
 
     def _runner(self, call: MethodCall) -> BlockRunner:
@@ -95,10 +97,12 @@ def tensor_of(values: RawElements) -> torch.Tensor:
     return view(values.data, _torch_dtype(values.dtype))
 
 
-def _blocks(segment: Segment, call: MethodCall, sources: Sources) -> Iterator[tuple[Segment, torch.Tensor | None, Inputs]]:
+def _blocks(
+    segment: Segment, call: MethodCall, sources: Sources, adapters: Collection[int]
+) -> Iterator[tuple[Segment, torch.Tensor | None, Inputs]]:
     """The blocks of a segment, each with its base and its (post, base) pairs, as stored."""
     for block in segment.blocks():  # each for itself: a segment may lie across several reads
-        base, terms = inputs_of(block, call, sources(block))
+        base, terms = inputs_of(block, call, sources(block), adapters)
         pairs = [(tensor_of(post), None if old is None else tensor_of(old)) for post, old in terms]
         yield block, None if base is None else tensor_of(base), pairs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from paramdelta_dist.checkpoint import Checkpoint, open_checkpoint
 from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.encoded import with_logical_tensors
 from paramdelta_dist.checkpoint.header import ALIGNMENT
 from paramdelta_dist.checkpoint.index import INDEX_NAME, MAX_INDEX
 from paramdelta_dist.checkpoint.sidefiles import is_for_people
@@ -22,7 +23,7 @@ from paramdelta_dist.output.names import COMMIT, PLAN, REPORT
 from paramdelta_dist.output.receipts import MAX_RECEIPT, Receipt, parse_receipt, receipt_name
 from paramdelta_dist.output.sealed_json import read_document
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.tiles import cut_tiles, steps_of
+from paramdelta_dist.planning.tiles import Tile, cut_tiles, steps_of
 from paramdelta_dist.shards.compute import MergeContext
 from paramdelta_dist.shards.digests import StreamDigests
 from paramdelta_dist.shards.pipeline import MadeTile, tile_pipeline, tile_reader
@@ -143,7 +144,8 @@ def _layout_problems(store: Store, checkpoint: Checkpoint) -> list[str]:
     ]
     if len(checkpoint.files) > 1:
         metadata = json.loads(store.read(INDEX_NAME, limit=MAX_INDEX)).get("metadata") or {}
-        for key, value in (("total_size", checkpoint.nbytes), ("total_parameters", checkpoint.parameters)):
+        parameters = with_logical_tensors(checkpoint).parameters
+        for key, value in (("total_size", checkpoint.nbytes), ("total_parameters", parameters)):
             if metadata.get(key) != value:
                 problems.append(f"{INDEX_NAME}: {key} is {metadata.get(key)}, the headers give {value}")
     return problems
@@ -231,8 +233,7 @@ def _digest_problems(store: Store, check: FileCheck, advance: Callable[[int], No
 
 def _recomputed(job: MergeContext, store: Store, check: FileCheck, shard: Shard, cancelled: Callable[[], bool]) -> tuple[list[str], int]:
     """Compute tiles from the inputs again and compare; returns problems and bytes read."""
-    chosen = set(check.tiles)
-    wanted = (tile for number, tile in enumerate(cut_tiles(shard, tile_size=job.tile_size)) if number in chosen)
+    wanted = _with_their_codes(shard, set(check.tiles), job.tile_size)
     problems, bytes_read = [], 0
     with tile_reader(job, shard) as reader, tile_pipeline(job, shard, reader) as pipeline:
         for made in pipeline.make(steps_of(wanted, tile_size=job.tile_size)):
@@ -245,13 +246,33 @@ def _recomputed(job: MergeContext, store: Store, check: FileCheck, shard: Shard,
         return problems, bytes_read + pipeline.reader.bytes_read
 
 
+def _with_their_codes(shard: Shard, chosen: Collection[int], tile_size: int) -> list[Tile]:
+    """The chosen tiles, and those that make the codes whose scales are in one of them."""
+    found: list[Tile] = []
+    scaled: set[int] = set()
+    for number, tile in reversed(list(enumerate(cut_tiles(shard, tile_size=tile_size)))):  # scales come behind their codes
+        tensors = {segment.span.parts[0].tensor.start for segment in tile.segments if segment.span.encoded is not None}
+        if number in chosen or not scaled.isdisjoint(tensors):
+            found.append(tile)
+            scaled |= {segment.span.parts[0].tensor.start for segment in tile.segments if segment.span.trails}
+    return found[::-1]
+
+
 def _differing(made: MadeTile, held: memoryview) -> Iterator[str]:
     """The tensors of a tile whose bytes differ, and the elements looked at."""
     for segment in made.tile.segments:
-        width, end = DTYPES[segment.span.dtype].itemsize, segment.span.start + segment.last * DTYPES[segment.span.dtype].itemsize
-        for tensor in segment.span.tensors:
-            start, stop = max(tensor.start, made.tile.start), min(tensor.start + tensor.nbytes, end)
+        span = segment.span
+        begin, end = (span.start + span.output_bytes(element) for element in (segment.first, segment.last))
+        if span.encoded is not None or span.trails:
+            name, _, _ = list(span.parts[0].tensor.arrays)[int(span.trails)]
+            part = slice(begin - made.tile.start, end - made.tile.start)
+            if held[part] != made.data[part]:
+                yield f"tensor {name!r}, bytes [{begin}, {end}) of the file"
+            continue
+        width = DTYPES[span.dtype].itemsize
+        for each in span.parts:
+            start, stop = max(each.start, made.tile.start), min(each.start + each.elements * width, end)
             part = slice(start - made.tile.start, stop - made.tile.start)
             if start < stop and held[part] != made.data[part]:
-                first, last = (tensor.first + (byte - tensor.start) // width for byte in (start, stop))
-                yield f"tensor {tensor.name!r}, elements [{first}, {last})"
+                first, last = (each.first + (byte - each.start) // width for byte in (start, stop))
+                yield f"tensor {each.tensor.name!r}, elements [{first}, {last})"

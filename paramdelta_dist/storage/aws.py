@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import UTC
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -132,12 +133,12 @@ def credential_provider(settings: StoreSettings) -> Callable[[], dict[str, str |
                 raise CredentialsError(f"AWS credentials ({credentials.method}): the {name.replace('_', ' ')} {problem}")
 
     def provide() -> dict[str, str | datetime | None]:
-        from datetime import datetime, timedelta, timezone
+        from datetime import datetime, timedelta
 
         frozen = credentials.get_frozen_credentials()  # refreshes temporary ones when they are about to end
         expiry = getattr(credentials, "_expiry_time", None)
         if expiry is None and frozen.token:
-            expiry = datetime.now(timezone.utc) + timedelta(minutes=10)  # ask again: a profile's file may have been renewed
+            expiry = datetime.now(UTC) + timedelta(minutes=10)  # ask again: a profile's file may have been renewed
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,

@@ -37,10 +37,10 @@ class DirectWriter:
     way of aligned buffers. Where the file system or its disk refuses direct writes, the same writes go through the page cache.
     """
 
-    def __init__(self, file: int, *, size: int) -> None:
-        """`file` is a descriptor open for writing, which stays the caller's; `size` is how large it will be."""
+    def __init__(self, file: int, *, direct: bool) -> None:
+        """`file` is a descriptor open for writing, which stays the caller's; `direct` is for a large one."""
         self._file = file
-        self._direct = size >= LARGE
+        self._direct = direct
         self._pool = ThreadPoolExecutor(WRITES_IN_FLIGHT, thread_name_prefix="write")
         self._writing: deque[tuple[mmap.mmap | PickleBuffer, Future[None]]] = deque()
         """The writes under way, with the buffer of ours or the hold on a chunk that each can do without when it is done."""

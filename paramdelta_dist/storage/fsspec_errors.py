@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from contextlib import suppress
 from functools import cache
@@ -69,7 +68,7 @@ def classified(error: BaseException, where: str, endpoint: str | None = None) ->
 @cache
 def library_errors() -> tuple[type[BaseException], ...]:
     """The exceptions that file systems raise for reasons outside this program: never a bug of ours."""
-    errors: list[type[BaseException]] = [OSError, NotImplementedError, asyncio.TimeoutError, FSTimeoutError]
+    errors: list[type[BaseException]] = [OSError, NotImplementedError, FSTimeoutError]
     with suppress(ImportError):
         import aiohttp
 

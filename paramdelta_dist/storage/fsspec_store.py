@@ -29,7 +29,6 @@ from paramdelta_dist.storage.border import OURS, translated
 from paramdelta_dist.storage.fsspec_errors import classified
 from paramdelta_dist.storage.multipart import part_size
 from paramdelta_dist.storage.part_names import is_part, part_name
-from paramdelta_dist.storage.retry import persisting
 from paramdelta_dist.storage.settings import StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_range
 from paramdelta_dist.storage.urls import redact, scheme_of
@@ -44,6 +43,7 @@ class FsspecStore:
 
     def __init__(self, url: str, settings: StoreSettings) -> None:
         self.url = redact(url)
+        self._retries, self._part_size = settings.retries, settings.part_size
         self._fs = _connect(url, settings)
         self._root = str(self._fs._strip_protocol(url)).rstrip("/")
         self._endpoint = aws.endpoint(settings) if scheme_of(url) in ("s3", "s3a") else settings.endpoint
@@ -62,7 +62,7 @@ class FsspecStore:
             with self._translated(name):
                 return self._identify(name)
 
-        return persisting(ask, what=f"asking for {self.url}/{name}")
+        return self._retries.persisting(ask, what=f"asking for {self.url}/{name}")
 
     def _identify(self, name: str) -> Identity:
         info = self._fs.info(self._path(name))
@@ -71,7 +71,7 @@ class FsspecStore:
         return _identity(info)
 
     def list(self) -> dict[str, Identity] | None:
-        return persisting(self._list, what=f"listing {self.url}")
+        return self._retries.persisting(self._list, what=f"listing {self.url}")
 
     def _list(self) -> dict[str, Identity] | None:
         with self._translated(""):
@@ -98,7 +98,7 @@ class FsspecStore:
             check_length(f"{self.url}/{name}", start, stop, data)
             return data
 
-        return memoryview(persisting(get, what=f"reading {self.url}/{name}"))
+        return memoryview(self._retries.persisting(get, what=f"reading {self.url}/{name}"))
 
     def _pinned(self, name: str, start: int, stop: int, identity: Identity) -> bytes:
         """One range of the version that was planned with: the store refuses another where it can, else we look after."""
@@ -124,10 +124,10 @@ class FsspecStore:
                     raise InputError(f"{self.url}/{name} is larger than the {limit} bytes such a file may have")
                 return bytes(self._fs.cat_file(self._path(name)))
 
-        return persisting(get, what=f"reading {self.url}/{name}")
+        return self._retries.persisting(get, what=f"reading {self.url}/{name}")
 
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
-        with self._open_unpublished(name, block=part_size(size)) as (file, publish):
+        with self._open_unpublished(name, block=part_size(size, self._part_size)) as (file, publish):
             written = 0
             for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
                 with self._translated(name):
@@ -192,7 +192,7 @@ class FsspecStore:
                 return self._identify(name)
 
         try:
-            return persisting(send, what=f"writing {self.url}/{name}")
+            return self._retries.persisting(send, what=f"writing {self.url}/{name}")
         except InputChanged as error:
             if replacing is not None:
                 raise
@@ -215,7 +215,7 @@ class FsspecStore:
             with self._translated(name), suppress(FileNotFoundError):
                 self._fs.rm_file(self._path(name))
 
-        persisting(remove, what=f"deleting {self.url}/{name}")
+        self._retries.persisting(remove, what=f"deleting {self.url}/{name}")
 
 
 def _identity(info: dict[str, Any]) -> Identity:

@@ -11,13 +11,12 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
 from paramdelta_dist.errors import CredentialsError, NotFound, ParamDeltaError, StorageError, TransientStorageError
-from paramdelta_dist.storage import retry
 from paramdelta_dist.storage.settings import StoreSettings
 
 _FILE = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -51,13 +50,13 @@ def credential_provider() -> Callable[[], dict[str, str | datetime | None]] | No
         if not credentials.valid or not credentials.expiry or _seconds_left(credentials) < _EARLY_SECONDS:
             with _translated(path):
                 credentials.refresh(_request())
-        return {"token": credentials.token, "expires_at": credentials.expiry and credentials.expiry.replace(tzinfo=timezone.utc)}
+        return {"token": credentials.token, "expires_at": credentials.expiry and credentials.expiry.replace(tzinfo=UTC)}
 
     return provide
 
 
 def _seconds_left(credentials: Any) -> float:
-    return float((credentials.expiry.replace(tzinfo=timezone.utc) - datetime.now(timezone.utc)).total_seconds())
+    return float((credentials.expiry.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds())
 
 
 def _file_of_gcloud() -> str:
@@ -138,7 +137,7 @@ def open_uploads(bucket: str, prefix: str, settings: StoreSettings) -> Iterator[
     while True:
         page = ElementTree.fromstring(_asked("GET", settings, bucket, uploads="", prefix=prefix, **marker))
         for upload in page.iterfind("{*}Upload"):
-            begun = datetime.fromisoformat(upload.findtext("{*}Initiated", "").replace("Z", "+00:00"))
+            begun = datetime.fromisoformat(upload.findtext("{*}Initiated", ""))
             yield upload.findtext("{*}Key", ""), begun, upload.findtext("{*}UploadId", "")
         if page.findtext("{*}IsTruncated", "") != "true":
             return
@@ -162,7 +161,7 @@ def _asked(method: str, settings: StoreSettings, bucket: str, key: str = "", **q
                     method,
                     url,
                     params=query,
-                    timeout=retry.STALL_SECONDS,
+                    timeout=settings.retries.stall,
                     headers={"Content-Length": "0", "Content-Type": "application/octet-stream"},
                 )
         except OSError as error:  # what requests raises
@@ -172,7 +171,7 @@ def _asked(method: str, settings: StoreSettings, bucket: str, key: str = "", **q
         code = found[1] if (found := _CODE.search(reply.text)) else str(reply.status_code)
         raise _error(reply.status_code)(f"{where}: {'listing' if method == 'GET' else 'aborting'} uploads was refused ({code})")
 
-    return retry.persisting(ask, what=f"asking for the uploads of {where}")
+    return settings.retries.persisting(ask, what=f"asking for the uploads of {where}")
 
 
 def _error(status: int) -> type[ParamDeltaError]:

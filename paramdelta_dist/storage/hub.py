@@ -30,7 +30,6 @@ from paramdelta_dist.storage.border import translated
 from paramdelta_dist.storage.hub_branch import HubBranch, Spool
 from paramdelta_dist.storage.hub_client import HubClient, elsewhere
 from paramdelta_dist.storage.hub_places import hub_place
-from paramdelta_dist.storage.retry import REQUEST_SECONDS, persisting
 from paramdelta_dist.storage.settings import StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, ShortRead, check_range
 from paramdelta_dist.storage.urls import redact
@@ -51,7 +50,7 @@ class HubStore:
     def __init__(self, url: str, settings: StoreSettings, *, published: bool = False) -> None:
         """With `published` nothing is seen of what is unfinished there: so inputs are read."""
         self.url = redact(url)
-        self._place = hub_place(url)
+        self._retries, self._place = settings.retries, hub_place(url)
         self._client = HubClient(self._place, settings)
         self._branch = HubBranch(self._client) if self._place.is_whole and not published else None
         self._locations: dict[tuple[str, str], str] = {}
@@ -69,7 +68,7 @@ class HubStore:
         return unfinished or self._client.commit_of(self._place.revision)
 
     def list(self) -> dict[str, Identity] | None:
-        return persisting(self._list, what=f"listing {self.url}")
+        return self._retries.persisting(self._list, what=f"listing {self.url}")
 
     def _list(self) -> dict[str, Identity]:
         folder = self._place.folder
@@ -84,7 +83,7 @@ class HubStore:
         return {path.removeprefix(f"{folder}/" if folder else ""): identity for path, identity in found.items()}
 
     def identify(self, name: str) -> Identity:
-        return persisting(lambda: self._identify(name), what=f"asking for {self._where(name)}")
+        return self._retries.persisting(lambda: self._identify(name), what=f"asking for {self._where(name)}")
 
     def _identify(self, name: str) -> Identity:
         with self._translated(name):
@@ -109,7 +108,7 @@ class HubStore:
                     "with what is there"
                 ) from error
 
-        persisting(get, what=f"reading {self._where(name)}")
+        self._retries.persisting(get, what=f"reading {self._where(name)}")
         return memory if into is not None else memory.toreadonly()
 
     def _commit_of(self, name: str, identity: Identity) -> str:
@@ -155,7 +154,7 @@ class HubStore:
             raise InputChanged(f"{self._where(name)} changed since the plan was made; run again to plan with the new version")
 
     def _fill(self, name: str, response: Any, start: int, memory: memoryview, identity: Identity) -> None:
-        until = time.monotonic() + REQUEST_SECONDS
+        until = time.monotonic() + self._retries.request
         whole = response.status_code == 200 and len(memory) == identity.size
         if response.status_code != 206 and not whole:
             raise StorageError(f"{self._where(name)}: asked for a range, the server answers {response.status_code} and not 206")
@@ -171,7 +170,7 @@ class HubStore:
                 break
             stopping.alive()
         if place < len(memory) and time.monotonic() > until:
-            raise TransientStorageError(f"{self._where(name)}: a range took more than {REQUEST_SECONDS:.0f} s to arrive")
+            raise TransientStorageError(f"{self._where(name)}: a range took more than {self._retries.request:.0f} s to arrive")
         if place != len(memory):
             raise ShortRead(f"{self._where(name)}: bytes [{start}, {start + len(memory)}) asked for, {place} bytes came")
 
@@ -201,7 +200,7 @@ class HubStore:
                     branch.begun()
                     return self._made(branch.add(name, spool.path, None), name)
 
-            identity = persisting(send, what=f"uploading {self._where(name)}")
+            identity = self._retries.persisting(send, what=f"uploading {self._where(name)}")
         if identity.size != size:
             raise IntegrityError(f"{self._where(name)}: {size} bytes sent, the store holds {identity.size}")
         return identity
@@ -219,7 +218,7 @@ class HubStore:
                     raise InputChanged(f"{self._where(name)} is no longer what was to be replaced")
                 return self._made(branch.add(name, data, head), name)
 
-        return persisting(send, what=f"writing {self._where(name)}")
+        return self._retries.persisting(send, what=f"writing {self._where(name)}")
 
     def delete(self, name: str) -> None:
         branch = self._writable()
@@ -230,7 +229,7 @@ class HubStore:
                 if self._client.file(head, name) is not None:
                     branch.delete(name, head)
 
-        persisting(remove, what=f"deleting {self._where(name)}")
+        self._retries.persisting(remove, what=f"deleting {self._where(name)}")
 
     def publish(self) -> None:
         branch = self._writable()
@@ -239,7 +238,7 @@ class HubStore:
             with self._translated(""), branch.lock:
                 branch.publish()
 
-        persisting(bring, what=f"publishing {self.url}")
+        self._retries.persisting(bring, what=f"publishing {self.url}")
 
     def _made(self, commit: str, name: str) -> Identity:
         found = self._client.file(commit, name)

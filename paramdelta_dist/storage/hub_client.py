@@ -32,15 +32,12 @@ from paramdelta_dist.errors import (
 )
 from paramdelta_dist.storage import network, trust
 from paramdelta_dist.storage.hub_places import Place
-from paramdelta_dist.storage.retry import CONNECT_SECONDS, STALL_SECONDS
 from paramdelta_dist.storage.settings import StoreSettings
 from paramdelta_dist.storage.store import Identity
 
 _REDIRECTS = 5
 _CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "ssl", "socket")
 """Libraries whose own exceptions are about a connection."""
-_TIMES = (CONNECT_SECONDS, STALL_SECONDS, STALL_SECONDS, STALL_SECONDS)
-"""Seconds to connect, to read, to write and to wait for one of the client's connections."""
 
 
 class HubClient:
@@ -49,6 +46,9 @@ class HubClient:
     def __init__(self, place: Place, settings: StoreSettings) -> None:
         self.place = place
         self.endpoint = (settings.endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        times = settings.retries
+        self._times = (times.connect, times.stall, times.stall, times.stall)
+        """Seconds to connect, to read, to write and to wait for one of the client's connections."""
         self._token: bool | None = False if settings.anonymous else None
         if path := trust.bundle():
             os.environ["SSL_CERT_FILE"] = str(path)  # which the library's client reads when it is made
@@ -103,7 +103,7 @@ class HubClient:
         """
         headers = {"Accept-Encoding": "identity", **(self.signed_headers() if signed else {}), **arguments.pop("headers", {})}
         for _ in range(_REDIRECTS):
-            with get_session().stream(method, url, headers=headers, timeout=_TIMES, follow_redirects=False, **arguments) as response:
+            with get_session().stream(method, url, headers=headers, timeout=self._times, follow_redirects=False, **arguments) as response:
                 target = elsewhere(response, url)
                 if target:
                     response.read()  # else the connection could not be used again

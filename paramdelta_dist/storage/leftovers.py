@@ -7,7 +7,7 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from paramdelta_dist.errors import CredentialsError, ParamDeltaError, StorageError
@@ -87,7 +87,7 @@ def _uploads(url: str, settings: StoreSettings) -> Iterator[Leftover]:
         page = _asked(url, settings, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker)
         for upload in page.get("Uploads") or ():
             if upload["Key"].startswith(prefix):
-                age = (datetime.now(timezone.utc) - upload["Initiated"]).total_seconds()
+                age = (datetime.now(UTC) - upload["Initiated"]).total_seconds()
                 yield Leftover("upload", upload["Key"][len(prefix) :], age, upload["UploadId"])
         if not page.get("IsTruncated"):
             return
@@ -98,7 +98,7 @@ def _uploads_to_google(url: str, settings: StoreSettings) -> Iterator[Leftover]:
     bucket, prefix = _place(url)
     for key, begun, upload in google.open_uploads(bucket, prefix, settings):
         if key.startswith(prefix):
-            yield Leftover("upload", key[len(prefix) :], (datetime.now(timezone.utc) - begun).total_seconds(), upload)
+            yield Leftover("upload", key[len(prefix) :], (datetime.now(UTC) - begun).total_seconds(), upload)
 
 
 def _place(url: str) -> tuple[str, str]:

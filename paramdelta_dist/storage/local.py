@@ -148,8 +148,9 @@ class LocalStore:
 
     remote = False
 
-    def __init__(self, path: str) -> None:
-        self.url = path
+    def __init__(self, path: str, *, large: int = LARGE) -> None:
+        """Files of `large` bytes or more are written past the page cache."""
+        self.url, self._large = path, large
         self._root = Path(path)
 
     def identify(self, name: str) -> Identity:
@@ -252,14 +253,14 @@ class LocalStore:
             with _translated(self.url, name):
                 _reserve(file, size)
         written = 0
-        with closing(DirectWriter(file, size=size)) as writer:
+        with closing(DirectWriter(file, direct=size >= self._large)) as writer:
             for chunk in chunks:  # outside the translation: an exception of the producer comes out unchanged
                 with _translated(self.url, name):
                     writer.write(chunk)
                 written += len(chunk)
             with _translated(self.url, name):
                 writer.finish()
-                if size < LARGE:  # larger ones are on the disk by now
+                if size < self._large:  # larger ones are on the disk by now
                     flush(file)
         if written != size:
             raise IntegrityError(f"{self.url}/{name}: {size} bytes announced, {written} produced; nothing was published")

@@ -10,6 +10,6 @@ PARTS_IN_FLIGHT = 4
 """Parts on their way to the store at a time."""
 
 
-def part_size(size: int) -> int:
-    """Bytes of each part of an object of `size` bytes."""
-    return max(PART_SIZE, -(-size // MAX_PARTS))
+def part_size(size: int, least: int = 0) -> int:
+    """Bytes of each part of an object of `size` bytes, by default PART_SIZE at least."""
+    return max(least or PART_SIZE, -(-size // MAX_PARTS))

@@ -36,10 +36,10 @@ from paramdelta_dist.errors import (
     TransientStorageError,
     UsageError,
 )
-from paramdelta_dist.storage import aws, azure, google, network, retry, trust
+from paramdelta_dist.storage import aws, azure, google, network, trust
 from paramdelta_dist.storage.border import OURS, translated
 from paramdelta_dist.storage.multipart import PARTS_IN_FLIGHT, part_size
-from paramdelta_dist.storage.retry import persisting
+from paramdelta_dist.storage.retry import RetryPolicy
 from paramdelta_dist.storage.settings import StoreSettings
 from paramdelta_dist.storage.store import Buffer, Identity, check_length, check_range
 from paramdelta_dist.storage.urls import redact, scheme_of
@@ -61,16 +61,16 @@ def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0].partition(": <?xml")[0][:400]
 
 
-def _client() -> dict[str, Any]:
-    seconds = {"timeout": retry.REQUEST_SECONDS, "read_timeout": retry.STALL_SECONDS, "connect_timeout": retry.CONNECT_SECONDS}
+def _client(policy: RetryPolicy) -> dict[str, Any]:
+    seconds = {"timeout": policy.request, "read_timeout": policy.stall, "connect_timeout": policy.connect}
     return {"pool_idle_timeout": "60s", **{key: timedelta(seconds=value) for key, value in seconds.items()}}
 
 
-def _retries(most: int) -> dict[str, Any]:
-    backoff = {"init_backoff": retry.FIRST_DELAY_SECONDS, "max_backoff": retry.LONGEST_DELAY_SECONDS}
+def _retries(policy: RetryPolicy, most: int) -> dict[str, Any]:
+    backoff = {"init_backoff": policy.first_delay, "max_backoff": policy.longest_delay}
     return {
         "max_retries": most,
-        "retry_timeout": timedelta(seconds=retry.RETRY_SECONDS),
+        "retry_timeout": timedelta(seconds=policy.seconds),
         "backoff": {"base": 2, **{key: timedelta(seconds=value) for key, value in backoff.items()}},
     }
 
@@ -133,10 +133,11 @@ class ObstoreStore:
 
     def __init__(self, url: str, settings: StoreSettings) -> None:
         self.url = redact(url)
+        self._retries, self._part_size = settings.retries, settings.part_size
         self._listable = scheme_of(url) not in ("http", "https")
         repeats = 0 if scheme_of(url) in ("s3", "s3a", "http", "https") else _TOKEN_RETRIES
-        self._store = _connect(url, settings, _retries(repeats))
-        self._uploader = _connect(url, settings, _retries(_UNTIL_TIME_IS_UP))
+        self._store = _connect(url, settings, _retries(settings.retries, repeats))
+        self._uploader = _connect(url, settings, _retries(settings.retries, _UNTIL_TIME_IS_UP))
         """For uploads in parts, each of which only obstore can send again; everything else is repeated here."""
 
     def _translated(self, name: str) -> AbstractContextManager[None]:
@@ -147,7 +148,7 @@ class ObstoreStore:
             with self._translated(name):
                 return _identity(obstore.head(self._store, name))
 
-        return persisting(ask, what=f"asking for {self.url}/{name}")
+        return self._retries.persisting(ask, what=f"asking for {self.url}/{name}")
 
     def list(self) -> dict[str, Identity] | None:
         def ask() -> dict[str, Identity]:
@@ -157,7 +158,7 @@ class ObstoreStore:
 
         if not self._listable:
             return None
-        found = persisting(ask, what=f"listing {self.url}")
+        found = self._retries.persisting(ask, what=f"listing {self.url}")
         # consoles mark a folder with an empty object `folder/`, whose slash obstore takes away
         folders = {str(parent) for name in found for parent in PurePosixPath(name).parents}
         return {name: identity for name, identity in found.items() if name and not (identity.size == 0 and name in folders)}
@@ -179,7 +180,7 @@ class ObstoreStore:
             check_length(f"{self.url}/{name}", start, stop, data)
             return data
 
-        return persisting(get, what=f"reading {self.url}/{name}")
+        return self._retries.persisting(get, what=f"reading {self.url}/{name}")
 
     def read(self, name: str, *, limit: int) -> bytes:
         def get() -> bytes:
@@ -189,7 +190,7 @@ class ObstoreStore:
                     raise InputError(f"{self.url}/{name} is larger than the {limit} bytes such a file may have")
                 return result.bytes().to_bytes()
 
-        return persisting(get, what=f"reading {self.url}/{name}")
+        return self._retries.persisting(get, what=f"reading {self.url}/{name}")
 
     def put(self, name: str, chunks: Iterable[Buffer], *, size: int) -> Identity:
         source = _Counted(chunks)
@@ -198,7 +199,7 @@ class ObstoreStore:
                 self._uploader,
                 name,
                 source.pieces(size=size, where=f"{self.url}/{name}"),
-                chunk_size=part_size(size),
+                chunk_size=part_size(size, self._part_size),
                 max_concurrency=PARTS_IN_FLIGHT,
             )
         except OURS:
@@ -219,7 +220,7 @@ class ObstoreStore:
                 done = obstore.put(self._store, name, data, mode=mode, use_multipart=False)
             return self._put_identity(name, done, len(data))
 
-        return persisting(send, what=f"writing {self.url}/{name}")
+        return self._retries.persisting(send, what=f"writing {self.url}/{name}")
 
     def _put_identity(self, name: str, done: Any, size: int) -> Identity:
         """Of what was written, from the reply itself: in the next moment somebody else may write to that name."""
@@ -245,7 +246,7 @@ class ObstoreStore:
             with self._translated(name), suppress(FileNotFoundError):
                 obstore.delete(self._store, name)
 
-        persisting(remove, what=f"deleting {self.url}/{name}")
+        self._retries.persisting(remove, what=f"deleting {self.url}/{name}")
 
 
 class _Counted:
@@ -295,7 +296,7 @@ def _quoted(url: str) -> str:
 
 def _connect(url: str, settings: StoreSettings, retries: dict[str, Any]) -> Any:
     scheme = scheme_of(url)
-    client = _client()
+    client = _client(settings.retries)
     config: dict[str, Any] = {}
     provider: Any = None
     base: str | None = None
@@ -315,11 +316,6 @@ def _connect(url: str, settings: StoreSettings, retries: dict[str, Any]) -> Any:
             provider = aws.credential_provider(settings)
     elif scheme == "gs":
         if base := google.endpoint(settings):
-            if obstore.__version__.startswith("0.11."):  # the newest for Python 3.10
-                raise UsageError(
-                    f"{redact(url)}: an endpoint of one's own for Google's storage needs obstore 0.12, and so Python 3.11; write "
-                    "`engine: fsspec` beside it under `storage:`"
-                )
             config["base_url"] = base
             client["allow_http"] = base.startswith("http://")
         if settings.anonymous:

@@ -20,12 +20,12 @@ def open_store(url: str, config: StorageConfig) -> Store:
 
     Raises UsageError for a scheme nobody serves, CredentialsError where no credentials can be found.
     """
-    return _open(url, config.for_url(url))
+    return config.through(_open(url, config.for_url(url)))
 
 
 def open_input(url: str, config: StorageConfig) -> Store:
     """The same for what is read as a model: of a repository that an output is being written to, only what is published."""
-    return _open(url, config.for_url(url), published=True) if scheme_of(url) == "hf" else open_store(url, config)
+    return config.through(_open(url, config.for_url(url), published=scheme_of(url) == "hf"))
 
 
 @lru_cache(maxsize=256)

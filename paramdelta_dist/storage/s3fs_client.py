@@ -10,8 +10,9 @@ from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
 from paramdelta_dist import stopping
-from paramdelta_dist.storage import aws, retry
+from paramdelta_dist.storage import aws
 from paramdelta_dist.storage.fsspec_errors import classified, library_errors, service_reply
+from paramdelta_dist.storage.retry import RetryPolicy, log
 from paramdelta_dist.storage.settings import StoreSettings
 
 CHECK_INTERVAL_SECONDS = 0.2
@@ -24,8 +25,12 @@ class PersistentS3(S3FileSystem):  # type: ignore[misc]
     retries = 1
     """s3fs's own tries."""
 
+    def __init__(self, *, policy: RetryPolicy, **options: Any) -> None:
+        self.policy = policy
+        super().__init__(**options)
+
     async def _call_s3(self, method: str, *arguments: Any, **options: Any) -> Any:
-        delays, waiting = retry.pauses(), stopping.Waiting()
+        delays, waiting = self.policy.pauses(), stopping.Waiting()
         while True:
             try:
                 return await super()._call_s3(method, *arguments, **options)
@@ -34,7 +39,7 @@ class PersistentS3(S3FileSystem):  # type: ignore[misc]
                 gone = service_reply(error)[0] == "NoSuchUpload"  # only the whole shard can be tried again
                 if gone or not meaning.retryable or (delay := next(delays, None)) is None:
                     raise
-                retry.log.warning("%s; next attempt in %.1f s", meaning, delay)
+                log.warning("%s; next attempt in %.1f s", meaning, delay)
                 await _sleep(waiting, delay)
 
     call_s3 = sync_wrapper(_call_s3)
@@ -52,6 +57,7 @@ def connect(settings: StoreSettings) -> PersistentS3:
     if not settings.anonymous:
         aws.credential_provider(settings)  # raises at once when there are none; s3fs would at the first request
     return PersistentS3(
+        policy=settings.retries,
         anon=settings.anonymous,
         profile=settings.profile,
         endpoint_url=aws.endpoint(settings),
@@ -60,8 +66,8 @@ def connect(settings: StoreSettings) -> PersistentS3:
         s3_additional_kwargs=aws.encryption(),
         config_kwargs={
             "max_pool_connections": 32,
-            "read_timeout": retry.STALL_SECONDS,
-            "connect_timeout": retry.CONNECT_SECONDS,
+            "read_timeout": settings.retries.stall,
+            "connect_timeout": settings.retries.connect,
             "retries": {"total_max_attempts": 1, "mode": "standard"},
             "proxies": aws.proxies(settings),
         },

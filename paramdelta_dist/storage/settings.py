@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from paramdelta_dist.storage.multipart import PART_SIZE
+from paramdelta_dist.storage.retry import DEFAULT_RETRIES, RetryPolicy
+from paramdelta_dist.storage.store import Store
 from paramdelta_dist.storage.urls import scheme_of
 
 Engine = Literal["auto", "obstore", "fsspec"]
@@ -23,6 +26,10 @@ class StoreSettings:
     """Section of the AWS configuration files."""
     anonymous: bool = False
     """Send unsigned requests, for public buckets."""
+    retries: RetryPolicy = DEFAULT_RETRIES
+    """The numbers by which requests are tried again; no recipe says."""
+    part_size: int = PART_SIZE
+    """Bytes of one part of a large upload, unless the object needs larger ones; no recipe says."""
 
     @property
     def location(self) -> dict[str, str]:
@@ -31,11 +38,17 @@ class StoreSettings:
         return {name: value for name, value in given.items() if value}
 
 
+def as_it_is(store: Store) -> Store:
+    return store
+
+
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
     """Settings by URL prefix; the longest prefix that fits a URL wins. A prefix ends where a part of the URL ends."""
 
     by_prefix: Mapping[str, StoreSettings] = field(default_factory=dict)
+    through: Callable[[Store], Store] = as_it_is
+    """Gives the store that is used in place of each that is opened: one that watches the requests to it, for instance."""
 
     def for_url(self, url: str) -> StoreSettings:
         fitting = [prefix for prefix in self.by_prefix if not prefix or (url + "/").startswith(prefix.rstrip("/") + "/")]

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from paramdelta_dist import api
+from paramdelta_dist.api.analyze import analyze_with
 from paramdelta_dist.checkpoint.components import locate
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import HomologyError, UsageError
 from tests import oracle
 from tests.models import ARCHITECTURES, make_models, recipe, save_model
@@ -158,25 +160,19 @@ def test_the_document_tells_the_whole_model(found, vectors):
 @pytest.mark.parametrize(
     "way",
     [
-        pytest.param({"workers": 1, "memory": 480 << 20}, id="small tiles"),
+        pytest.param({"workers": 1, "memory": 480 << 20, "tile_size": 256 << 10}, id="small tiles"),
         pytest.param({"workers": 4}, id="threads"),
         pytest.param({"engine": "ray", "workers": 2}, id="ray", marks=pytest.mark.slow),
     ],
 )
-def test_no_figure_depends_on_tiles_threads_engine_or_shards(models, found, tmp_path, monkeypatch, request, way):
-    from paramdelta_dist.planning import memory
-
+def test_no_figure_depends_on_tiles_threads_engine_or_shards(models, found, tmp_path, request, way):
     if "engine" in way:
         request.getfixturevalue("on_shared_ray")
-    if "memory" in way:
-        monkeypatch.setattr(memory, "LOCAL_TILE", 256 << 10)
-    api.analyze(two_deltas(models, shard_size="150KB" if way.get("engine") else "1MB"), str(tmp_path), **way)
+    analyze_with(two_deltas(models, shard_size="150KB" if way.get("engine") else "1MB"), str(tmp_path), Resources(**way))
     assert tables(tmp_path) == found[1]
 
 
-def test_big_tensors_are_summed_alike_whatever_the_tile(tmp_path, monkeypatch):
-    from paramdelta_dist.planning import memory
-
+def test_big_tensors_are_summed_alike_whatever_the_tile(tmp_path):
     generator = torch.Generator().manual_seed(1)
     shapes = {"a": (7,), "big": (1_000_003,), "b": (32768,), "model.layers.0.mlp.up_proj.weight": (300, 701)}
     folders = [
@@ -185,8 +181,7 @@ def test_big_tensors_are_summed_alike_whatever_the_tile(tmp_path, monkeypatch):
     ]
     seen = []
     for size in (256 << 10, 1 << 20, 4 << 20):
-        monkeypatch.setattr(memory, "LOCAL_TILE", size)
-        api.analyze(recipe(*folders, tmp_path / "out"), str(tmp_path / f"report{size}"), workers=3)
+        analyze_with(recipe(*folders, tmp_path / "out"), str(tmp_path / f"report{size}"), Resources(workers=3, tile_size=size))
         seen.append(tables(tmp_path / f"report{size}"))
     assert seen[0] == seen[1] == seen[2]
     _, post, old = ({n: t.double().numpy().ravel() for n, t in oracle.load(folder).items()} for folder in folders)

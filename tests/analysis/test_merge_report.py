@@ -14,10 +14,12 @@ import torch
 from paramdelta_dist import api
 from paramdelta_dist.analysis.page.timeline import run_section, throughput
 from paramdelta_dist.analysis.probes import EVERY, Lane, sample
+from paramdelta_dist.api.merge import merge_with
 from paramdelta_dist.errors import NonFinite
 from paramdelta_dist.planning.chunks import MEASURE_CHUNK
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests import oracle
+from tests.executors import acting
 from tests.models import recipe, save_model
 
 BIG = 3 * EVERY * MEASURE_CHUNK + 1234
@@ -125,17 +127,14 @@ def test_a_merge_that_was_stopped_has_the_whole_report_when_it_has_gone_on(model
     assert "NaN or infinity" in (report(out) / "report.html").read_text()
 
 
-def test_shards_kept_from_an_earlier_run_are_in_the_report(models, tmp_path, monkeypatch):
-    from paramdelta_dist.output import publish
-
+def test_shards_kept_from_an_earlier_run_are_in_the_report(models, tmp_path):
     made = recipe(*models, tmp_path / "out", shard_size="1MB")
 
-    def stop(*_):
+    def stop():
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(publish, "publish", stop)
-        api.merge(made, workers=1, report_page=True)
+    with suppress(KeyboardInterrupt):
+        merge_with(made, acting(after=stop), report_page=True)
     result = api.merge(made, workers=1, report_page=True)
     assert result.report["shards"]["made"] == 0
     assert len(rows(report(tmp_path / "out"), "tensors.parquet")) == 3

@@ -1,13 +1,18 @@
 """What is copied and not merged is compared before any work: `check` and `plan` tell that integers differ, and the way out works."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.checkpoint import alike, exact
+from paramdelta_dist.checkpoint import exact
+from paramdelta_dist.checkpoint.room import PLANNING, Room
+from paramdelta_dist.checkpoint.tokenizer import Tokenizers
+from paramdelta_dist.driver.open_inputs import check_models, open_models
 from paramdelta_dist.errors import CheckpointError, HomologyError, NonFinite, OverBudget
+from paramdelta_dist.planning.memory import RESERVED
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests import oracle
 from tests.models import recipe, save_model
@@ -113,17 +118,18 @@ def test_what_the_recipe_leaves_out_or_no_weight_makes_necessary_is_not_asked_ab
     assert [found.subject for found in api.check(sweep).mismatches] == ["integers"]
 
 
-def test_a_model_with_more_than_are_looked_at_is_compared_in_part_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(exact, "MOST", 5)
-    folders = models(tmp_path, {}, {f"t{n}.table": torch.arange(3) for n in range(8)})
+def test_a_model_with_more_than_are_looked_at_is_compared_in_part_and_says_so(tmp_path):
+    folders = models(tmp_path, {}, {f"t{n}.table": torch.arange(3) for n in range(exact.MOST + 3)})
     assert any(note.startswith("3 tensors of integers") for note in api.check(recipe(*folders, tmp_path / "out")).notes)
 
 
-def test_comparing_takes_its_place_in_the_memory_of_the_plan(tmp_path, monkeypatch):
-    monkeypatch.setattr(alike, "SMALL", 1 << 30)
-    folders = models(tmp_path, {}, {"a.table": torch.arange(3)})
+def test_comparing_takes_its_place_in_the_memory_of_the_plan(tmp_path):
+    made = recipe(*models(tmp_path, {}, {"a.table": torch.arange(3)}), tmp_path / "out")
+    opened = open_models(made)
+    full = replace(opened, tokenizers=Tokenizers(made.storage_config, Room(RESERVED)))
+    full.room.take(RESERVED - PLANNING - (1 << 20), "what is known of other models")
     with pytest.raises(OverBudget, match="comparing integer tensors"):
-        api.plan(recipe(*folders, tmp_path / "out"), memory=1 << 29)
+        check_models(made, full)
 
 
 @pytest.mark.parametrize("place", ["memory", "s3"])

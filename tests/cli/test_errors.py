@@ -97,7 +97,7 @@ def texts():
     """Every command with each of its arguments and options that take text."""
     for each in cli.app.registered_commands:
         name = each.name or each.callback.__name__
-        defaults = inspect.signature(each.callback, eval_str=True).parameters  # get_type_hints of 3.10 makes more of a default of None
+        defaults = inspect.signature(each.callback, eval_str=True).parameters
         hints = {key: parameter.annotation for key, parameter in defaults.items()}
         taken = {key: hint.__metadata__[0] for key, hint in hints.items()}
         text = [key for key in taken if typing.get_args(hints[key])[0] in (str, str | None, list[str] | None)]

@@ -4,21 +4,23 @@ import json
 
 import pytest
 
-from paramdelta_dist.cli import progress
 from paramdelta_dist.cli.progress import Pace, ProgressLines
+from paramdelta_dist.driver.observer import Details
+from paramdelta_dist.engine.executor import Counts
 
 
 class Clock:
-    """The monotonic clock, set by hand."""
+    """A monotonic clock, set by hand."""
 
-    def __init__(self, monkeypatch):
-        self.now = 1000.0
-        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    return Clock(monkeypatch)
+def clock():
+    return Clock()
 
 
 def lines(capsys, event="progress"):
@@ -33,8 +35,8 @@ def work(lines, clock, *, seconds, rate):
 
 
 def test_a_wait_for_workers_does_not_count_as_time_that_the_work_takes(clock, capsys):
-    told = ProgressLines()
-    told.started("merging", 100_000, details={}, counts=lambda: {"workers": 4, "retries": 0})
+    told = ProgressLines(clock=clock)
+    told.started("merging", 100_000, details=Details(), counts=lambda: Counts(4, 0))
     clock.now += 600
     work(told, clock, seconds=20, rate=1000)
     first, *_, last = lines(capsys)
@@ -44,16 +46,16 @@ def test_a_wait_for_workers_does_not_count_as_time_that_the_work_takes(clock, ca
 
 
 def test_what_was_in_place_before_is_not_speed(clock, capsys):
-    told = ProgressLines()
-    told.started("merging", 100_000, done=50_000, details={})
+    told = ProgressLines(clock=clock)
+    told.started("merging", 100_000, done=50_000, details=Details())
     work(told, clock, seconds=30, rate=1000)
     assert [each["bytes_per_second"] for each in lines(capsys)] == [1000] * 3
 
 
 def test_time_left_follows_the_workers_that_come_and_a_gap_without_any_is_soon_forgotten(clock, capsys):
     workers = 1
-    told = ProgressLines()
-    told.started("merging", 10_000_000, details={}, counts=lambda: {"workers": workers, "retries": 0})
+    told = ProgressLines(clock=clock)
+    told.started("merging", 10_000_000, details=Details(), counts=lambda: Counts(workers, 0))
     work(told, clock, seconds=600, rate=100)
     workers = 10
     work(told, clock, seconds=90, rate=1000)
@@ -64,8 +66,8 @@ def test_time_left_follows_the_workers_that_come_and_a_gap_without_any_is_soon_f
 
 
 def test_while_there_is_no_worker_that_is_said_and_no_time_is_promised(clock, capsys):
-    told = ProgressLines()
-    told.started("merging", 10_000, details={}, counts=lambda: {"workers": 0, "retries": 2})
+    told = ProgressLines(clock=clock)
+    told.started("merging", 10_000, details=Details(), counts=lambda: Counts(0, 2))
     for _ in range(15):
         clock.now += 2
         told.advanced(0)
@@ -78,8 +80,8 @@ def test_while_there_is_no_worker_that_is_said_and_no_time_is_promised(clock, ca
 
 
 def test_a_piece_that_is_made_again_makes_no_negative_speed(clock, capsys):
-    told = ProgressLines()
-    told.started("merging", 100_000, details={})
+    told = ProgressLines(clock=clock)
+    told.started("merging", 100_000, details=Details())
     work(told, clock, seconds=9, rate=1000)
     clock.now += 1
     told.advanced(-9000)

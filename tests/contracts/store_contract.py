@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 
 from paramdelta_dist.errors import AlreadyExists, InputChanged, InputError, IntegrityError, NotFound
-from paramdelta_dist.storage import Identity, Store, multipart
+from paramdelta_dist.storage import Identity, Store
 
 SMALLEST_PART = 5 << 20
 """The smallest that S3 takes, and a multiple of what Google does."""
@@ -82,9 +82,7 @@ def same(left: bytes | memoryview, right: bytes) -> bool:
 
 
 class StoreContract:
-    @pytest.fixture(autouse=True)
-    def _small_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(multipart, "PART_SIZE", SMALLEST_PART)
+    """Stores are opened with parts of SMALLEST_PART."""
 
     def test_identify_tells_the_size(self, store: Store) -> None:
         for size in (0, 1, 1000):

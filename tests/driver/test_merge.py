@@ -243,10 +243,10 @@ def test_tiles_go_to_the_disk_from_where_they_were_made(tmp_path, monkeypatch):
     from paramdelta_dist.storage import direct_write as blocks
 
     copied, real = [], blocks.copy_into
-    monkeypatch.setattr(blocks, "LARGE", 1 << 20)
+    # patched, because nothing else tells: a copy and a tile are both memory of ours, written in blocks of one size
     monkeypatch.setattr(blocks, "copy_into", lambda buffer, start, data: (copied.append(len(data)), real(buffer, start, data)))
-    tensors = {"w": torch.randn(5_000_000).bfloat16(), "b": torch.randn(3).bfloat16()}
+    tensors = {"w": torch.randn(1_000_000).repeat(35).bfloat16(), "b": torch.randn(3).bfloat16()}
     new, post, old = (save_model(tmp_path / name, tensors) for name in ("new", "post", "old"))
     out = merged(tmp_path, new, post, old)
     assert torch.equal(oracle.load(out)["w"], tensors["w"])
-    assert sum(copied) < 4 << 20  # of 10 MB: the end, which is not aligned, and small files
+    assert sum(copied) < 4 << 20  # of 70 MB: the end, which is not aligned, and small files

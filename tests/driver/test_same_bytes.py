@@ -6,6 +6,8 @@ import os
 import pytest
 
 from paramdelta_dist import api
+from paramdelta_dist.api.merge import merge_with
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests.models import ARCHITECTURES, make_models, recipe
 
@@ -48,11 +50,8 @@ def test_threads_do_not_change_a_byte(tmp_path, local_models, reference, workers
 
 
 @pytest.mark.parametrize("tile", [512, 5_000, 70_000])
-def test_tiles_do_not_change_a_byte(tmp_path, local_models, reference, monkeypatch, tile):
-    from paramdelta_dist.planning import memory
-
-    monkeypatch.setattr(memory, "LOCAL_TILE", tile)
-    api.merge(recipe(*local_models, tmp_path / "out", shard_size=SHARD, weight=0.8), workers=2)
+def test_tiles_do_not_change_a_byte(tmp_path, local_models, reference, tile):
+    merge_with(recipe(*local_models, tmp_path / "out", shard_size=SHARD, weight=0.8), Resources(workers=2, tile_size=tile))
     assert digests(tmp_path / "out") == reference
 
 

@@ -7,6 +7,8 @@ import shutil
 import pytest
 
 from paramdelta_dist import api
+from paramdelta_dist.driver.sizing import GPU_LIBRARIES
+from paramdelta_dist.engine.machine import torch_is_for_gpus
 from paramdelta_dist.errors import NonFinite, RecipeError
 from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests import oracle
@@ -68,7 +70,7 @@ def test_tensors_larger_than_a_tile_are_swept_in_step(tmp_path):
     for name in ("new", "post", "old"):
         save_model(tmp_path / name, {"w.weight": torch.randn(3_000, 1_000).bfloat16(), "norm.weight": torch.randn(1_000).bfloat16()})
     made = swept([tmp_path / name for name in ("new", "post", "old")], tmp_path / "out", {"density": [0.3, 0.9]}, method="ties")
-    api.merge(made, workers=2, memory=560 << 20)
+    api.merge(made, workers=2, memory=(560 << 20) + (GPU_LIBRARIES if torch_is_for_gpus() else 0))
     for name, point in made.points.items():
         api.merge(point.with_output(str(tmp_path / "alone" / name)), workers=1)
         assert_same_files(tmp_path / "out" / name, tmp_path / "alone" / name)

@@ -11,12 +11,12 @@ import ray
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.cli import progress, tables
-from paramdelta_dist.driver import sizing
-from paramdelta_dist.driver import workers as crew
-from paramdelta_dist.engine.ray import cluster as ray_cluster
-from paramdelta_dist.engine.ray import executor as ray_engine
+from paramdelta_dist.api.merge import merge_with
+from paramdelta_dist.cli.progress import ProgressLines
+from paramdelta_dist.driver.workers import Resources
+from paramdelta_dist.engine.schedule import Times
 from paramdelta_dist.errors import EngineError, NonFinite
+from tests.executors import on_ray
 from tests.models import recipe, save_model
 from tests.stop_after_first import Watcher, weights
 
@@ -51,11 +51,8 @@ def test_a_killed_worker_costs_its_shards_and_nothing_else(models, quiet, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_shared_ray")
-def test_progress_tells_of_the_workers_there_are_and_of_what_was_tried_again(models, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "LINE_SECONDS", 0.0)
-    monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.1)
-
-    class Lines(progress.ProgressLines):
+def test_progress_tells_of_the_workers_there_are_and_of_what_was_tried_again(models, tmp_path, capsys):
+    class Lines(ProgressLines):
         killed = False
 
         def finished(self, receipt):
@@ -64,7 +61,8 @@ def test_progress_tells_of_the_workers_there_are_and_of_what_was_tried_again(mod
             self.killed = True
             super().finished(receipt)
 
-    result = api.merge(recipe(*models, tmp_path / "out", shard_size="1MB"), engine="ray", workers=2, observer=Lines())
+    resources = Resources("ray", workers=2, opener=on_ray(times=Times(look=0.1)))
+    result = merge_with(recipe(*models, tmp_path / "out", shard_size="1MB"), resources, observer=Lines(line_seconds=0.0))
     told = [event for line in capsys.readouterr().err.splitlines() if line.startswith("{") and (event := json.loads(line))]
     progress = [event for event in told if event["event"] == "progress"]
     assert progress[0]["workers"] == 0, "before the first worker came"
@@ -87,27 +85,17 @@ def test_an_error_of_the_input_comes_out_as_itself_and_ends_the_job(tmp_path):
 
 
 @pytest.mark.usefixtures("on_shared_ray")
-def test_workers_that_cannot_be_placed_end_with_a_diagnosis(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_engine, "PATIENCE_SECONDS", 2.0)
-    monkeypatch.setattr(sizing, "RAY_WORKER_MEMORY", 1 << 50)
-    real = api.plan_workers
-
-    def greedy(*arguments, **options):
-        from dataclasses import replace
-
-        return replace(real(*arguments, **options), projected=1 << 45)
-
-    monkeypatch.setattr(crew, "plan_workers", greedy)
+def test_workers_that_cannot_be_placed_end_with_a_diagnosis(models, tmp_path):
+    greedy = Resources("ray", workers=1, patience=2.0, opener=on_ray(memory=1 << 45))
     with pytest.raises(EngineError, match=r"(?s)no worker could be started.*1 CPU and 32 TiB of memory.*--memory") as raised:
-        api.merge(recipe(*models, tmp_path / "out"), engine="ray", workers=1)
+        merge_with(recipe(*models, tmp_path / "out"), greedy)
     assert raised.value.exit_code == 75
 
 
 def test_an_address_where_no_cluster_is_ends_with_75(models, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.5)
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:1") as raised:
-        api.merge(recipe(*models, tmp_path / "out"), engine="ray")
+        merge_with(recipe(*models, tmp_path / "out"), Resources("ray", opener=on_ray(connect_seconds=0.5)))
     assert raised.value.exit_code == 75
 
 

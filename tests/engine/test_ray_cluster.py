@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from contextlib import closing, contextmanager
@@ -21,11 +22,10 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 import paramdelta_dist
 from paramdelta_dist import api
-from paramdelta_dist.engine import schedule as scheduling
 from paramdelta_dist.engine.metrics import METRICS
-from paramdelta_dist.engine.ray import executor as ray_engine
 from paramdelta_dist.engine.ray.cluster import Node, Share, explain, join
 from paramdelta_dist.engine.ray.executor import RayExecutor
+from paramdelta_dist.engine.schedule import TIMES, Times
 from paramdelta_dist.errors import EngineError, UsageError
 from tests.acting_units import Nap, nap, wait
 from tests.models import recipe, save_model
@@ -74,9 +74,9 @@ MANY = 300
 class Run:
     """A run over naps in which something happens after some results, made on some nodes: (file, node) in order, and the executor."""
 
-    def __init__(self, units, *, after=1, on=1, act=lambda made: None, until=lambda made: True, workers=None, patience=60.0):
+    def __init__(self, units, *, after=1, on=1, act=lambda made: None, until=lambda made: True, workers=None, patience=60.0, times=TIMES):
         """`act` is called after so many results on so many nodes; when then `until` is true, units that can be cut short are."""
-        self.executor, self.made, self.bytes, acted = RayExecutor(workers, memory=1 << 20, patience=patience), [], 0, False
+        self.executor, self.made, self.bytes, acted = RayExecutor(workers, memory=1 << 20, patience=patience, times=times), [], 0, False
         with closing(self.executor.run(nap, None, units, advance=self.advance)) as results:
             for result in results:
                 self.made.append(result)
@@ -127,6 +127,7 @@ def test_a_merge_on_a_cluster_is_counted_where_prometheus_looks(cluster, tmp_pat
         save_model(tmp_path / name, {n: t * s for n, t in tensors.items()}) for name, s in (("n", 1.0), ("p", 1.1), ("o", 0.9))
     )
     with nodes(cluster, 1):
+        wait(is_scraped)  # the agent of a new node begins to serve some seconds after it with Ray 2.43
         before = scrape()
         report = api.merge(recipe(new, post, old, tmp_path / "out", shard_size="1MB"), engine="ray").report
         assert report["nodes"] == 1
@@ -162,6 +163,14 @@ def test_a_merge_that_loses_a_node_makes_its_shards_elsewhere_and_leaves_the_clu
     assert ray.is_initialized(), "a cluster that was joined is left running"
 
 
+def is_scraped():
+    try:
+        scrape()
+    except urllib.error.URLError:
+        return False
+    return True
+
+
 def scrape():
     """Our metrics as the nodes of the cluster serve them: totals by name and value of the label."""
     labels = {metric.name: metric.label for metric in METRICS}
@@ -173,7 +182,7 @@ def scrape():
                 lines = reply.read().decode().splitlines()
             for line in lines:
                 name, _, rest = line.partition("{")
-                if name.startswith("ray_paramdelta_"):
+                if name.startswith("ray_paramdelta_") and name.endswith("_total"):  # Ray 2.43 serves each by an old name too
                     name = name.removeprefix("ray_").removesuffix("_total")
                     pairs = dict(pair.split("=", 1) for pair in rest.rpartition("}")[0].split(",") if "=" in pair)
                     found[name, pairs.get(labels[name], '""').strip('"')] += float(rest.rpartition(" ")[2])
@@ -203,8 +212,7 @@ def test_workers_are_spread_over_nodes_and_a_node_that_joins_is_used(cluster, tm
 
 
 @pytest.mark.slow
-def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_new(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.2)
+def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_new(cluster, tmp_path):
     with nodes(cluster, 2) as (first, second):
         announced = []
 
@@ -212,7 +220,8 @@ def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_ne
             drain(cluster, first, 100)
             announced.append(len(made))
 
-        run = Run(naps(MANY, 0.2, tmp_path / "enough"), on=2, act=announce, until=lambda made: len(made) > announced[0] + 25)
+        units = naps(MANY, 0.2, tmp_path / "enough")
+        run = Run(units, on=2, act=announce, until=lambda made: len(made) > announced[0] + 25, times=Times(look=0.2))
         assert {node for _, node in run.made[-10:]} == {second.node_id}
         assert first.node_id in {node for _, node in run.made}
         assert run.executor.stats.retries == run.executor.stats.lost == 0
@@ -220,15 +229,13 @@ def test_a_node_that_is_about_to_go_finishes_what_it_has_and_is_given_nothing_ne
 
 
 @pytest.mark.slow
-def test_what_a_node_cannot_finish_before_it_goes_is_made_elsewhere_and_logs_say_what_and_where(cluster, monkeypatch, caplog):
-    monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.2)
-    monkeypatch.setattr(scheduling, "LEAVE_SECONDS", 2.0)
+def test_what_a_node_cannot_finish_before_it_goes_is_made_elsewhere_and_logs_say_what_and_where(cluster, caplog):
     with nodes(cluster, 2) as (first, second):
 
         def announce(made):
             drain(cluster, first if made[-1][1] == second.node_id else second, 5)  # the one that is at the long one
 
-        run = Run([Nap("long", 4.0, says="odd"), *naps(3)], after=3, act=announce)
+        run = Run([Nap("long", 4.0, says="odd"), *naps(3)], after=3, act=announce, times=Times(look=0.2, leave=2.0))
         assert run.executor.stats.causes == {"leaving": 1}
         assert run.executor.stats.lost == 0
         assert dict(run.made)["long"] == run.made[2][1]

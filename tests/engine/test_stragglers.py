@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from paramdelta_dist.engine import schedule as scheduling
 from paramdelta_dist.engine.ray.executor import RayExecutor
+from paramdelta_dist.engine.schedule import TIMES, Times
 from paramdelta_dist.output.hold import RUN, new_mark, write_plan
 from paramdelta_dist.output.kept_shards import require_shards
 from paramdelta_dist.storage import StorageConfig, open_store
@@ -30,9 +30,9 @@ def board(cluster, tmp_path):
 class Run:
     """What a run over the pieces gave: result by file, the bytes that were reported, seconds, and how often each file was begun."""
 
-    def __init__(self, board, pieces, workers):
+    def __init__(self, board, pieces, workers, times=TIMES):
         self.bytes, began = 0, time.monotonic()
-        self.executor = RayExecutor(workers, memory=1 << 20)
+        self.executor = RayExecutor(workers, memory=1 << 20, times=times)
         with closing(self.executor.run(act, board, pieces, advance=self.advance)) as results:
             self.receipts = {receipt.file: receipt for receipt in results}
         self.seconds = time.monotonic() - began
@@ -57,9 +57,8 @@ def pieces(count, *acts, size=1000):
         (("stuck",), "attempt 1"),
     ],
 )
-def test_a_late_unit_gets_a_copy_and_the_loser_cannot_spoil_the_result(acts, told_by, board, monkeypatch):
-    monkeypatch.setattr(scheduling, "STOP_SECONDS", 2.0)
-    run = Run(board, pieces(12, *acts), workers=2)
+def test_a_late_unit_gets_a_copy_and_the_loser_cannot_spoil_the_result(acts, told_by, board):
+    run = Run(board, pieces(12, *acts), workers=2, times=Times(stop=2.0))
     assert run.executor.stats.copies == 1
     assert run.executor.stats.retries == 0
     assert run.receipts["011.safetensors"].worker == told_by

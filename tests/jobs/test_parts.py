@@ -4,14 +4,15 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from paramdelta_dist.errors import CredentialsError, EngineError, NotFound, OutputOccupied, UsageError
-from paramdelta_dist.jobs import follow as following
 from paramdelta_dist.jobs import working_dir as parcel
 from paramdelta_dist.jobs.address import choose_address
 from paramdelta_dist.jobs.exit_code import ending_of
+from paramdelta_dist.jobs.follow import Patience, follow
 from paramdelta_dist.jobs.job import Job, JobExists, Unreachable
 from paramdelta_dist.jobs.job_id import JobName, parse_job_id, stem_of
 from paramdelta_dist.jobs.log_reader import LogReader
@@ -59,10 +60,9 @@ def test_an_address_of_another_kind_is_refused_with_the_right_one(text):
 def test_rays_own_helper_does_not_get_to_see_the_environment(monkeypatch):
     from paramdelta_dist.jobs import ray_jobs
 
-    monkeypatch.setattr(ray_jobs, "CONNECT_SECONDS", 0.0)
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:1 \(--address\)"):
-        ray_jobs.RayCluster(choose_address("http://127.0.0.1:1", {"RAY_ADDRESS": "http://127.0.0.1:2"}))
+        ray_jobs.RayCluster(choose_address("http://127.0.0.1:1", {"RAY_ADDRESS": "http://127.0.0.1:2"}), connect_seconds=0.0)
 
 
 def test_a_job_is_named_by_what_it_makes_and_where():
@@ -170,10 +170,7 @@ class Flaky:
         return LOG + "the last line"
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(following, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(following, "LONGEST_PAUSE", 0.001)
+QUICK = Patience(first_pause=0.001, longest_pause=0.001)
 
 
 @pytest.mark.parametrize(
@@ -185,28 +182,28 @@ def quick(monkeypatch):
     ],
     ids=["quiet", "ends early", "breaks"],
 )
-def test_following_neither_repeats_nor_loses_a_character(cuts, quick):
+def test_following_neither_repeats_nor_loses_a_character(cuts):
     shown, notes = [], []
-    assert following.follow(Flaky(cuts), "j", shown.append, notes.append).state == "succeeded"
+    assert follow(Flaky(cuts), "j", shown.append, notes.append, QUICK).state == "succeeded"
     assert "".join(shown) == LOG + "the last line"
     assert notes == ["away; trying again", "connected again"] * any(error for _, error in cuts)
 
 
-def test_a_cluster_that_stays_away_ends_the_following_with_75(quick, monkeypatch):
-    monkeypatch.setattr(following, "GIVE_UP_SECONDS", 0.05)
+def test_a_cluster_that_stays_away_ends_the_following_with_75():
+    impatient = replace(QUICK, give_up=0.05)
     with pytest.raises(EngineError, match="away for 0 s; the job j was left as it is") as raised:
-        following.follow(Flaky([(100, None)] + [(0, Unreachable("away"))] * 10**5), "j", lambda text: None, lambda text: None)
+        follow(Flaky([(100, None)] + [(0, Unreachable("away"))] * 10**5), "j", lambda text: None, lambda text: None, impatient)
     assert raised.value.exit_code == 75
 
 
-def test_a_cluster_that_was_started_anew_is_told(quick):
+def test_a_cluster_that_was_started_anew_is_told():
     with pytest.raises(EngineError, match="no longer knows job j"):
-        following.follow(Flaky([(100, NotFound("?"))]), "j", lambda text: None, lambda text: None)
+        follow(Flaky([(100, NotFound("?"))]), "j", lambda text: None, lambda text: None, QUICK)
 
 
-def test_refused_credentials_end_the_following_at_once(quick):
+def test_refused_credentials_end_the_following_at_once():
     with pytest.raises(CredentialsError):
-        following.follow(Flaky([(100, CredentialsError("no"))]), "j", lambda text: None, lambda text: None)
+        follow(Flaky([(100, CredentialsError("no"))]), "j", lambda text: None, lambda text: None, QUICK)
 
 
 class Heard:
@@ -216,8 +213,8 @@ class Heard:
     def line(self, text):
         self.lines.append(text)
 
-    def event(self, fields, text):
-        self.events.append(fields["event"])
+    def event(self, event, text):
+        self.events.append(event.event)
 
 
 RESULT = {"output": "s3://x", "state": "merged", "shards": {"made": 1, "kept": 0}}
@@ -327,11 +324,21 @@ def test_a_running_job_is_joined_and_an_ended_one_followed_by_the_next_attempt(f
     assert cluster.commands[0][-2:] == ["--json", "--workers=2"]
 
 
-def test_who_submits_the_same_a_moment_later_joins(monkeypatch):
-    cluster = Register()
+class LateRegister(Register):
+    """One whose jobs are seen a moment after they were submitted."""
+
+    def jobs(self):
+        return []
+
+    def submit(self, job_id, command, **more):
+        if job_id in self.known:
+            raise JobExists(job_id)
+        super().submit(job_id, command, **more)
+
+
+def test_who_submits_the_same_a_moment_later_joins():
+    cluster = LateRegister()
     submit(cluster, Submission(made(), "abc"))
-    monkeypatch.setattr(cluster, "jobs", list)
-    monkeypatch.setattr(cluster, "submit", lambda job_id, command, **_: (_ for _ in ()).throw(JobExists(job_id)))
     assert submit(cluster, Submission(made(), "abc")).joined
     with pytest.raises(OutputOccupied):
         submit(cluster, Submission(made(), "abc", overwrite=True))

@@ -18,8 +18,9 @@ INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @pytest.fixture(autouse=True, params=["compiled", "torch"])
-def _implementation(request, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.IMPLEMENTATION", request.param)
+def _implementation(request):
+    global IMPLEMENTATION
+    IMPLEMENTATION = request.param
 
 
 IMPLEMENTATION = ""
@@ -48,6 +49,8 @@ def merge(out_dtype, base, deltas, weights):
 
 
 def set_block(monkeypatch, block):
+    """Patched and not given: the size of a block is a constant of the kernels that no caller chooses, and the results of which must not
+    depend on it."""
     monkeypatch.setattr(compiled, "L1_BLOCK", block)
     monkeypatch.setattr(merging, "METHOD_BLOCK", block)
 

@@ -4,6 +4,7 @@ import itertools
 
 import torch
 
+from paramdelta_dist.kernels import blocks
 from paramdelta_dist.methods import Roles
 from paramdelta_dist.recipe.model import Recipe
 from tests.models import save_model
@@ -19,6 +20,17 @@ SHAPES = {
 }
 """A row longer than a small block, a tensor of one element, one of none, and some of several small blocks."""
 SMALL_BLOCK = 1 << 12
+
+
+def with_small_blocks(monkeypatch):
+    """Blocks of SMALL_BLOCK elements, so that small tensors have several.
+
+    Patched and not given: the size of a block is no choice of a run. Plan and kernels must agree on it, memory is computed from it, and
+    a parameter would go through all of them for these tests alone.
+    """
+    monkeypatch.setattr(blocks, "METHOD_BLOCK", SMALL_BLOCK)
+
+
 """What the tests cut tensors by, so that small ones are of several blocks."""
 
 

@@ -11,14 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from paramdelta_dist import api
-from paramdelta_dist.driver import workers as crew
+from paramdelta_dist.api.merge import merge_with
+from paramdelta_dist.api.verify import verify_with
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import RecipeError
-from paramdelta_dist.kernels import blocks
 from paramdelta_dist.kernels.blocks import TensorInfo
 from paramdelta_dist.kernels.blockwise import BlockRunner
 from paramdelta_dist.methods import METHODS, BlockShape, Roles, Scope
 from paramdelta_dist.recipe.yaml_text import parse_recipe
-from tests.methods.method_cases import SMALL_BLOCK, make_models, recipe_for, sample, variants
+from tests.methods.method_cases import make_models, recipe_for, sample, variants, with_small_blocks
 from tests.oracle import load, same_bytes
 
 CASES = [pytest.param(method, parameters, id=f"{method.name}-{n}") for method in METHODS for n, parameters in enumerate(variants(method))]
@@ -46,19 +47,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "METHOD_BLOCK", SMALL_BLOCK)
-
-
-@pytest.fixture
-def sized(monkeypatch):
-    """Set the tile size and threads that merges are made with, whatever fits."""
-    real = api.plan_workers
-
-    def set_to(**what):
-        for room in (api, crew):
-            monkeypatch.setattr(room, "plan_workers", lambda *args, **more: replace(real(*args, **more), **what))
-
-    return set_to
+    with_small_blocks(monkeypatch)
 
 
 def differing(one, two):
@@ -67,25 +56,26 @@ def differing(one, two):
 
 
 @pytest.mark.parametrize(("method", "parameters", "tile", "threads"), TILES)
-def test_tiles_and_threads_change_no_byte(method, parameters, tile, threads, folders, tmp_path, small_blocks, sized):
+def test_tiles_and_threads_change_no_byte(method, parameters, tile, threads, folders, tmp_path, small_blocks):
     api.merge(recipe_for(method, folders, tmp_path / "whole", parameters), workers=1)
     recipe = recipe_for(method, folders, tmp_path / "tiles", parameters)
     merge_plan, homology = api.plan(recipe)
-    sized(tile_size=tile, threads_per_shard=threads)
-    made = api.merge(recipe, workers=1)
+    resources = Resources(workers=threads, tile_size=tile)
+    sizing = resources.allocation(merge_plan).sizing
+    assert (sizing.tile_size, sizing.threads_per_shard, sizing.shards_at_once) == (tile, threads, 1)
+    made = merge_with(recipe, resources)
     assert differing(tmp_path / "tiles", tmp_path / "whole") == []
-    document = api.plan_document(merge_plan, api.plan_workers(merge_plan, workers=1), homology)
+    document = api.plan_document(merge_plan, sizing, homology)
     assert merge_plan.bytes_to_read <= document["bytes_to_read"] <= made.report["bytes_read"] <= document["bytes_to_read"] * 1.3
     assert document["requests"]["read"] == made.report["requests"]
     assert sum(shard["read"] for shard in document["shards"]) == document["bytes_to_read"]
 
 
 @EVERY
-def test_what_was_merged_can_be_computed_again(method, folders, tmp_path, small_blocks, sized):
-    parameters = next(variants(method))
-    sized(tile_size=24_000)
-    api.merge(recipe_for(method, folders, tmp_path / "out", parameters, shard_size="20KB"))
-    verdict = api.verify(str(tmp_path / "out"), deep=True, recompute=0.5, seed=1)
+def test_what_was_merged_can_be_computed_again(method, folders, tmp_path, small_blocks):
+    parameters, resources = next(variants(method)), Resources(tile_size=24_000)
+    merge_with(recipe_for(method, folders, tmp_path / "out", parameters, shard_size="20KB"), resources)
+    verdict = verify_with(str(tmp_path / "out"), resources, deep=True, recompute=0.5, seed=1)
     assert verdict["problems"] == []
     assert verdict["tiles_recomputed"] > 1
     assert load(tmp_path / "out")["z.steps"].tolist() == list(range(11))

@@ -23,6 +23,8 @@ def _one_thread():
 
 
 def golden_mask(monkeypatch):
+    """The elements that the golden numbers were made with. Patched and not given: no seed of ours draws them."""
+
     def keep(block, term):
         first = block.first
         return torch.from_numpy(KEEP[term.position].ravel()[first : first + block.n].copy())

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.errors import IntegrityError, OutputOccupied, OutputTaken, StorageError
-from paramdelta_dist.shards import compute as making
-from paramdelta_dist.shards import merge_shard as shards
-from paramdelta_dist.storage.local import LocalStore
+from paramdelta_dist.api.merge import merge_with
+from paramdelta_dist.driver.workers import Resources
+from paramdelta_dist.errors import IntegrityError, OutputOccupied, OutputTaken, StorageError, TransientStorageError
+from paramdelta_dist.storage.retry import RetryPolicy
 from tests import oracle
+from tests.executors import acting, ends_after
 from tests.models import recipe, save_model
+from tests.watched_stores import stored_by, watched
 
 
 @pytest.fixture
@@ -25,9 +27,10 @@ def models(tmp_path):
     ]
 
 
-def make(models, out, **options):
-    engine = {key: options.pop(key) for key in ("overwrite", "confirm", "workers") if key in options}
-    return api.merge(recipe(*models, out, shard_size="25KB", **options), **engine)
+def make(models, out, *, resources=Resources(), storage=None, **options):  # noqa: B008  # it is frozen
+    verb = {key: options.pop(key) for key in ("overwrite", "confirm") if key in options}
+    made = recipe(*models, out, shard_size="25KB", **options)
+    return merge_with(made if storage is None else stored_by(made, storage), resources, **verb)
 
 
 def weights(out):
@@ -38,18 +41,10 @@ class Lost(RuntimeError):
     """The machine goes away."""
 
 
-def interrupted_after(monkeypatch, count):
-    """Make shards fail after `count` of them were finished."""
-    real, made = shards.run_shard, []
-
-    def run(job, shard, **arguments):
-        if len(made) == count:
-            raise Lost
-        receipt = real(job, shard, **arguments)
-        made.append(shard.file)
-        return receipt
-
-    monkeypatch.setattr(shards, "run_shard", run)
+def interrupted_after(count, models, out):
+    """A merge whose shards fail after `count` of them were finished."""
+    with pytest.raises(Lost):
+        make(models, out, resources=acting(ends_after(count, Lost())))
 
 
 def test_a_second_run_of_a_finished_merge_does_nothing(models, tmp_path):
@@ -60,12 +55,9 @@ def test_a_second_run_of_a_finished_merge_does_nothing(models, tmp_path):
 
 
 @pytest.mark.parametrize("finished", [0, 1, 3, 5])
-def test_a_stopped_merge_goes_on_from_what_is_finished(models, tmp_path, monkeypatch, finished):
+def test_a_stopped_merge_goes_on_from_what_is_finished(models, tmp_path, finished):
     make(models, tmp_path / "quiet")
-    with monkeypatch.context() as patch:
-        interrupted_after(patch, finished)
-        with pytest.raises(Lost):
-            make(models, tmp_path / "out", workers=1)
+    interrupted_after(finished, models, tmp_path / "out")
     assert not (tmp_path / "out/config.json").exists()
     assert not (tmp_path / "out/.paramdelta/commit.json").exists()
     status = api.status(str(tmp_path / "out"))
@@ -76,12 +68,9 @@ def test_a_stopped_merge_goes_on_from_what_is_finished(models, tmp_path, monkeyp
     assert api.status(str(tmp_path / "out"))["state"] == "complete"
 
 
-def test_a_shard_that_was_altered_after_its_receipt_is_made_again(models, tmp_path, monkeypatch):
+def test_a_shard_that_was_altered_after_its_receipt_is_made_again(models, tmp_path):
     make(models, tmp_path / "quiet")
-    with monkeypatch.context() as patch:
-        interrupted_after(patch, 4)
-        with pytest.raises(Lost):
-            make(models, tmp_path / "out", workers=1)
+    interrupted_after(4, models, tmp_path / "out")
     first, second = sorted((tmp_path / "out").glob("*.safetensors"))[:2]
     data = bytearray(first.read_bytes())
     data[-1] ^= 1
@@ -91,11 +80,8 @@ def test_a_shard_that_was_altered_after_its_receipt_is_made_again(models, tmp_pa
     assert weights(tmp_path / "out") == weights(tmp_path / "quiet")
 
 
-def test_changed_inputs_are_found_before_a_byte_is_merged(models, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupted_after(patch, 2)
-        with pytest.raises(Lost):
-            make(models, tmp_path / "out", workers=1)
+def test_changed_inputs_are_found_before_a_byte_is_merged(models, tmp_path):
+    interrupted_after(2, models, tmp_path / "out")
     tensors = {name: tensor + 1 for name, tensor in oracle.load(models[1]).items()}
     shutil.rmtree(models[1])
     save_model(models[1], tensors, files=2)
@@ -145,17 +131,15 @@ def test_a_committed_output_that_lost_a_file_is_not_called_done(models, tmp_path
         make(models, tmp_path / "out")
 
 
-def test_no_loader_opens_the_folder_before_the_end(models, tmp_path, monkeypatch):
+def test_no_loader_opens_the_folder_before_the_end(models, tmp_path):
     """Whatever write fails, config.json comes after all weights, index and side files, and the commit after it."""
     order = []
-    real = LocalStore._publish
 
-    def publish(self, name, chunks, **arguments):
-        order.append(name)
-        return real(self, name, chunks, **arguments)
+    def writing(store, request, name):
+        if request in ("put", "write"):
+            order.append(name)
 
-    monkeypatch.setattr(LocalStore, "_publish", publish)
-    make(models, tmp_path / "out")
+    make(models, tmp_path / "out", storage=watched(writing))
     assert order[0] == ".paramdelta/plan.json"
     assert order[-2:] == ["config.json", ".paramdelta/commit.json"]
     shards = [place for place, name in enumerate(order) if name.startswith("model-")]
@@ -176,21 +160,16 @@ def test_a_full_disk_is_one_message_and_the_work_is_kept(models, tmp_path, monke
     assert not list((tmp_path / "out").rglob("*-part"))
 
 
-def test_temporary_failures_are_tried_again_and_counted(models, tmp_path, monkeypatch):
-    from paramdelta_dist.errors import TransientStorageError
-    from paramdelta_dist.storage import retry
+def test_temporary_failures_are_tried_again_and_counted(models, tmp_path):
+    calls = []
 
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.001)
-    real, calls = shards.run_shard, []
-
-    def sometimes(job, shard, **arguments):
+    def sometimes(make_shard, job, shard, **asked):
         calls.append(shard.file)
         if len(calls) % 3 == 1:
             raise TransientStorageError("503 SlowDown")
-        return real(job, shard, **arguments)
+        return make_shard(job, shard, **asked)
 
-    monkeypatch.setattr(shards, "run_shard", sometimes)
-    result = make(models, tmp_path / "out", workers=1)
+    result = make(models, tmp_path / "out", resources=acting(sometimes, retries=RetryPolicy(first_delay=0.001)))
     assert result.report["retries"] == len(calls) - 6 > 0
 
 
@@ -206,30 +185,31 @@ def test_receipts_and_commit_hold_the_digests_of_what_is_there(models, tmp_path)
             assert receipt["tensors"][name] == blake3(tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
-def test_a_merge_whose_output_was_taken_over_publishes_nothing_more(models, tmp_path, monkeypatch):
+def test_a_merge_whose_output_was_taken_over_publishes_nothing_more(models, tmp_path):
     """--overwrite gives the folder to another recipe while a shard of the first is being made: neither output is mixed."""
-    real, overtaken = making.TileComputer.make, []
+    overtaken = []
 
-    def overtake(self, *arguments):
-        if not overtaken:
-            overtaken.append(True)
-            overtaken.append(make(models, tmp_path / "out", weight=0.25, overwrite=True))
-        return real(self, *arguments)
+    def overtake(make_shard, job, shard, *, advance, cancelled):
+        def amid(size):
+            if not overtaken:
+                overtaken.append(True)
+                overtaken.append(make(models, tmp_path / "out", weight=0.25, overwrite=True))
+            advance(size)
+
+        return make_shard(job, shard, advance=amid, cancelled=cancelled)
 
     make(models, tmp_path / "quiet", weight=0.25)
-    monkeypatch.setattr(making.TileComputer, "make", overtake)
     with pytest.raises(OutputTaken, match="taken over by another merge"):
-        make(models, tmp_path / "out", workers=1)
+        make(models, tmp_path / "out", resources=acting(overtake))
     assert overtaken[1].state == "merged"
     assert weights(tmp_path / "out") == weights(tmp_path / "quiet")
     assert api.verify(str(tmp_path / "out"), deep=True)["problems"] == []
 
 
-def test_shards_that_change_under_a_running_merge_are_not_committed(models, tmp_path, monkeypatch):
-    real = shards.run_shard
+def test_shards_that_change_under_a_running_merge_are_not_committed(models, tmp_path):
 
-    def meddle(job, shard, **arguments):
-        receipt = real(job, shard, **arguments)
+    def meddle(make_shard, job, shard, **asked):
+        receipt = make_shard(job, shard, **asked)
         if shard.file.startswith("model-00006"):
             first = tmp_path / "out" / shard.file.replace("00006-of", "00001-of")
             data = bytearray(first.read_bytes())
@@ -237,7 +217,6 @@ def test_shards_that_change_under_a_running_merge_are_not_committed(models, tmp_
             first.write_bytes(data)
         return receipt
 
-    monkeypatch.setattr(shards, "run_shard", meddle)
     with pytest.raises(OutputOccupied, match=r"model-00001-of-00006\.safetensors changed while the merge ran"):
-        make(models, tmp_path / "out", workers=1)
+        make(models, tmp_path / "out", resources=acting(meddle))
     assert not (tmp_path / "out/config.json").exists()

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from datetime import date
 from pathlib import Path
 
 import pytest
 import torch
 
 from paramdelta_dist import api
+from paramdelta_dist.api.merge import merge_with
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import IntegrityError, OutputOccupied
-from paramdelta_dist.output import series
+from paramdelta_dist.output.series import utc_now
 from paramdelta_dist.recipe.model import Recipe
-from paramdelta_dist.shards import merge_shard as shards
-from paramdelta_dist.storage import local
+from tests.executors import acting, ends_after
 from tests.models import recipe, save_model
+from tests.nightly import TUESDAY
 from tests.terminal import call
 
 SHARDS = 4
@@ -44,24 +45,17 @@ def models(tmp_path_factory):
     ]
 
 
-def make(models, out, **more):
-    return api.merge(recipe(*models, out, shard_size="25KB", **more), workers=1)
+ONE = Resources(workers=1)
 
 
-def cut_after(count, monkeypatch, models, out, **more):
+def make(models, out, *, resources=ONE, now=utc_now, **more):
+    return merge_with(recipe(*models, out, shard_size="25KB", **more), resources, now=now)
+
+
+def cut_after(count, models, out, **more):
     """A merge that ends suddenly when `count` shards are finished."""
-    real, made = shards.run_shard, []
-
-    def run(job, shard, **arguments):
-        if len(made) == count:
-            raise Cut
-        made.append(real(job, shard, **arguments))
-        return made[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "run_shard", run)
-        with pytest.raises(Cut):
-            make(models, out, **more)
+    with pytest.raises(Cut):
+        make(models, out, resources=acting(ends_after(count, Cut())), **more)
 
 
 def model(out):
@@ -80,9 +74,9 @@ def quiet(models, tmp_path_factory):
 
 
 @damages
-def test_a_stopped_merge_goes_on_without_its_plan(models, quiet, tmp_path, monkeypatch, damage):
+def test_a_stopped_merge_goes_on_without_its_plan(models, quiet, tmp_path, damage):
     out = tmp_path / "out"
-    cut_after(2, monkeypatch, models, out)
+    cut_after(2, models, out)
     spoil(out / ".paramdelta/plan.json", damage)
     told = call("status", out, cwd=tmp_path)
     assert told.returncode == 0, told
@@ -93,18 +87,18 @@ def test_a_stopped_merge_goes_on_without_its_plan(models, quiet, tmp_path, monke
 
 
 @damages
-def test_a_merge_that_was_only_claimed_goes_on_without_its_plan(models, quiet, tmp_path, monkeypatch, damage):
+def test_a_merge_that_was_only_claimed_goes_on_without_its_plan(models, quiet, tmp_path, damage):
     out = tmp_path / "out"
-    cut_after(0, monkeypatch, models, out)
+    cut_after(0, models, out)
     spoil(out / ".paramdelta/plan.json", damage)
     assert make(models, out).report["shards"] == {"made": SHARDS, "kept": 0}
     assert model(out) == quiet
 
 
 @damages
-def test_a_receipt_that_is_lost_costs_its_own_shard_alone(models, quiet, tmp_path, monkeypatch, damage):
+def test_a_receipt_that_is_lost_costs_its_own_shard_alone(models, quiet, tmp_path, damage):
     out = tmp_path / "out"
-    cut_after(3, monkeypatch, models, out)
+    cut_after(3, models, out)
     spoil(sorted((out / ".paramdelta/receipts").iterdir())[0], damage)
     assert make(models, out).report["shards"] == {"made": SHARDS - 2, "kept": 2}
     assert model(out) == quiet
@@ -135,9 +129,9 @@ def test_a_finished_merge_is_published_again_and_no_shard_of_it_made_again(model
 
 
 @damages
-def test_a_plan_that_cannot_be_read_beside_another_merges_shards_is_refused(models, tmp_path, monkeypatch, damage):
+def test_a_plan_that_cannot_be_read_beside_another_merges_shards_is_refused(models, tmp_path, damage):
     out = tmp_path / "out"
-    cut_after(2, monkeypatch, models, out, weight=0.5)
+    cut_after(2, models, out, weight=0.5)
     spoil(out / ".paramdelta/plan.json", damage)
     before = model(out)
     with pytest.raises(OutputOccupied, match="cannot be read, as after a power cut, and no receipt shows"):
@@ -159,13 +153,12 @@ def test_notes_of_a_series_are_written_again(models, tmp_path, name, damage):
 
 
 @damages
-def test_a_stopped_night_goes_on_the_next_day_without_its_plan(models, quiet, tmp_path, monkeypatch, damage):
+def test_a_stopped_night_goes_on_the_next_day_without_its_plan(models, quiet, tmp_path, damage, at):
     template = tmp_path / "nightly/{date}"
-    monkeypatch.setattr(series, "today", lambda: date(2026, 11, 23))
-    cut_after(2, monkeypatch, models, template)
+    cut_after(2, models, template, now=at.now)
     spoil(tmp_path / "nightly/2026-11-23/.paramdelta/plan.json", damage)
-    monkeypatch.setattr(series, "today", lambda: date(2026, 11, 24))
-    done = make(models, template)
+    at(TUESDAY)
+    done = make(models, template, now=at.now)
     assert done.output.endswith("2026-11-23")
     assert done.report["shards"] == {"made": SHARDS - 2, "kept": 2}
     assert model(tmp_path / "nightly/2026-11-23") == quiet
@@ -185,7 +178,6 @@ def test_the_file_of_a_sweep_is_written_again(models, tmp_path, damage):
 
 def test_a_file_and_its_folder_are_on_the_disk_before_the_next_one_relies_on_it(models, tmp_path, monkeypatch):
     """Seen from the system calls: a name is given to what was flushed, and its folder is flushed before another name is given."""
-    monkeypatch.setattr(local, "LARGE", 1 << 30)
     flushed, waiting, order = set(), [], []
     sync, replace, link = os.fsync, os.replace, os.link
 

@@ -1,19 +1,20 @@
 """`prune` removes old outputs of ours that nothing names, whole or not at all, and nothing else."""
 
 import json
+import threading
 from datetime import timedelta
 
 import pytest
 
 from paramdelta_dist import api
+from paramdelta_dist.api.prune import prune_series
 from paramdelta_dist.errors import OutputOccupied, StorageError, UsageError
-from paramdelta_dist.output import prune as pruning
-from paramdelta_dist.output import remove as removing
 from paramdelta_dist.output.sealed_json import render_document
 from paramdelta_dist.output.series import Series
-from paramdelta_dist.shards import merge_shard as shard
 from paramdelta_dist.storage import StorageConfig, open_store
-from tests.nightly import MONDAY, Killed, Place, killed_in
+from tests.executors import acting
+from tests.nightly import MONDAY, Killed, Place, killed_after
+from tests.watched_stores import Watched, nothing, stored_by, watched
 
 MARK = ".paramdelta/pruning.json"
 
@@ -23,14 +24,14 @@ def nights(place, at, count, template="{date}"):
     made = []
     for night in range(count):
         at(MONDAY + timedelta(night))
-        result = api.merge(place.recipe(template, weight=1 - night / 16))
+        result = place.merge(place.recipe(template, weight=1 - night / 16))
         assert result.state == "merged"
         made.append(result.output.rpartition("/nightly/")[2])
     return made
 
 
-def prune(place, template="{date}", **options):
-    return api.prune(f"{place.root}/nightly/{template}", **options)
+def prune(place, template="{date}", *, keep, remove=False, storage=StorageConfig()):  # noqa: B008  # it is frozen
+    return prune_series(Series(f"{place.root}/nightly/{template}", storage, place.now), keep=keep, remove=remove)
 
 
 def names(outputs):
@@ -71,7 +72,7 @@ def test_the_newest_stay_in_a_bucket_too(place, at):
 def test_the_newest_stay_in_google_storage_too(gcs_server, tmp_path, monkeypatch, at):
     for name, value in gcs_server.environ.items():
         monkeypatch.setenv(name, value)
-    place = Place(f"gs://{gcs_server.make_bucket()}", tmp_path)
+    place = Place(f"gs://{gcs_server.make_bucket()}", tmp_path, at.now)
     made = nights(place, at, 2)
     assert names(prune(place, keep=1, remove=True)["pruned"]) == made[:1]
     assert folders(place) == made[1:]
@@ -80,7 +81,7 @@ def test_the_newest_stay_in_google_storage_too(gcs_server, tmp_path, monkeypatch
 def test_what_a_pointer_names_is_never_removed_however_old(disk, at):
     """Inputs that are again what they were bring the pointer back to an old output: it is the one that is served."""
     made = nights(disk, at, 3)
-    assert api.merge(disk.recipe(weight=1.0)).output.endswith(made[0])
+    assert disk.merge(disk.recipe(weight=1.0)).output.endswith(made[0])
     done = prune(disk, keep=1, remove=True)
     assert names(done["pruned"]) == [made[1]]
     assert {name: output["why"] for name, output in zip(names(done["kept"]), done["kept"], strict=True)} == {
@@ -109,7 +110,7 @@ def test_nothing_is_removed_while_nobody_knows_what_is_served(disk, at, damage):
     assert disk.outputs() == before
     (disk.folder / "nightly/latest.json").unlink()  # the way the message tells
     assert len(prune(disk, keep=1, remove=True)["pruned"]) == 1
-    api.merge(disk.recipe(weight=1 - 1 / 16))
+    disk.merge(disk.recipe(weight=1 - 1 / 16))
     assert disk.pointer()["output"].endswith(disk.outputs()[0])
 
 
@@ -160,16 +161,14 @@ def test_a_mark_that_names_files_elsewhere_removes_none_of_them(disk, at):
     assert api.verify(f"{disk.root}/nightly/{made[1]}", deep=True)["ok"]
 
 
-def unfinished(disk, monkeypatch, weight):
-    with monkeypatch.context() as patch:
-        killed_in(patch, shard, "run_shard", after=2)
-        with pytest.raises(Killed):
-            api.merge(disk.recipe(weight=weight), workers=1)
+def unfinished(disk, weight):
+    with pytest.raises(Killed):
+        disk.merge(disk.recipe(weight=weight), killed_after(shards=2))
 
 
-def test_an_unfinished_output_goes_when_no_run_can_be_at_work_on_it(disk, at, monkeypatch):
+def test_an_unfinished_output_goes_when_no_run_can_be_at_work_on_it(disk, at):
     at(MONDAY)
-    unfinished(disk, monkeypatch, 0.3)
+    unfinished(disk, 0.3)
     for later, gone in ((0, []), (1, []), (2, ["2026-11-23"])):
         at(MONDAY + timedelta(later))
         assert names(prune(disk, keep=1)["pruned"]) == gone
@@ -177,11 +176,11 @@ def test_an_unfinished_output_goes_when_no_run_can_be_at_work_on_it(disk, at, mo
     assert list(disk.state()) == []
 
 
-def test_unfinished_and_damaged_outputs_are_none_of_the_newest(disk, at, monkeypatch):
+def test_unfinished_and_damaged_outputs_are_none_of_the_newest(disk, at):
     made = nights(disk, at, 3)
     disk.expire(f"{made[1]}/config.json")
     at(MONDAY + timedelta(3))
-    unfinished(disk, monkeypatch, 0.3)
+    unfinished(disk, 0.3)
     done = prune(disk, keep=2)
     assert (names(done["pruned"]), sorted(names(done["kept"]))) == ([], [*made, "2026-11-26"])
     assert names(prune(disk, keep=1)["pruned"]) == made[:2]
@@ -191,42 +190,39 @@ def test_unfinished_and_damaged_outputs_are_none_of_the_newest(disk, at, monkeyp
 def test_at_least_one_output_has_to_stay(disk, at, keep):
     nights(disk, at, 1)
     with pytest.raises(UsageError, match="at least one"):
-        prune(disk, keep=keep, remove=True)
+        api.prune(f"{disk.root}/nightly/{{date}}", keep=keep, remove=True)
 
 
 def test_only_a_template_can_be_pruned(disk, at):
     made = nights(disk, at, 1)
     with pytest.raises(UsageError, match="what a recipe's `output` says"):
-        prune(disk, made[0], keep=1, remove=True)
+        api.prune(f"{disk.root}/nightly/{made[0]}", keep=1, remove=True)
     with pytest.raises(UsageError, match="not known in an output"):
-        prune(disk, "{day}", keep=1)
+        api.prune(f"{disk.root}/nightly/{{day}}", keep=1)
 
 
-def dying_store(monkeypatch, after):
+def dying_stores(after):
     """Every delete works until this many are done."""
-    from paramdelta_dist.storage.local import LocalStore
+    lock, calls = threading.Lock(), []
 
-    real, calls = LocalStore.delete, []
+    class Dying(Watched):
+        def delete(self, name):
+            with lock:
+                calls.append(name)
+                if len(calls) > after:
+                    raise Killed
+                self._store.delete(name)
 
-    def delete(self, name):
-        calls.append(name)
-        if len(calls) > after:
-            raise Killed
-        real(self, name)
-
-    monkeypatch.setattr(LocalStore, "delete", delete)
+    return StorageConfig({}, lambda store: Dying(store, nothing, nothing))
 
 
 @pytest.mark.parametrize("template", ["{date}", "{inputs}"])
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 6, 9, 14])
-def test_a_prune_that_is_killed_leaves_no_model_and_the_next_ends_it(disk, at, monkeypatch, after, template):
+def test_a_prune_that_is_killed_leaves_no_model_and_the_next_ends_it(disk, at, after, template):
     made = nights(disk, at, 2, template)
     old = f"{disk.root}/nightly/{made[0]}"
-    monkeypatch.setattr(removing, "AT_A_TIME", 1)
-    with monkeypatch.context() as patch:
-        dying_store(patch, after)
-        with pytest.raises(Killed):
-            prune(disk, template, keep=1, remove=True)
+    with pytest.raises(Killed):
+        prune(disk, template, keep=1, remove=True, storage=dying_stores(after))
     present = open_store(old, StorageConfig()).list()
     assert after == 0 or ".paramdelta/commit.json" not in present
     assert after < 3 or "config.json" not in present
@@ -235,92 +231,73 @@ def test_a_prune_that_is_killed_leaves_no_model_and_the_next_ends_it(disk, at, m
     assert open_store(old, StorageConfig()).list() == {}
     assert not (disk.folder / "nightly" / made[0]).exists()
     at(MONDAY + timedelta(7))
-    again = api.merge(disk.recipe(template, weight=1.0))
+    again = disk.merge(disk.recipe(template, weight=1.0))
     assert again.state == "merged"
     assert api.verify(again.output, deep=True)["ok"]
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 6, 9])
-def test_a_run_of_the_same_merge_waits_for_a_prune_and_ends_one_that_was_killed(disk, at, monkeypatch, after):
+def test_a_run_of_the_same_merge_waits_for_a_prune_and_ends_one_that_was_killed(disk, at, after):
     made = nights(disk, at, 2, "{inputs}")
-    monkeypatch.setattr(removing, "AT_A_TIME", 1)
-    with monkeypatch.context() as patch:
-        dying_store(patch, after)
-        with pytest.raises(Killed):
-            prune(disk, "{inputs}", keep=1, remove=True)
+    with pytest.raises(Killed):
+        prune(disk, "{inputs}", keep=1, remove=True, storage=dying_stores(after))
     with pytest.raises(StorageError, match="is being removed by `prune`"):
-        api.merge(disk.recipe("{inputs}", weight=1.0))
-    monkeypatch.setattr(removing, "PATIENCE", timedelta(0))
-    again = api.merge(disk.recipe("{inputs}", weight=1.0))
+        disk.merge(disk.recipe("{inputs}", weight=1.0))
+    at(MONDAY + timedelta(2))
+    again = disk.merge(disk.recipe("{inputs}", weight=1.0))
     assert again.output.endswith(made[0])
     assert api.verify(again.output, deep=True, recompute=1.0)["ok"]
     assert MARK not in open_store(again.output, StorageConfig()).list()
     assert (again.state == "nothing to do") == (after == 0)
 
 
-def test_an_output_that_is_pointed_to_while_it_is_being_removed_stays(disk, at, monkeypatch):
+def test_an_output_that_is_pointed_to_while_it_is_being_removed_stays(disk, at):
     """Inputs become what they were, and the night's run finds the old output done, just as it is about to go."""
     made = nights(disk, at, 2)
     first = Series(f"{disk.root}/nightly/{{date}}", StorageConfig())
     fingerprint = json.loads(disk.store.read(f"{made[0]}/.paramdelta/plan.json", limit=1 << 20))["fingerprint"]
-    real = pruning.remove
 
-    def remove(*arguments, **options):
-        first.point_to(MONDAY, fingerprint)
-        return real(*arguments, **options)
+    def begins(store, request, name):
+        if (request, name) == ("write", MARK):
+            first.point_to(MONDAY, fingerprint)
 
-    monkeypatch.setattr(pruning, "remove", remove)
-    done = prune(disk, keep=1, remove=True)
+    done = prune(disk, keep=1, remove=True, storage=watched(before=begins))
     assert done["pruned"] == []
     assert disk.pointer()["output"].endswith(made[0])
     assert api.verify(f"{disk.root}/nightly/{made[0]}", deep=True)["ok"]
-    assert api.merge(disk.recipe(weight=1.0)).state == "nothing to do"
+    assert disk.merge(disk.recipe(weight=1.0)).state == "nothing to do"
 
 
 @pytest.mark.parametrize("when", ["before it is pointed to", "as it is pointed to"])
-def test_a_run_whose_finished_output_is_removed_meanwhile_says_so_and_makes_it_again(disk, at, monkeypatch, when):
+def test_a_run_whose_finished_output_is_removed_meanwhile_says_so_and_makes_it_again(disk, at, when):
     made = nights(disk, at, 2)
     at(MONDAY + timedelta(7))
-    real, Store = Series.point_to, type(disk.store)
-    write = Store.write
 
     def gone():
         disk.expire(*(name for name in disk.state() if name.startswith(f"{made[0]}/")))
 
-    def point(self, *arguments):
-        gone()
-        real(self, *arguments)
-
-    def watched(self, name, data, **options):
-        if name == "latest.json":
+    def before(store, request, name):
+        if when.startswith("as") and (request, name) == ("write", "latest.json"):
             gone()
-        return write(self, name, data, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(*((Series, "point_to", point) if when.startswith("before") else (Store, "write", watched)))
-        with pytest.raises(StorageError, match="the same command makes it again") as raised:
-            api.merge(disk.recipe(weight=1.0))
+    def after(store, request, name):
+        if when.startswith("before") and request == "publish":  # the last that is asked of the output until the pointer is its turn
+            gone()
+
+    with pytest.raises(StorageError, match="the same command makes it again") as raised:
+        disk.merge(stored_by(disk.recipe(weight=1.0), watched(before, after)))
     assert raised.value.exit_code == 75
-    again = api.merge(disk.recipe(weight=1.0))
+    again = disk.merge(disk.recipe(weight=1.0))
     assert (again.state, again.gone) == ("merged", f"{disk.root}/nightly/{made[0]}")
     assert api.status(f"{disk.root}/nightly")["dangling"] == {}
 
 
-def test_a_run_whose_folder_is_removed_while_it_merges_ends_with_no_model_there(disk, at, monkeypatch):
+def test_a_run_whose_folder_is_removed_while_it_merges_ends_with_no_model_there(disk, at):
     at(MONDAY)
-    unfinished(disk, monkeypatch, 0.3)
+    unfinished(disk, 0.3)
     at(MONDAY + timedelta(2))
-    from paramdelta_dist.driver import merge as merging
-
-    original = merging.require_shards
-
-    def require_shards(*arguments):
-        prune(disk, keep=1, remove=True)
-        return original(*arguments)
-
-    monkeypatch.setattr(merging, "require_shards", require_shards)
     with pytest.raises(OutputOccupied):
-        api.merge(disk.recipe(weight=0.3))
+        disk.merge(disk.recipe(weight=0.3), acting(after=lambda: prune(disk, keep=1, remove=True)))
     assert "2026-11-23/config.json" not in disk.state()
 
 

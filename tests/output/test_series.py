@@ -7,17 +7,16 @@ import pytest
 from blake3 import blake3
 
 from paramdelta_dist import api
+from paramdelta_dist.api.merge import merge_with
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import IntegrityError, OutputOccupied, RecipeError
-from paramdelta_dist.output import publish as publishing
-from paramdelta_dist.output import series
-from paramdelta_dist.output.series import Series
-from paramdelta_dist.shards import merge_shard as shard
 from tests.models import recipe
-from tests.nightly import MONDAY, TUESDAY, WEDNESDAY, Killed, Place, killed_in
+from tests.nightly import MONDAY, TUESDAY, WEDNESDAY, Calendar, Killed, Place, killed_after, killed_at
+from tests.watched_stores import stored_by
 
 
 def test_nights_without_and_with_a_change(place, at):
-    first = api.merge(place.recipe())
+    first = place.merge(place.recipe())
     assert (first.state, first.output) == ("merged", f"{place.store.url}/2026-11-23")
     pointer = place.pointer()
     commit = place.store.read("2026-11-23/.paramdelta/commit.json", limit=1 << 20)
@@ -27,16 +26,16 @@ def test_nights_without_and_with_a_change(place, at):
 
     at(TUESDAY)
     before = place.state()
-    assert api.plan(place.recipe())[0].recipe.output == first.output
-    second = api.merge(place.recipe())
+    assert place.plan(place.recipe())[0].recipe.output == first.output
+    second = place.merge(place.recipe())
     assert (second.state, second.output, second.pointer) == ("nothing to do", first.output, f"{place.store.url}/latest.json")
     assert place.state() == before
 
     at(WEDNESDAY)
     place.train("post", 1.2)
-    assert api.plan(place.recipe())[0].recipe.output == f"{place.store.url}/2026-11-25"
+    assert place.plan(place.recipe())[0].recipe.output == f"{place.store.url}/2026-11-25"
     assert place.state() == before, "a plan writes nothing"
-    third = api.merge(place.recipe())
+    third = place.merge(place.recipe())
     assert (third.state, third.output) == ("merged", f"{place.store.url}/2026-11-25")
     assert third.fingerprint != first.fingerprint
     assert place.pointer()["output"] == third.output
@@ -46,11 +45,11 @@ def test_nights_without_and_with_a_change(place, at):
 
 
 def test_inputs_that_are_again_what_they_were_bring_back_the_output_they_had(disk, at):
-    first = api.merge(disk.recipe(weight=1.0))
+    first = disk.merge(disk.recipe(weight=1.0))
     at(TUESDAY)
-    api.merge(disk.recipe(weight=0.5))
+    disk.merge(disk.recipe(weight=0.5))
     at(WEDNESDAY)
-    again = api.merge(disk.recipe(weight=1.0))
+    again = disk.merge(disk.recipe(weight=1.0))
     assert (again.state, again.output) == ("nothing to do", first.output)
     assert disk.pointer()["output"] == first.output
     assert disk.outputs() == ["2026-11-23", "2026-11-24"]
@@ -59,19 +58,19 @@ def test_inputs_that_are_again_what_they_were_bring_back_the_output_they_had(dis
 def test_a_method_that_gathers_statistics_first_is_no_different(disk, at):
     """They are kept in the output, whose name is decided before."""
     ties = {"method": "ties", "parameters": {"density": 0.5}}
-    first = api.merge(disk.recipe(**ties))
+    first = disk.merge(disk.recipe(**ties))
     at(TUESDAY)
-    second = api.merge(disk.recipe(**ties))
+    second = disk.merge(disk.recipe(**ties))
     assert (second.state, second.output) == ("nothing to do", first.output)
-    denser = api.merge(disk.recipe(**{**ties, "parameters": {"density": 0.6}}))
+    denser = disk.merge(disk.recipe(**{**ties, "parameters": {"density": 0.6}}))
     assert (denser.state, denser.output) == ("merged", f"{disk.store.url}/2026-11-24")
     assert sorted(path.name for path in (disk.folder / "nightly").iterdir()) == [".paramdelta", "2026-11-23", "2026-11-24", "latest.json"]
 
 
 def test_the_fingerprint_does_not_depend_on_the_name_of_the_output(disk, at):
-    plans = [api.plan(disk.recipe(template))[0] for template in ("fixed", "{date}", "{inputs}", "a-{date}-{inputs}")]
+    plans = [disk.plan(disk.recipe(template))[0] for template in ("fixed", "{date}", "{inputs}", "a-{date}-{inputs}")]
     at(TUESDAY)
-    plans.append(api.plan(disk.recipe("{date}"))[0])
+    plans.append(disk.plan(disk.recipe("{date}"))[0])
     assert len({plan.fingerprint for plan in plans}) == 1
     names = [plan.recipe.output.rpartition("/")[2] for plan in plans]
     short = plans[0].fingerprint[:12]
@@ -79,91 +78,83 @@ def test_the_fingerprint_does_not_depend_on_the_name_of_the_output(disk, at):
 
 
 def test_inputs_in_the_name_keep_several_outputs_of_a_day_apart(disk, at):
-    one = api.merge(disk.recipe("{date}-{inputs}"))
-    other = api.merge(disk.recipe("{date}-{inputs}", weight=0.5))
+    one = disk.merge(disk.recipe("{date}-{inputs}"))
+    other = disk.merge(disk.recipe("{date}-{inputs}", weight=0.5))
     assert [one.state, other.state] == ["merged", "merged"]
     assert disk.outputs() == sorted(result.output.rpartition("/")[2] for result in (one, other))
     assert disk.pointer()["output"] == other.output
 
 
 def test_the_date_alone_has_room_for_one_merge_a_day(disk, at):
-    api.merge(disk.recipe())
+    disk.merge(disk.recipe())
     with pytest.raises(OutputOccupied, match="2026-11-23 belongs to another merge") as raised:
-        api.merge(disk.recipe(weight=0.5))
+        disk.merge(disk.recipe(weight=0.5))
     assert raised.value.exit_code == 3
     assert disk.pointer()["output"].endswith("2026-11-23")
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_overwrite_makes_the_output_of_today_again(disk, at, weight):
-    first = api.merge(disk.recipe())
-    today = api.merge(disk.recipe(weight=weight), overwrite=True)
+    first = disk.merge(disk.recipe())
+    today = disk.merge(disk.recipe(weight=weight), overwrite=True)
     assert (today.state, today.output) == ("merged", first.output)
     at(TUESDAY)
-    anew = api.merge(disk.recipe(weight=weight), overwrite=True)
+    anew = disk.merge(disk.recipe(weight=weight), overwrite=True)
     assert (anew.state, anew.output) == ("merged", f"{disk.store.url}/2026-11-24")
     assert disk.pointer()["date"] == "2026-11-24"
-    assert api.merge(disk.recipe(weight=weight)).output == anew.output
+    assert disk.merge(disk.recipe(weight=weight)).output == anew.output
 
 
-def test_a_merge_that_was_stopped_goes_on_in_its_folder_the_next_day(place, at, monkeypatch):
-    with monkeypatch.context() as patch:
-        killed_in(patch, shard, "run_shard", after=2)
-        with pytest.raises(Killed):
-            api.merge(place.recipe(), workers=1)
+def test_a_merge_that_was_stopped_goes_on_in_its_folder_the_next_day(place, at):
+    with pytest.raises(Killed):
+        place.merge(place.recipe(), killed_after(shards=2))
     assert "latest.json" not in place.store.list()
     at(TUESDAY)
-    result = api.merge(place.recipe())
+    result = place.merge(place.recipe())
     assert (result.output, result.report["shards"]) == (f"{place.store.url}/2026-11-23", {"made": 2, "kept": 2})
     assert place.pointer()["date"] == "2026-11-23"
     assert place.outputs() == ["2026-11-23"]
 
 
-def test_a_run_killed_between_commit_and_pointer_is_mended_by_the_next(place, at, monkeypatch):
-    with monkeypatch.context() as patch:
-        killed_in(patch, Series, "point_to")
-        with pytest.raises(Killed):
-            api.merge(place.recipe())
+def test_a_run_killed_between_commit_and_pointer_is_mended_by_the_next(place, at):
+    with pytest.raises(Killed):
+        place.merge(stored_by(place.recipe(), killed_at("write", "latest.json")))
     assert "latest.json" not in place.store.list()
     assert "2026-11-23/.paramdelta/commit.json" in place.store.list()
     at(TUESDAY)
-    result = api.merge(place.recipe())
+    result = place.merge(place.recipe())
     assert (result.state, result.output) == ("nothing to do", f"{place.store.url}/2026-11-23")
     assert place.pointer()["output"] == result.output
 
 
-def test_a_run_killed_before_the_commit_leaves_the_pointer_at_the_output_before(disk, at, monkeypatch):
-    first = api.merge(disk.recipe())
+def test_a_run_killed_before_the_commit_leaves_the_pointer_at_the_output_before(disk, at):
+    first = disk.merge(disk.recipe())
     at(TUESDAY)
-    with monkeypatch.context() as patch:
-        killed_in(patch, publishing, "commit")
-        with pytest.raises(Killed):
-            api.merge(disk.recipe(weight=0.5))
+    with pytest.raises(Killed):
+        disk.merge(stored_by(disk.recipe(weight=0.5), killed_at("write", ".paramdelta/commit.json")))
     assert disk.pointer()["output"] == first.output
     at(WEDNESDAY)
-    second = api.merge(disk.recipe(weight=0.5))
+    second = disk.merge(disk.recipe(weight=0.5))
     assert second.output == f"{disk.store.url}/2026-11-24"
     assert disk.pointer()["output"] == second.output
 
 
-def test_a_stopped_merge_whose_inputs_changed_leaves_its_folder_and_begins_another(disk, at, monkeypatch):
-    with monkeypatch.context() as patch:
-        killed_in(patch, shard, "run_shard", after=2)
-        with pytest.raises(Killed):
-            api.merge(disk.recipe(), workers=1)
+def test_a_stopped_merge_whose_inputs_changed_leaves_its_folder_and_begins_another(disk, at):
+    with pytest.raises(Killed):
+        disk.merge(disk.recipe(), killed_after(shards=2))
     at(TUESDAY)
     disk.train("post", 1.3)
-    assert api.merge(disk.recipe()).output == f"{disk.store.url}/2026-11-24"
+    assert disk.merge(disk.recipe()).output == f"{disk.store.url}/2026-11-24"
     assert api.status(f"{disk.root}/nightly")["unfinished"] == ["2026-11-23"]
 
 
 def test_an_output_that_was_deleted_is_made_again_under_the_name_of_the_day(disk, at):
     import shutil
 
-    first = api.merge(disk.recipe())
+    first = disk.merge(disk.recipe())
     shutil.rmtree(first.output)
     at(TUESDAY)
-    second = api.merge(disk.recipe())
+    second = disk.merge(disk.recipe())
     assert (second.state, second.output) == ("merged", f"{disk.store.url}/2026-11-24")
     assert disk.pointer()["output"] == second.output
 
@@ -183,25 +174,25 @@ def test_an_output_that_was_deleted_is_made_again_under_the_name_of_the_day(disk
 )
 @pytest.mark.parametrize("template", ["{date}", "{inputs}"])
 def test_an_output_that_expired_in_part_is_made_whole_by_the_next_night(disk, at, lost, template):
-    first = api.merge(disk.recipe(template))
+    first = disk.merge(disk.recipe(template))
     before = set(disk.store.list())
     folder = first.output.rpartition("/")[2]
     disk.expire(*(f"{folder}/{name}" for name in lost))
     at(TUESDAY)
-    second = api.merge(disk.recipe(template))
+    second = disk.merge(disk.recipe(template))
     assert second.output == first.output
     assert set(disk.store.list()) == before
     assert api.verify(second.output, deep=True, recompute=1.0)["ok"]
     assert disk.pointer()["output"] == second.output
-    assert api.merge(disk.recipe(template)).state == "nothing to do"
+    assert disk.merge(disk.recipe(template)).state == "nothing to do"
     assert api.status(f"{disk.root}/nightly")["dangling"] == {}
 
 
 def test_an_output_that_expired_in_part_is_made_whole_in_a_bucket_too(place, at):
-    first = api.merge(place.recipe())
+    first = place.merge(place.recipe())
     place.expire(*(name for name in place.store.list() if name.endswith(("plan.json", "00003-of-00004.safetensors", "config.json"))))
     at(TUESDAY)
-    second = api.merge(place.recipe())
+    second = place.merge(place.recipe())
     assert (second.state, second.output, second.report["shards"]) == ("merged", first.output, {"made": 1, "kept": 3})
     assert api.verify(second.output, deep=True)["ok"]
 
@@ -209,9 +200,9 @@ def test_an_output_that_expired_in_part_is_made_whole_in_a_bucket_too(place, at)
 def test_a_night_says_what_an_output_had_lost_and_keeps_what_it_had_not(disk, at, capsys):
     from paramdelta_dist.cli import tables
 
-    api.merge(disk.recipe())
+    disk.merge(disk.recipe())
     disk.expire("2026-11-23/model-00002-of-00004.safetensors", "2026-11-23/README.md")
-    result = api.merge(disk.recipe())
+    result = disk.merge(disk.recipe())
     assert sorted(result.lost) == ["README.md", "model-00002-of-00004.safetensors"]
     assert result.report["shards"] == {"made": 1, "kept": 3}
     tables.merge_summary(tables.merge_document(result))
@@ -220,14 +211,13 @@ def test_a_night_says_what_an_output_had_lost_and_keeps_what_it_had_not(disk, at
 
 def test_a_submitted_night_finds_that_the_output_lost_files_and_starts_its_job(disk, at):
     from paramdelta_dist.api.jobs import _preflight
-    from paramdelta_dist.driver.workers import Resources
     from paramdelta_dist.jobs.log_reader import Silent
 
     def ahead():
         return _preflight(disk.recipe(), Resources("ray", 1, None, "auto", None), False, None, False, Silent()).state
 
     assert ahead() == "free"
-    api.merge(disk.recipe())
+    disk.merge(disk.recipe())
     assert ahead() == "finished"
     disk.expire("2026-11-23/config.json")
     assert ahead() == "begun"
@@ -235,25 +225,25 @@ def test_a_submitted_night_finds_that_the_output_lost_files_and_starts_its_job(d
 
 def test_a_file_of_an_output_that_was_changed_is_not_made_again_over_it(disk, at):
     """It may have been meant; only what is gone is made again by itself."""
-    first = api.merge(disk.recipe())
+    first = disk.merge(disk.recipe())
     path = disk.folder / "nightly/2026-11-23/config.json"
     path.write_text(path.read_text() + "\n")
     (disk.folder / "nightly/2026-11-23/README.md").unlink()
     at(TUESDAY)
     with pytest.raises(IntegrityError, match="--overwrite makes it again"):
-        api.merge(disk.recipe())
+        disk.merge(disk.recipe())
     assert api.status(f"{disk.root}/nightly")["dangling"] == {"latest.json": "damaged"}
     assert disk.pointer()["output"] == first.output
-    again = api.merge(disk.recipe(), overwrite=True)
+    again = disk.merge(disk.recipe(), overwrite=True)
     assert api.verify(again.output, deep=True)["ok"]
 
 
 def test_an_output_without_a_template_that_lost_a_file_is_still_an_error(disk):
     plain = disk.recipe("fixed")
-    api.merge(plain)
+    disk.merge(plain)
     (disk.folder / "nightly/fixed/config.json").unlink()
     with pytest.raises(IntegrityError, match="is missing now"):
-        api.merge(plain)
+        disk.merge(plain)
 
 
 @pytest.mark.parametrize(
@@ -268,9 +258,9 @@ def test_an_output_without_a_template_that_lost_a_file_is_still_an_error(disk):
 def test_status_tells_of_a_pointer_to_an_output_that_is_not_whole(place, at, lost, state, capsys):
     from paramdelta_dist.cli import tables
 
-    first = api.merge(place.recipe())
+    first = place.merge(place.recipe())
     at(TUESDAY)
-    api.merge(place.recipe(weight=0.5))
+    place.merge(place.recipe(weight=0.5))
     place.expire(*(name for name in place.store.list() if name.startswith("2026-11-24/") and lost(name)))
     status = api.status(f"{place.root}/nightly/{{date}}")
     assert status["dangling"] == {"latest.json": state}
@@ -278,14 +268,14 @@ def test_status_tells_of_a_pointer_to_an_output_that_is_not_whole(place, at, los
     assert status["damaged"] == (["2026-11-24"] if state == "damaged" else [])
     tables.status_lines(status)
     assert "the next merge of these inputs makes it again" in capsys.readouterr().out
-    result = api.merge(place.recipe(weight=0.5))
+    result = place.merge(place.recipe(weight=0.5))
     assert result.output != first.output
     assert (result.gone is None) == (state != "absent" or result.output.endswith("2026-11-24"))
     assert api.status(f"{place.root}/nightly")["dangling"] == {}
 
 
 def test_a_pointer_that_names_an_output_under_another_mount_is_no_dangling_one(disk, at):
-    api.merge(disk.recipe())
+    disk.merge(disk.recipe())
     (disk.folder / "nightly").rename(disk.folder / "elsewhere")
     assert api.status(f"{disk.root}/elsewhere")["dangling"] == {}
 
@@ -293,15 +283,15 @@ def test_a_pointer_that_names_an_output_under_another_mount_is_no_dangling_one(d
 @pytest.mark.parametrize("name", [".paramdelta/latest/{}.json", "latest.json"])
 @pytest.mark.parametrize("damage", ["", "{}", "not json", '{"date": "2026-11-23"}'])
 def test_a_note_that_is_not_as_it_was_written_is_not_relied_on(disk, at, name, damage):
-    first = api.merge(disk.recipe())
+    first = disk.merge(disk.recipe())
     path = disk.folder / "nightly" / name.format(first.fingerprint)
     path.write_text(damage)
     if name == "latest.json" and damage:
         with pytest.raises(OutputOccupied, match="no pointer to an output"):
-            api.merge(disk.recipe())
+            disk.merge(disk.recipe())
         assert path.read_text() == damage
     else:
-        assert api.merge(disk.recipe()).output == first.output
+        assert disk.merge(disk.recipe()).output == first.output
         assert name != "latest.json" or disk.pointer()["output"] == first.output
 
 
@@ -309,13 +299,13 @@ def test_a_file_of_somebody_else_with_the_name_of_the_pointer_is_found_before_th
     (disk.folder / "nightly").mkdir()
     (disk.folder / "nightly/latest.json").write_text('{"version": 3}')
     with pytest.raises(OutputOccupied, match=r"latest\.json is no pointer"):
-        api.merge(disk.recipe())
+        disk.merge(disk.recipe())
     assert [path.name for path in (disk.folder / "nightly").iterdir()] == ["latest.json"]
 
 
 def test_several_recipes_below_one_folder_have_pointers_of_their_own(disk, at):
     for template, weight in (("llama-{date}", 1.0), ("qwen-{date}", 0.5), ("{date}/mistral", 0.25)):
-        api.merge(disk.recipe(template, weight=weight))
+        disk.merge(disk.recipe(template, weight=weight))
     assert disk.pointer("llama-latest.json")["output"].endswith("/llama-2026-11-23")
     assert disk.pointer("qwen-latest.json")["output"].endswith("/qwen-2026-11-23")
     assert disk.pointer("latest-mistral.json")["output"].endswith("/2026-11-23/mistral")
@@ -323,28 +313,28 @@ def test_several_recipes_below_one_folder_have_pointers_of_their_own(disk, at):
 
 def test_two_recipes_with_one_template_are_each_found_done(disk, at):
     """Nothing is decided by the pointer they share, so neither makes the other's merge again."""
-    outputs = [api.merge(disk.recipe("{date}-{inputs}", weight=weight)).output for weight in (1.0, 0.5)]
+    outputs = [disk.merge(disk.recipe("{date}-{inputs}", weight=weight)).output for weight in (1.0, 0.5)]
     for day in (TUESDAY, WEDNESDAY):
         at(day)
         for weight, output in zip((1.0, 0.5), outputs, strict=True):
-            result = api.merge(disk.recipe("{date}-{inputs}", weight=weight))
+            result = disk.merge(disk.recipe("{date}-{inputs}", weight=weight))
             assert (result.state, result.output) == ("nothing to do", output)
             assert disk.pointer()["output"] == output
 
 
 @pytest.mark.parametrize("days", [(MONDAY, MONDAY), (MONDAY, TUESDAY)])
-def test_two_runs_at_once_are_harmless_even_on_both_sides_of_midnight(place, monkeypatch, days):
-    today_of = dict(zip(("one", "other"), days, strict=True))
-    monkeypatch.setattr(series, "today", lambda: today_of[threading.current_thread().name])
+def test_two_runs_at_once_are_harmless_even_on_both_sides_of_midnight(place, at, days):
     results, errors = [], []
 
-    def run():
+    def run(day):
+        its_own = Calendar()
+        its_own(day)
         try:
-            results.append(api.merge(place.recipe()))
+            results.append(merge_with(place.recipe(), Resources(), now=its_own.now))
         except BaseException as error:
             errors.append(error)
 
-    runs = [threading.Thread(target=run, name=name) for name in today_of]
+    runs = [threading.Thread(target=run, args=(day,)) for day in days]
     for each in runs:
         each.start()
     for each in runs:
@@ -355,8 +345,8 @@ def test_two_runs_at_once_are_harmless_even_on_both_sides_of_midnight(place, mon
     assert "merged" in {result.state for result in results}
     assert all(api.verify(output, deep=True)["ok"] for output in outputs)
     assert place.pointer()["output"] in outputs
-    today_of["MainThread"] = WEDNESDAY
-    after = api.merge(place.recipe())
+    at(WEDNESDAY)
+    after = place.merge(place.recipe())
     assert after.state == "nothing to do"
     assert after.output in outputs
 
@@ -365,16 +355,16 @@ def test_a_day_on_which_the_output_would_be_an_input_is_refused(disk, at):
     disk.train("nightly/2026-11-23", 1.0)
     clashing = recipe(disk.folder / "nightly/2026-11-23", disk.folder / "post", disk.folder / "old", disk.folder / "nightly/{date}")
     with pytest.raises(RecipeError, match="are in each other"):
-        api.merge(clashing)
+        disk.merge(clashing)
     at(TUESDAY)
-    assert api.merge(clashing).state == "merged"
+    assert disk.merge(clashing).state == "merged"
 
 
 def test_status_of_a_folder_of_outputs_and_of_a_template_tells_the_latest(place, at):
     assert api.status(f"{place.root}/nightly/{{date}}")["state"] == "absent"
-    first = api.merge(place.recipe())
+    first = place.merge(place.recipe())
     at(TUESDAY)
-    second = api.merge(place.recipe(weight=0.5))
+    second = place.merge(place.recipe(weight=0.5))
     for url in (f"{place.root}/nightly", f"{place.root}/nightly/{{date}}"):
         status = api.status(url)
         assert status["state"] == "series"
@@ -393,8 +383,9 @@ def test_outputs_may_lie_at_the_top_of_a_bucket(s3_server, tmp_path, monkeypatch
     for name, value in s3_server.environ.items():
         monkeypatch.setenv(name, value)
     bucket = f"s3://{s3_server.make_bucket()}"
-    made = Place(tmp_path, tmp_path).recipe(storage={"s3://": {"engine": engine}}).with_output(f"{bucket}/{{date}}-{{inputs}}")
-    first, second = api.merge(made), api.merge(made)
+    place = Place(tmp_path, tmp_path, at.now)
+    made = place.recipe(storage={"s3://": {"engine": engine}}).with_output(f"{bucket}/{{date}}-{{inputs}}")
+    first, second = place.merge(made), place.merge(made)
     assert (first.state, second.state, second.output) == ("merged", "nothing to do", first.output)
     assert first.pointer == f"{bucket}/latest.json"
     assert api.status(bucket, made.storage_config)["latest"]["latest.json"]["output"] == first.output

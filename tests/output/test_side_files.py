@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.checkpoint import checkpoint as opening_models
 from paramdelta_dist.checkpoint import open_checkpoint
 from paramdelta_dist.errors import CheckpointError, InputChanged, NotFound, UsageError
 from paramdelta_dist.output.hold import Hold
@@ -17,6 +16,7 @@ from paramdelta_dist.planning.plan import SideFile
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests.models import recipe, save_model
 from tests.stop_after_first import Watcher
+from tests.watched_stores import watched
 
 TOKENIZER = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}
 FILES = {
@@ -121,20 +121,17 @@ def test_a_merge_whose_side_file_changed_between_two_runs_is_another_merge_and_t
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
-def test_a_file_that_is_replaced_between_its_listing_and_its_reading_is_noticed(tmp_path, monkeypatch, name):
+def test_a_file_that_is_replaced_between_its_listing_and_its_reading_is_noticed(tmp_path, name):
     new, *_ = make_three(tmp_path)
-    honest = opening_models.read_whole
 
-    def late(store, read, identity, **options):
-        if read == name:
+    def replaced(store, request, about):
+        if (request, about) == ("read_range", name):
             content = (new / name).read_bytes()
             (new / name).unlink()
             (new / name).write_bytes(content + b" ")
-        return honest(store, read, identity, **options)
 
-    monkeypatch.setattr(opening_models, "read_whole", late)
     with pytest.raises(InputChanged, match=name):
-        open_checkpoint(str(new), StorageConfig())
+        open_checkpoint(str(new), watched(before=replaced))
 
 
 def test_by_token_uses_the_tokenizer_it_planned_with_and_no_other(tmp_path):

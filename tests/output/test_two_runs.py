@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import secrets
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from paramdelta_dist import api
+from paramdelta_dist.api.merge import merge_with
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import OutputOccupied, OutputTaken
 from paramdelta_dist.storage import StorageConfig, open_store
-from paramdelta_dist.storage.local import LocalStore
-from paramdelta_dist.storage.obstore_store import ObstoreStore
+from tests.executors import acting
 from tests.models import recipe, save_model
+from tests.watched_stores import stored_by, watched
 
 CALLS = ("identify", "list", "read", "put", "write", "delete")
 
@@ -57,22 +59,19 @@ class Meeting:
             finally:
                 self._inside = False
 
-    @contextmanager
-    def patched(self):
-        with pytest.MonkeyPatch.context() as patch:
-            for kind in (LocalStore, ObstoreStore):
-                for name in CALLS:
-                    patch.setattr(kind, name, self._wrapped(getattr(kind, name)))
-            yield self
+    @property
+    def storage(self):
+        """The stores of the run in the foreground."""
 
-    def _wrapped(self, real):
-        def call(store, *arguments, **options):
-            self.arrive(store)
-            result = real(store, *arguments, **options)
-            self.arrive(store)
-            return result
+        def asked(store, request, name):
+            if request in CALLS:
+                self.arrive(store)
 
-        return call
+        return watched(asked, asked)
+
+
+def stop():
+    raise KeyboardInterrupt
 
 
 class Ground:
@@ -81,8 +80,9 @@ class Ground:
     def __init__(self, models, url, quiet):
         self.models, self.url, self.quiet = models, url, quiet
 
-    def run(self, weight, **more):
-        return api.merge(recipe(*self.models, self.url, weight=weight, shard_size="45KB"), workers=1, **more)
+    def run(self, weight, storage=None, resources=Resources(workers=1), **more):  # noqa: B008  # it is frozen
+        made = recipe(*self.models, self.url, weight=weight, shard_size="45KB")
+        return merge_with(made if storage is None else stored_by(made, storage), resources, **more)
 
     def files(self):
         store = open_store(self.url, StorageConfig())
@@ -136,11 +136,10 @@ def moments(few, most):
 @pytest.mark.parametrize("ground", ["disk", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 def test_a_run_that_is_overtaken_at_any_moment_says_so_and_leaves_the_winner_whole(ground, at):
     ground_meeting = Meeting(ground.url, at, lambda: ground.run(0.5, overwrite=True))
-    with ground_meeting.patched():
-        try:
-            ended, refused = ground.run(1.0).state, None
-        except OutputOccupied as error:
-            ended, refused = "refused", error
+    try:
+        ended, refused = ground.run(1.0, ground_meeting.storage).state, None
+    except OutputOccupied as error:
+        ended, refused = "refused", error
     if not ground_meeting.met:
         assert ended == "merged"
         assert at > 50, "the matrix ends where the run does"
@@ -156,17 +155,13 @@ def test_a_run_that_is_overtaken_at_any_moment_says_so_and_leaves_the_winner_who
 @pytest.mark.parametrize("at", moments({2, 6, 12, 20}, 40))
 @pytest.mark.parametrize("ground", ["disk", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_run_that_comes_in_while_another_takes_over_mixes_nothing(ground, at, finished, monkeypatch):
+def test_a_run_that_comes_in_while_another_takes_over_mixes_nothing(ground, at, finished):
     """The one that is taken from is begun, or finished; it comes in at each request of the one that takes over."""
-    from paramdelta_dist.driver import merge as merging
-
     if finished:
         ground.run(1.0)
     else:
-        with monkeypatch.context() as patch:
-            patch.setattr(merging, "require_shards", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
-            with pytest.raises(KeyboardInterrupt):
-                ground.run(1.0)
+        with pytest.raises(KeyboardInterrupt):
+            ground.run(1.0, resources=acting(after=stop))
     inner = []
 
     def comes_in():
@@ -176,13 +171,12 @@ def test_a_run_that_comes_in_while_another_takes_over_mixes_nothing(ground, at, 
             inner.append(str(error))
 
     meeting = Meeting(ground.url, at, comes_in)
-    with meeting.patched():
-        try:
-            ground.run(0.5, overwrite=True)
-        except OutputTaken:
-            assert inner == ["merged"]
-            ground.assert_is(1.0)
-            return
+    try:
+        ground.run(0.5, meeting.storage, overwrite=True)
+    except OutputTaken:
+        assert inner == ["merged"]
+        ground.assert_is(1.0)
+        return
     ground.assert_is(0.5)
 
 
@@ -190,28 +184,26 @@ def test_a_run_that_comes_in_while_another_takes_over_mixes_nothing(ground, at, 
 @pytest.mark.parametrize("at", moments({5, 30}, 60))
 def test_a_merge_that_is_begun_anew_by_the_same_recipe_is_lost_to_the_one_that_began_it(ground, at):
     meeting = Meeting(ground.url, at, lambda: ground.run(1.0, overwrite=True))
-    with meeting.patched(), suppress(OutputTaken):
-        assert ground.run(1.0).state in ("merged", "nothing to do")
+    with suppress(OutputTaken):
+        assert ground.run(1.0, meeting.storage).state in ("merged", "nothing to do")
     ground.assert_is(1.0)
 
 
 @pytest.mark.parametrize("ground", ["disk"], indirect=True)
-def test_a_take_over_that_was_killed_is_ended_by_the_next_run(ground, monkeypatch):
+def test_a_take_over_that_was_killed_is_ended_by_the_next_run(ground):
     """Whether that is told to overwrite again or not; and what was a model before stays one until the first file goes."""
     ground.run(1.0)
     for count in range(1, 8):
-        real, deleted = LocalStore.delete, []
+        deleted = []
 
-        def delete(store, name, real=real, deleted=deleted, count=count):
-            deleted.append(name)
-            if len(deleted) == count:
-                raise KeyboardInterrupt
-            real(store, name)
+        def deleting(store, request, name, deleted=deleted, count=count):
+            if request == "delete":
+                deleted.append(name)
+                if len(deleted) == count:
+                    raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch:
-            patch.setattr(LocalStore, "delete", delete)
-            with pytest.raises(KeyboardInterrupt):
-                ground.run(0.5, overwrite=True)
+        with pytest.raises(KeyboardInterrupt):
+            ground.run(0.5, watched(deleting), overwrite=True)
         assert api.status(ground.url)["state"] == "unfinished"
         assert ground.run(0.5).state == "merged"
         ground.assert_is(0.5)

@@ -12,8 +12,9 @@ from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
 from paramdelta_dist.checkpoint.dtypes import DTYPES
 from paramdelta_dist.checkpoint.header import ALIGNMENT, LENGTH_FIELD, parse_header
 from paramdelta_dist.planning import build_plan
+from paramdelta_dist.planning.sources import Read
 from paramdelta_dist.planning.spans import find_spans
-from paramdelta_dist.planning.tiles import MAX_GAP, WASTE, Read, coalesce, count_requests, cut_tiles, source_range, tile_reads
+from paramdelta_dist.planning.tiles import MAX_GAP, WASTE, coalesce, count_requests, cut_tiles, source_ranges, tile_reads
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import Identity
 
@@ -60,11 +61,11 @@ def plan_of(models, *, shard_size=1 << 20, dtype=None):
 def pieces(segment):
     """(tensor, first, last) of the tensors that a segment of a run is made of."""
     start = 0
-    for tensor in segment.span.tensors:
-        first, last = max(segment.first - start, 0), min(segment.last - start, tensor.elements)
+    for part in segment.span.parts:
+        first, last = max(segment.first - start, 0), min(segment.last - start, part.elements)
         if first < last:
-            yield tensor.name, first, last
-        start += tensor.elements
+            yield part.tensor.name, first, last
+        start += part.elements
 
 
 @settings(max_examples=150, deadline=None)
@@ -107,7 +108,7 @@ def test_reads_cover_the_exact_bytes_of_every_input(models, tile_size):
             for model, url in enumerate(plan.models):
                 reads = tile_reads(tile, model)
                 for segment in tile.segments:
-                    wanted = source_range(segment, model)
+                    (wanted,) = source_ranges(segment, model)
                     assert any(r.file == wanted.file and r.start <= wanted.start and wanted.stop <= r.stop for r in reads)
                     file = shard.inputs[wanted.file]
                     assert file.model == model
@@ -256,18 +257,18 @@ def test_requests_are_counted_as_the_tiles_make_them(models, shard_size, tile_si
 def test_runs_hold_every_tensor_once_and_follow_on_everywhere(models):
     for shard in plan_of(models).shards:
         spans = list(find_spans(shard))
-        assert [tensor for run in spans for tensor in run.tensors] == [tensor for tensor in shard.tensors if tensor.elements]
+        assert [part.tensor for run in spans for part in run.parts] == [tensor for tensor in shard.tensors if tensor.elements]
         for run in spans:
-            assert run.elements == sum(tensor.elements for tensor in run.tensors)
-            for one, two in pairwise(run.tensors):
-                assert (one.merged, one.dtype, one.start + one.nbytes) == (two.merged, two.dtype, two.start)
+            assert run.elements == sum(part.elements for part in run.parts)
+            for one, two in pairwise(run.parts):
+                assert (one.merged, one.tensor.dtype, one.start + one.tensor.nbytes) == (two.merged, two.tensor.dtype, two.start)
                 for a, b in zip(one.sources, two.sources, strict=True):
                     assert (a.file, a.dtype, a.start + one.elements * DTYPES[a.dtype].itemsize) == (b.file, b.dtype, b.start)
             for element in {0, run.elements - 1, run.elements // 2}:
-                tensor, place = run.tensor_at(element)
+                part, place = run.part_at(element)
                 width = DTYPES[run.dtype].itemsize
-                assert tensor.start + place * width == run.start + element * width
-                assert place < tensor.elements
+                assert part.tensor.start + place * width == run.start + element * width
+                assert place < part.tensor.elements
 
 
 def test_neighbours_in_all_models_are_one_run_whatever_their_number():
@@ -287,5 +288,7 @@ def test_every_segment_finds_its_own_bytes_among_what_was_fetched(models, tile_s
             fetched = FetchedTile(tile, list(zip(reads, content, strict=True)))
             for segment in tile.segments:
                 for model in range(3):
-                    wanted = source_range(segment, model)
-                    assert bytes(fetched.source(segment, model)) == bytes((wanted.file + n) % 251 for n in range(wanted.start, wanted.stop))
+                    (wanted,) = source_ranges(segment, model)
+                    assert bytes(*fetched.arrays(segment, model)) == bytes(
+                        (wanted.file + n) % 251 for n in range(wanted.start, wanted.stop)
+                    )

@@ -3,9 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramdelta_dist.planning.plan import Shard, Source, TensorPlan, parts_of
+from paramdelta_dist.planning.plan import Shard, TensorPlan, parts_of
 from paramdelta_dist.planning.resolve import MethodCall
 from paramdelta_dist.planning.row_map import ABSENT, RowSource, map_rows
+from paramdelta_dist.planning.sources import Source
 from paramdelta_dist.planning.tiles import MOST_SEGMENTS, cut_tiles, tile_reads
 
 COPIED, MERGED = RowSource(False, (None, 1)), RowSource(True, (0, 1))
@@ -64,7 +65,7 @@ def test_parts_and_tiles_cover_the_tensor_and_read_the_rows(given_columns, width
     for part in parts_of(shard.tensors):
         assert part.start == end
         assert part.first * 2 == part.start - tensor.start
-        end += part.nbytes
+        end += part.elements * 2
         row = part.first // width
         for model, (source, item) in enumerate(zip(part.sources, (2, 4), strict=True)):
             if source is not None:

@@ -9,11 +9,12 @@ import torch
 import transformers
 
 from paramdelta_dist import api
+from paramdelta_dist.api.merge import merge_with
 from paramdelta_dist.checkpoint import open_checkpoint
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers
 from paramdelta_dist.cli import tables
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import HomologyError, UsageError
-from paramdelta_dist.planning import memory
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import StorageConfig, open_store
 from tests import oracle
@@ -24,7 +25,7 @@ EMBEDDINGS, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.n
 SPECIAL = ("<s>", "</s>")
 
 
-def by_token(tmp_path, tokenizers, *, weight=0.7, tied=False, written="post", rows=None, dtypes=None, **options):
+def by_token(tmp_path, tokenizers, *, weight=0.7, tied=False, written="post", rows=None, dtypes=None, resources=Resources()):  # noqa: B008  # it is frozen
     """Merge base + weight (post − old) by token. Returns output, expected tensors."""
     folders = {}
     for seed, (model, tokenizer) in enumerate(tokenizers.items()):
@@ -33,7 +34,7 @@ def by_token(tmp_path, tokenizers, *, weight=0.7, tied=False, written="post", ro
     source = {"post": None, "base": "base"}[written]
     made = recipe(folders["base"], folders["post"], folders["old"], tmp_path / "out", weight=weight, vocab="by-token",
                   tokenizer_from=source, shard_size="20KB")  # fmt: skip
-    api.merge(made, **options)
+    merge_with(made, resources)
     height = len(oracle.load(folders[written])[EMBEDDINGS])
     deltas = [("post", "old", weight)]
     models = [oracle.load(folders[model]) for model in ("base", "post", "old")]
@@ -86,12 +87,10 @@ def test_the_config_names_the_special_tokens_by_their_new_ids(tmp_path):
 
 
 @pytest.mark.parametrize("tile", [512, 3_000, 70_000])
-def test_tiles_and_workers_do_not_change_a_byte(tmp_path, monkeypatch, tile):
-    monkeypatch.setattr(memory, "LOCAL_TILE", tile)
-    out, expected = by_token(tmp_path, three_tokenizers(), workers=2)
+def test_tiles_and_workers_do_not_change_a_byte(tmp_path, tile):
+    out, expected = by_token(tmp_path, three_tokenizers(), resources=Resources(workers=2, tile_size=tile))
     oracle.assert_within_one_rounding(oracle.load(out), expected)
     made = recipe(tmp_path / "base", tmp_path / "post", tmp_path / "old", tmp_path / "one", weight=0.7, vocab="by-token", shard_size="20KB")
-    monkeypatch.setattr(memory, "LOCAL_TILE", 4 << 20)
     api.merge(made, workers=1)
     oracle.assert_same(oracle.load(tmp_path / "one"), oracle.load(out))
     assert api.verify(str(out), deep=True, recompute=1.0)["ok"]

@@ -7,6 +7,7 @@ import torch
 
 from paramdelta_dist import api
 from paramdelta_dist.errors import HomologyError, UsageError
+from paramdelta_dist.planning.vocabulary_rows import MOST_PARTS
 from tests import oracle
 from tests.models import recipe, save_model
 
@@ -321,11 +322,10 @@ def test_integers_with_an_entry_for_each_token_are_refused_and_can_be_left_out(t
     api.merge(recipe(*folders, tmp_path / "out", exclude=["*tid2eid", EMBEDDINGS], tokenizer_from="base"))
 
 
-def test_columns_of_too_many_pieces_are_refused_with_the_way_out(tmp_path, monkeypatch):
-    from paramdelta_dist.planning import vocabulary_rows as vocabulary
-
-    monkeypatch.setattr(vocabulary, "MOST_PARTS", 50)
-    folders = three(tmp_path, lambda v: {EMBEDDINGS: (v, 8), "cls.predictions.dense.weight": (5, v)}, lambda v: {"vocab_size": v})
+def test_columns_of_too_many_pieces_are_refused_with_the_way_out(tmp_path):
+    folders = three(
+        tmp_path, lambda v: {EMBEDDINGS: (v, 8), "cls.predictions.dense.weight": (MOST_PARTS // 3, v)}, lambda v: {"vocab_size": v}
+    )
     with pytest.raises(UsageError, match=r"a column for each token.*tokenizer_from: base"):
         api.plan(recipe(*folders, tmp_path / "out", vocab="by-token"))
 

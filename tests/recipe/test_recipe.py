@@ -160,7 +160,7 @@ def test_an_unknown_key_names_its_line_and_the_nearest_known_one(typo, near):
 def test_an_unknown_key_far_from_all_lists_the_known_ones():
     assert refused(with_line("zzz: 1")).endswith(
         "known keys: method, parameters, base, deltas, models, output, dtype, shard_size, "
-        "tokenizer_from, include, exclude, missing, accept, vocab, vocabulary, allow_nonfinite, storage, sweep"
+        "tokenizer_from, quantization, include, exclude, missing, accept, vocab, vocabulary, allow_nonfinite, storage, sweep"
     )
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from paramdelta_dist import api
+from paramdelta_dist.api.merge import merge_with
 from paramdelta_dist.cli import tables
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import RecipeError, UsageError
-from paramdelta_dist.planning import memory
 from paramdelta_dist.planning.spans import find_spans
 from paramdelta_dist.recipe.yaml_text import parse_recipe
 from tests import oracle
@@ -47,9 +48,8 @@ def models(tmp_path):
 
 
 @pytest.mark.parametrize("tile", [3_000, 4 << 20])
-def test_each_tensor_is_merged_with_the_weight_of_the_first_rule_that_matches(tmp_path, models, monkeypatch, tile):
-    monkeypatch.setattr(memory, "LOCAL_TILE", tile)
-    api.merge(recipe(*models, tmp_path / "out", weight=RULES, shard_size="100KB"), workers=2)
+def test_each_tensor_is_merged_with_the_weight_of_the_first_rule_that_matches(tmp_path, models, tile):
+    merge_with(recipe(*models, tmp_path / "out", weight=RULES, shard_size="100KB"), Resources(workers=2, tile_size=tile))
     oracle.assert_within_one_rounding(oracle.load(tmp_path / "out"), expected_with(models, weight_of))
 
 
@@ -85,7 +85,7 @@ def test_neighbours_with_different_values_share_no_run(tmp_path, models):
     made, _ = api.plan(recipe(*models, tmp_path / "out", weight=RULES))
     for shard in made.shards:
         for run in find_spans(shard):
-            assert len({weight_of(tensor.name) for tensor in run.tensors}) == 1
+            assert len({weight_of(part.tensor.name) for part in run.parts}) == 1
     another, _ = api.plan(recipe(*models, tmp_path / "out", weight=[{"component": "mlp", "value": 0.5}, {"value": 0.25}]))
     assert made.fingerprint != another.fingerprint
 

@@ -5,19 +5,26 @@ import math
 import os
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from paramdelta_dist import api
+from paramdelta_dist.api.merge import merge_with
+from paramdelta_dist.driver.workers import Resources
 from paramdelta_dist.errors import CredentialsError, InputChanged, StorageError
+from paramdelta_dist.storage import StorageConfig, StoreSettings
 from paramdelta_dist.storage import open as opening
-from paramdelta_dist.storage import retry
+from paramdelta_dist.storage.retry import DEFAULT_RETRIES, RetryPolicy
+from tests.executors import acting
 from tests.faults import cut, fault_proxy, lost, refused, stalled
 from tests.models import recipe, save_model
 from tests.stop_after_first import Watcher, weights
+from tests.watched_stores import stored_by
 
 SHARDS = 6
+QUICK = RetryPolicy(first_delay=0.01, longest_delay=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +62,25 @@ def bucket(s3_server, boto, models):
 
 @pytest.fixture
 def proxy(s3_server, monkeypatch):
-    """Stands between the merge and the store; delays are short."""
+    """Stands between the merge and the store."""
     with fault_proxy(s3_server.endpoint) as proxy:
         for name, value in (s3_server.environ | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.01)
-        monkeypatch.setattr(retry, "LONGEST_DELAY_SECONDS", 0.5)
         yield proxy
 
 
 @pytest.fixture
 def merge(bucket, proxy, request):
-    """Merges the models in the bucket into a folder of this test's own."""
+    """Merges the models in the bucket into a folder of this test's own; delays are short."""
 
-    def merge(act=None, *, storage="obstore", **options):
+    def merge(act=None, *, storage="obstore", engine="local", workers=2, retries=QUICK):
         inputs = [f"s3://{bucket}/{name}" for name in ("new", "post", "old")]
-        way = {"s3://": {"engine": storage, "endpoint": proxy.endpoint}}  # workers on Ray have their own environment
+        settings = StoreSettings(storage, proxy.endpoint, retries=retries)  # workers on Ray have their own environment
         opening._open.cache_clear()
-        return api.merge(
-            recipe(*inputs, f"s3://{bucket}/{folder}", shard_size="1MB", storage=way),
+        return merge_with(
+            stored_by(recipe(*inputs, f"s3://{bucket}/{folder}", shard_size="1MB"), StorageConfig({"s3://": settings})),
+            acting(workers=workers, retries=retries) if engine == "local" else Resources(engine, workers),
             observer=Watcher(lambda receipt: act and act()),
-            **({"workers": 2} | options),
         )
 
     folder = merge.folder = f"out {request.node.name}".replace("/", " ")
@@ -117,10 +122,9 @@ def test_what_passes_costs_time_only(proxy, merge, quiet, boto, bucket, name, st
     assert merge(storage=storage).state == "nothing to do"
 
 
-def test_reads_that_stall_are_made_again(proxy, merge, quiet, boto, bucket, monkeypatch):
-    monkeypatch.setattr(retry, "STALL_SECONDS", 1.0)
+def test_reads_that_stall_are_made_again(proxy, merge, quiet, boto, bucket):
     proxy.rule(stalled(1000), method="GET", path="safetensors$", skip=5, times=3)
-    merge()
+    merge(retries=replace(QUICK, stall=1.0))
     assert proxy.faults == 3
     assert weights_in_store(boto, bucket, merge.folder) == quiet
 
@@ -143,11 +147,9 @@ def test_a_store_that_vanishes_for_some_seconds_is_waited_for(proxy, merge, quie
 
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", ["obstore", "fsspec"])
-def test_a_store_that_vanishes_for_half_a_minute_is_waited_for(proxy, merge, quiet, boto, bucket, storage, monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.2)
-    monkeypatch.setattr(retry, "LONGEST_DELAY_SECONDS", 10.0)
+def test_a_store_that_vanishes_for_half_a_minute_is_waited_for(proxy, merge, quiet, boto, bucket, storage):
     began = time.monotonic()
-    result = merge(lambda: proxy.vanish(30), storage=storage)
+    result = merge(lambda: proxy.vanish(30), storage=storage, retries=DEFAULT_RETRIES)
     assert 30 < time.monotonic() - began < 70
     assert result.report["retries"] == 0, "calls outlast it; no shard starts again"
     assert weights_in_store(boto, bucket, merge.folder) == quiet
@@ -186,14 +188,10 @@ def test_credentials_that_expire_end_it_at_once_and_new_ones_go_on(proxy, merge,
 
 
 @pytest.mark.parametrize("fault", [refused(503, "SlowDown"), lost(forwarded=False)], ids=["throttled", "reset"])
-def test_a_store_that_stays_broken_ends_it_in_bounded_time_and_keeps_what_is_finished(
-    proxy, merge, quiet, boto, bucket, fault, monkeypatch
-):
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.5)
-    monkeypatch.setattr(retry, "ATTEMPTS", 3)
+def test_a_store_that_stays_broken_ends_it_in_bounded_time_and_keeps_what_is_finished(proxy, merge, quiet, boto, bucket, fault):
     began = time.monotonic()
     with pytest.raises(StorageError) as caught:
-        merge(lambda: proxy.rule(fault, times=math.inf))
+        merge(lambda: proxy.rule(fault, times=math.inf), retries=replace(QUICK, seconds=0.5, attempts=3))
     assert caught.value.exit_code == 75
     assert time.monotonic() - began < 90
     kept, loadable = finished(boto, bucket, merge.folder)
@@ -204,12 +202,11 @@ def test_a_store_that_stays_broken_ends_it_in_bounded_time_and_keeps_what_is_fin
     assert weights_in_store(boto, bucket, merge.folder) == quiet
 
 
-def test_a_store_that_is_broken_from_the_start_ends_it_in_bounded_time(proxy, merge, monkeypatch):
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.5)
+def test_a_store_that_is_broken_from_the_start_ends_it_in_bounded_time(proxy, merge):
     proxy.rule(refused(503, "SlowDown"), times=math.inf)
     began = time.monotonic()
     with pytest.raises(StorageError) as caught:
-        merge()
+        merge(retries=replace(QUICK, seconds=0.5))
     assert caught.value.exit_code == 75
     assert time.monotonic() - began < 60
 

@@ -1,7 +1,6 @@
 """Reductions over a whole model: a pass of its own that is found again after an interruption, and part of what was merged."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramdelta_dist import api
-from paramdelta_dist.driver import workers as crew
-from paramdelta_dist.kernels import blocks
+from paramdelta_dist.api.merge import merge_with
+from paramdelta_dist.api.verify import verify_with
 from paramdelta_dist.kernels.statistics_json import decode, encode
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.output.names import STATISTICS
 from paramdelta_dist.recipe.model import Recipe
-from paramdelta_dist.shards import merge_shard as shard
-from paramdelta_dist.shards import reduce_model as statistics
-from tests.methods.method_cases import SMALL_BLOCK, make_models, recipe_for
+from paramdelta_dist.shards.reduce_model import reduce_shard
+from tests.executors import acting
+from tests.methods.method_cases import make_models, recipe_for, with_small_blocks
 from tests.oracle import load
 
 TIES = find_method("ties")
@@ -45,36 +44,37 @@ def test_the_least_kept_magnitude_is_that_of_the_whole_model(folders, tmp_path):
         assert torch.equal(out[name], expected.bfloat16()), name
 
 
-def test_a_run_that_goes_on_looks_at_no_shard_twice(folders, tmp_path, monkeypatch):
+def test_a_run_that_goes_on_looks_at_no_shard_twice(folders, tmp_path):
     api.merge(recipe(folders, tmp_path / "whole"))
-    looked, real = [], statistics.reduce_shard
+    looked, most = [], 3
 
-    def look(job, look, **more):
-        if len(looked) == 3:
-            raise KeyboardInterrupt
-        looked.append((job.number, look.file))
-        return real(job, look, **more)
+    def look(function, job, unit, **asked):
+        if function is reduce_shard:
+            if len(looked) == most:
+                raise KeyboardInterrupt
+            looked.append((job.number, unit.file))
+        return function(job, unit, **asked)
 
-    monkeypatch.setattr(statistics, "reduce_shard", look)
     with pytest.raises(KeyboardInterrupt):
-        api.merge(recipe(folders, tmp_path / "out"), workers=1)
-    before = list(looked)
-    monkeypatch.setattr(
-        statistics, "reduce_shard", lambda job, look, **more: (looked.append((job.number, look.file)), real(job, look, **more))[1]
-    )
-    made = api.merge(recipe(folders, tmp_path / "out"), workers=1)
+        merge_with(recipe(folders, tmp_path / "out"), acting(look))
+    before, most = list(looked), None
+    made = merge_with(recipe(folders, tmp_path / "out"), acting(look))
     assert len(before) == 3
     assert len(looked) == len(set(looked)) == 2 * made.report["shards"]["made"]
     whole, out = load(tmp_path / "whole"), load(tmp_path / "out")
     assert all(torch.equal(whole[name], out[name]) for name in whole)
 
 
-def test_what_was_found_is_kept_beside_the_output_and_used_to_verify(folders, tmp_path, monkeypatch):
+def test_what_was_found_is_kept_beside_the_output_and_used_to_verify(folders, tmp_path):
     api.merge(recipe(folders, tmp_path / "out"))
     kept = sorted(path.name for path in (tmp_path / "out" / STATISTICS).iterdir() if path.is_file())
     assert kept == ["0.json", "1.json"]
-    monkeypatch.setattr(statistics, "reduce_shard", None)
-    assert api.verify(str(tmp_path / "out"), recompute=1.0)["problems"] == []
+
+    def but_not_again(function, job, unit, **asked):
+        assert function is not reduce_shard
+        return function(job, unit, **asked)
+
+    assert verify_with(str(tmp_path / "out"), acting(but_not_again), recompute=1.0)["problems"] == []
 
 
 @pytest.mark.parametrize("damage", ["removed", "altered"])
@@ -101,24 +101,19 @@ def test_another_density_is_another_merge(folders, tmp_path):
 @pytest.mark.parametrize(("trim", "times"), [("tensor", 4), ("model", 1)])
 def test_the_effort_of_each_unit_is_what_it_reads_and_writes(trim, times, tmp_path, monkeypatch):
     folders = make_models(tmp_path, 3, shapes={"a.weight": (300, 200), "b.weight": (70, 200), "c.weight": (80, 200)})
-    sizing, look, make = api.plan_workers, statistics.reduce_shard, shard.run_shard
     looked, made = [], []
 
-    def looking(job, unit, **more):
-        found = look(job, unit, **more)
-        looked.append((unit.bytes_moved, found.bytes_read))
+    def watching(function, job, unit, **asked):
+        found = function(job, unit, **asked)
+        if function is reduce_shard:
+            looked.append((unit.bytes_moved, found.bytes_read))
+        else:
+            made.extend((unit.bytes_moved, receipt.bytes_read + receipt.bytes_written) for receipt in found.values())
         return found
 
-    def making(job, unit, **more):
-        receipts = make(job, unit, **more)
-        made.extend((unit.bytes_moved, receipt.bytes_read + receipt.bytes_written) for receipt in receipts.values())
-        return receipts
-
-    monkeypatch.setattr(blocks, "METHOD_BLOCK", SMALL_BLOCK)
-    monkeypatch.setattr(crew, "plan_workers", lambda *args, **more: replace(sizing(*args, **more), tile_size=32_000))
-    monkeypatch.setattr(statistics, "reduce_shard", looking)
-    monkeypatch.setattr(shard, "run_shard", making)
-    api.merge(recipe_for(TIES, folders, tmp_path / "out", {"trim": trim, "density": 0.25}, shard_size="100KB"), workers=1)
+    with_small_blocks(monkeypatch)
+    made_recipe = recipe_for(TIES, folders, tmp_path / "out", {"trim": trim, "density": 0.25}, shard_size="100KB")
+    merge_with(made_recipe, acting(watching, tile_size=32_000))
     inputs = 3 * 2 * 200 * 300
     assert [bytes_moved for bytes_moved, _ in made] == [moved for _, moved in made]
     assert max(bytes_moved for bytes_moved, _ in made) == times * inputs + inputs // 3 + header(tmp_path / "out")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from paramdelta_dist.errors import AlreadyExists, CredentialsError, InputChanged, NotFound, StorageError, TransientStorageError
-from paramdelta_dist.storage import StorageConfig, Store, open_store, retry
+from paramdelta_dist.storage import StorageConfig, Store, StoreSettings, open_store
+from paramdelta_dist.storage.retry import RetryPolicy
 from tests.azurite import AzureServer
 from tests.contracts.store_contract import borrowed, content, same
 from tests.faults import Fault, FaultProxy, cut, fault_proxy, lost, refused, stalled
@@ -31,6 +32,11 @@ PASSING = {
 }
 
 
+def opened(url: str, **numbers: float) -> Store:
+    quick = RetryPolicy(first_delay=0.01, longest_delay=0.2, stall=2.0, **numbers)  # type: ignore[arg-type]
+    return open_store(url, StorageConfig({"": StoreSettings(retries=quick)}))
+
+
 @pytest.fixture(params=["az", "gs"])
 def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -39,8 +45,6 @@ def scheme(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def place(scheme: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, FaultProxy]]:
     """A store with an object in it, and the proxy it goes through. Delays are short, and a stall is one after a second."""
-    for name, value in {"FIRST_DELAY_SECONDS": 0.01, "LONGEST_DELAY_SECONDS": 0.2, "STALL_SECONDS": 2.0}.items():
-        monkeypatch.setattr(retry, name, value)
     server: Any = request.getfixturevalue("azure_server" if scheme == "az" else "google_server")
     with fault_proxy(server.endpoint) as proxy:
         if scheme == "az":
@@ -53,7 +57,7 @@ def place(scheme: str, request: pytest.FixtureRequest, monkeypatch: pytest.Monke
             for name, value in {**google.environ, "GOOGLE_BASE_URL": proxy.endpoint}.items():
                 monkeypatch.setenv(name, value)
             url = f"gs://{google.make_bucket()}/m"
-        store = open_store(url, StorageConfig())
+        store = opened(url)
         store.put("object", [DATA], size=len(DATA))
         proxy.clear()
         yield store, proxy
@@ -128,11 +132,9 @@ def test_what_will_be_the_same_next_time_is_asked_once(place: tuple[Store, Fault
     assert proxy.faults == 1
 
 
-def test_a_store_that_stays_away_is_exit_75_after_the_time_that_was_set(
-    place: tuple[Store, FaultProxy], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_stays_away_is_exit_75_after_the_time_that_was_set(place: tuple[Store, FaultProxy]) -> None:
     store, proxy = place
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 1.0)
+    store = opened(store.url, seconds=1.0)
     proxy.rule(refused(503, "ServerBusy"), times=1e9)
     began = time.monotonic()
     with pytest.raises(TransientStorageError):

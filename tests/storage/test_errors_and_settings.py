@@ -30,9 +30,9 @@ from paramdelta_dist.storage import (
     open_store,
     part_size,
     redact,
-    retry,
 )
 from paramdelta_dist.storage.part_names import is_earlier_part, is_part, part_name
+from paramdelta_dist.storage.retry import DEFAULT_RETRIES, RetryPolicy
 from tests.servers import S3Server, free_ports, http_server
 
 ENGINES = ("obstore", "fsspec")
@@ -222,8 +222,7 @@ def test_a_server_that_does_not_listen_is_a_transient_error_in_bounded_time(
     bucket: str, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.5)
-    store = opened(f"s3://{bucket}/folder", engine=engine)
+    store = opened(f"s3://{bucket}/folder", engine=engine, retries=RetryPolicy(seconds=0.5))
     for call in every_call(store).values():
         began = time.monotonic()
         with pytest.raises(TransientStorageError, match=f"s3://{bucket}/folder") as caught:
@@ -506,12 +505,12 @@ def test_only_transient_errors_are_tried_again(monkeypatch: pytest.MonkeyPatch) 
         raise StorageError("for good")
 
     with pytest.raises(StorageError, match="for good"):
-        retry.retrying(fails, what="it", sleep=lambda _: pytest.fail("slept"))
+        DEFAULT_RETRIES.retrying(fails, what="it", sleep=lambda _: pytest.fail("slept"))
     assert len(calls) == 1
 
 
 def test_tries_are_bounded_and_the_last_error_comes_out() -> None:
-    errors = [TransientStorageError(str(number)) for number in range(retry.ATTEMPTS)]
+    errors = [TransientStorageError(str(number)) for number in range(DEFAULT_RETRIES.attempts)]
     delays: list[float] = []
     left = iter(errors)
 
@@ -519,25 +518,24 @@ def test_tries_are_bounded_and_the_last_error_comes_out() -> None:
         raise next(left)
 
     with pytest.raises(TransientStorageError) as caught:
-        retry.retrying(fails, what="it", sleep=delays.append)
+        DEFAULT_RETRIES.retrying(fails, what="it", sleep=delays.append)
     assert caught.value is errors[-1]
-    assert len(delays) == retry.ATTEMPTS - 1
+    assert len(delays) == DEFAULT_RETRIES.attempts - 1
 
 
-def test_delays_grow_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "ATTEMPTS", 12)
-    monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)
+def test_delays_grow_up_to_a_limit() -> None:
+    policy = RetryPolicy(attempts=12, jitter=lambda longest: longest)
     delays: list[float] = []
 
     def fails() -> None:
         raise TransientStorageError("again")
 
     with pytest.raises(TransientStorageError):
-        retry.retrying(fails, what="it", sleep=delays.append)
-    growing = [delay for delay in delays if delay < retry.LONGEST_DELAY_SECONDS]
+        policy.retrying(fails, what="it", sleep=delays.append)
+    growing = [delay for delay in delays if delay < policy.longest_delay]
     assert len(growing) >= 4
     assert all(later == 2 * earlier for earlier, later in pairwise(growing))
-    assert set(delays[len(growing) :]) == {retry.LONGEST_DELAY_SECONDS}
+    assert set(delays[len(growing) :]) == {policy.longest_delay}
 
 
 def test_what_works_at_last_is_returned() -> None:
@@ -549,7 +547,7 @@ def test_what_works_at_last_is_returned() -> None:
             raise outcome
         return outcome
 
-    assert retry.retrying(call, what="it", sleep=lambda _: None) == "done"
+    assert DEFAULT_RETRIES.retrying(call, what="it", sleep=lambda _: None) == "done"
 
 
 @pytest.mark.parametrize("size", [0, 1, 16 << 20, 10**10, 5 * 10**12])

@@ -19,7 +19,8 @@ from paramdelta_dist.errors import (
     StorageError,
     TransientStorageError,
 )
-from paramdelta_dist.storage import Identity, StorageConfig, Store, StoreSettings, multipart, open_store, retry
+from paramdelta_dist.storage import Identity, StorageConfig, Store, StoreSettings, open_store
+from paramdelta_dist.storage.retry import DEFAULT_RETRIES, RetryPolicy
 from tests.contracts.store_contract import SMALLEST_PART, borrowed, content, same
 from tests.faults import Fault, FaultProxy, cut, fault_proxy, flipped_upload, lost, refused, shortened, stalled
 from tests.servers import S3Server
@@ -31,11 +32,6 @@ PARTS = content(7_000_000)
 BOUND = 40.0
 """Seconds: more than these calls take on a machine that is busy with other things, less than they would by the limits that users have."""
 BEGIN, PART, COMPLETE = ("POST", r"\?uploads"), ("PUT", "partNumber=1"), ("POST", r"\?uploadId")
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multipart, "PART_SIZE", SMALLEST_PART)
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +74,17 @@ def opened(
     clients: dict[object, Store],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Store]:
-    """Opens the store behind the proxy with numbers of `retry` that are given; delays are short without being asked."""
+    """Opens the store behind the proxy with numbers of `RetryPolicy` that are given; small parts and short delays need no asking."""
     for name, value in s3_server.environ.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
 
     def opened(**numbers: float) -> Store:
-        for name, value in {"FIRST_DELAY_SECONDS": 0.01, "LONGEST_DELAY_SECONDS": 0.2, **numbers}.items():
-            monkeypatch.setattr(retry, name, value)
+        retries = RetryPolicy(**{"first_delay": 0.01, "longest_delay": 0.2, **numbers})  # type: ignore[arg-type]
+        settings = StoreSettings(engine=engine, retries=retries, part_size=SMALLEST_PART)  # type: ignore[arg-type]
         key = (engine, *sorted(numbers.items()))
         if key not in clients:
-            clients[key] = open_store(f"s3://{bucket}/{engine}", StorageConfig({"": StoreSettings(engine=engine)}))  # type: ignore[arg-type]
+            clients[key] = open_store(f"s3://{bucket}/{engine}", StorageConfig({"": settings}))
             clients[key].identify("object")
         proxy.clear()
         return clients[key]
@@ -146,7 +142,7 @@ def test_a_read_is_repeated_until_it_is_whole(opened: Callable[..., Store], prox
 
 @pytest.mark.parametrize("fault", [stalled(), stalled(0), stalled(1_000_000)], ids=["no reply", "no body", "half a body"])
 def test_a_stalled_read_is_given_up_and_repeated(opened: Callable[..., Store], proxy: FaultProxy, identity: Identity, fault: Fault) -> None:
-    store = opened(STALL_SECONDS=0.5)
+    store = opened(stall=0.5)
     proxy.rule(fault, method="GET", times=2)
     began = time.monotonic()
     assert read(store, identity)
@@ -158,7 +154,7 @@ def test_a_stalled_read_is_given_up_and_repeated(opened: Callable[..., Store], p
 def test_a_read_that_never_succeeds_ends_in_bounded_time(
     opened: Callable[..., Store], proxy: FaultProxy, identity: Identity, name: str
 ) -> None:
-    store = opened(RETRY_SECONDS=1)
+    store = opened(seconds=1)
     proxy.rule(PASSING[name], method="GET", times=math.inf)
     began = time.monotonic()
     with pytest.raises(TransientStorageError) as caught:
@@ -172,7 +168,7 @@ def test_a_read_that_never_succeeds_ends_in_bounded_time(
 def test_a_reply_of_the_wrong_length_is_asked_for_again_and_never_used(
     opened: Callable[..., Store], proxy: FaultProxy, identity: Identity, times: float
 ) -> None:
-    store = opened(RETRY_SECONDS=1)
+    store = opened(seconds=1)
     proxy.rule(shortened(1000), method="GET", times=times)
     if times == 2:
         assert read(store, identity)
@@ -266,7 +262,7 @@ def test_a_request_of_a_put_is_repeated(
 def test_a_put_whose_replies_do_not_come_ends_well(
     opened: Callable[..., Store], proxy: FaultProxy, boto: Any, bucket: str, step: tuple[str, str], fault: Fault
 ) -> None:
-    store = opened(STALL_SECONDS=3)
+    store = opened(stall=3)
     proxy.rule(fault, method=step[0], path=step[1])
     assert put(store).size == len(PARTS)
     assert proxy.count(*step) >= 2
@@ -298,7 +294,7 @@ def test_a_completion_whose_reply_was_lost_and_that_is_gone_when_asked_again_is_
 def test_a_put_that_never_succeeds_ends_in_bounded_time_and_leaves_no_upload(
     opened: Callable[..., Store], proxy: FaultProxy, step: tuple[str, str]
 ) -> None:
-    store = opened(RETRY_SECONDS=1)
+    store = opened(seconds=1)
     before = store.write("out", b"before")
     proxy.rule(PASSING["503"], method=step[0], path=step[1], times=math.inf)
     began = time.monotonic()
@@ -378,8 +374,8 @@ def test_a_store_that_comes_back_is_waited_for(
 def test_half_a_minute_is_waited_for_with_the_numbers_that_ship(
     boto: Any, proxy: FaultProxy, bucket: str, engine: str, identity: Identity, opened: Callable[..., Store]
 ) -> None:
-    store = opened(FIRST_DELAY_SECONDS=0.2, LONGEST_DELAY_SECONDS=10.0)
-    assert retry.RETRY_SECONDS >= 60
+    store = opened(first_delay=DEFAULT_RETRIES.first_delay, longest_delay=DEFAULT_RETRIES.longest_delay)
+    assert DEFAULT_RETRIES.seconds >= 60
     proxy.vanish(30)
     began = time.monotonic()
     assert read(store, identity)
@@ -394,9 +390,8 @@ def test_half_a_minute_is_waited_for_with_the_numbers_that_ship(
 # --- the rule itself
 
 
-def test_a_call_is_repeated_until_its_time_is_up_and_not_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.5)
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.01)
+def test_a_call_is_repeated_until_its_time_is_up_and_not_longer() -> None:
+    policy = RetryPolicy(seconds=0.5, first_delay=0.01)
     calls: list[float] = []
 
     def fails() -> None:
@@ -405,21 +400,20 @@ def test_a_call_is_repeated_until_its_time_is_up_and_not_longer(monkeypatch: pyt
 
     began = time.monotonic()
     with pytest.raises(TransientStorageError):
-        retry.persisting(fails, what="it")
+        policy.persisting(fails, what="it")
     assert len(calls) >= 3
     assert 0.5 <= calls[-1] - began < 10
 
 
-def test_one_rule_inside_another_adds_up_and_does_not_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 1.0)
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.01)
+def test_one_rule_inside_another_adds_up_and_does_not_multiply() -> None:
+    policy = RetryPolicy(seconds=1.0, first_delay=0.01)
 
     def fails() -> None:
         raise TransientStorageError("again")
 
     began = time.monotonic()
     with pytest.raises(TransientStorageError):
-        retry.persisting(lambda: retry.persisting(lambda: retry.persisting(fails, what="1"), what="2"), what="3")
+        policy.persisting(lambda: policy.persisting(lambda: policy.persisting(fails, what="1"), what="2"), what="3")
     assert time.monotonic() - began < 3.3
 
 
@@ -431,5 +425,5 @@ def test_waiting_ends_when_it_is_told_to() -> None:
         raise TransientStorageError("again")
 
     with pytest.raises(TransientStorageError):
-        retry.retrying(fails, what="it", sleep=lambda _: True)
+        DEFAULT_RETRIES.retrying(fails, what="it", sleep=lambda _: True)
     assert len(calls) == 1

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from huggingface_hub import constants
 
 import paramdelta_dist
 from paramdelta_dist.errors import CredentialsError, InputChanged, NotFound, TransientStorageError, UsageError
-from paramdelta_dist.storage import StorageConfig, Store, StoreSettings, normalize, open_store, retry
+from paramdelta_dist.storage import StorageConfig, Store, StoreSettings, normalize, open_store
+from paramdelta_dist.storage.retry import RetryPolicy
 from tests.hub_server import TOKEN, Hub, Repository, running_hub
 from tests.models import ARCHITECTURES, make_models, recipe
 from tests.terminal import call
@@ -209,40 +211,37 @@ def test_being_offline_is_said_and_not_tried(hub: Hub, monkeypatch: pytest.Monke
     assert hub.requests == []
 
 
-def test_a_hub_that_is_busy_or_away_is_tried_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.01)
-    monkeypatch.setattr(retry, "LONGEST_DELAY_SECONDS", 0.1)
+def test_a_hub_that_is_busy_or_away_is_tried_again(hub: Hub) -> None:
     answers = [503, 500, 502, 429, 504]
     hub.before = lambda method, path: (answers.pop(), {}) if answers else None
-    assert whole(opened()) == WEIGHTS
+    quick = RetryPolicy(first_delay=0.01, longest_delay=0.1)
+    assert whole(opened(retries=quick)) == WEIGHTS
     assert answers == []
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.5)
+    short = opened(retries=replace(quick, seconds=0.5))
     hub.before = lambda method, path: (503, {})
     with pytest.raises(TransientStorageError):
-        opened().list()
+        short.list()
     hub.close()
     with pytest.raises(TransientStorageError):
-        opened().list()
+        short.list()
 
 
 @pytest.mark.parametrize(
     "headers", [{"Retry-After": "2"}, {"RateLimit": '"resolvers";r=0;t=2', "RateLimit-Policy": '"fixed window";"resolvers";q=5000;w=300'}]
 )
-def test_a_limit_is_waited_for_as_long_as_the_hub_says(hub: Hub, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]) -> None:
+def test_a_limit_is_waited_for_as_long_as_the_hub_says(hub: Hub, headers: dict[str, str]) -> None:
     """Also where that is longer than a call is tried again for."""
     waits: list[float] = []
-    monkeypatch.setattr(retry.stopping.Waiting, "sleep", lambda self, seconds: waits.append(seconds))
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.0)
+    noted = RetryPolicy(seconds=0.0, sleep=lambda waiting, seconds: waits.append(seconds))
     limits = [(429, headers), (429, headers)]
     hub.before = lambda method, path: limits.pop() if "/resolve/" in path and limits else None
-    assert whole(opened()) == WEIGHTS
+    assert whole(opened(retries=noted)) == WEIGHTS
     assert len(waits) == 2
     assert all(2 <= wait < 3.5 for wait in waits)
 
 
-def test_a_range_that_is_cut_off_is_never_taken_for_whole(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.5)
-    store = opened()
+def test_a_range_that_is_cut_off_is_never_taken_for_whole(hub: Hub) -> None:
+    store = opened(retries=RetryPolicy(seconds=0.5))
     identity = (store.list() or {})["model.safetensors"]
     hub.before = lambda method, path: (206, {"Content-Range": "bytes 0-9/200000"}) if "signature=" in path else None
     with pytest.raises(TransientStorageError, match="10\\) asked for, 0 bytes came"):

@@ -13,8 +13,9 @@ import pytest
 from botocore.retries import standard
 
 from paramdelta_dist.errors import CredentialsError, ParamDeltaError, TransientStorageError, UsageError
-from paramdelta_dist.storage import StorageConfig, StoreSettings, find_leftovers, open_store, retry, trust
+from paramdelta_dist.storage import StorageConfig, StoreSettings, find_leftovers, open_store, trust
 from paramdelta_dist.storage.network import proxy_for
+from paramdelta_dist.storage.retry import RetryPolicy
 from tests.networks import Authority, Proxy, proxy, tls_before
 from tests.servers import S3Server, free_ports, http_server
 
@@ -261,11 +262,10 @@ def test_a_proxy_with_a_password_is_used_and_one_without_it_told_at_once(
 @pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("host", ["127.0.0.1", "proxy.invalid"])
 def test_a_proxy_that_is_away_is_named(environment: pytest.MonkeyPatch, bucket: str, road: str, host: str) -> None:
-    environment.setattr(retry, "RETRY_SECONDS", 0.5)
     address = f"{host}:{free_ports(1)[0]}"
     environment.setenv("HTTP_PROXY", f"http://clerk:PLANTED-password@{address}")
     with pytest.raises(ParamDeltaError, match=re.escape(f"go through the proxy http://{address} (HTTP_PROXY)")) as caught:
-        ask(road, bucket)
+        ask(road, bucket, retries=RetryPolicy(seconds=0.5))
     assert caught.value.exit_code == 75
     assert road == "botocore" or isinstance(caught.value, TransientStorageError)
     assert "PLANTED" not in str(caught.value)

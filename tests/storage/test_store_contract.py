@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from paramdelta_dist.errors import InputChanged
 from paramdelta_dist.storage import Identity, StorageConfig, Store, StoreSettings, open_store
 from tests.azurite import AzureServer
-from tests.contracts.store_contract import LARGE, ProducerError, StoreContract, content, failing
+from tests.contracts.store_contract import LARGE, SMALLEST_PART, ProducerError, StoreContract, content, failing
 from tests.google_xml import GoogleServer
 from tests.hub_server import TOKEN, Hub, running_hub
 from tests.servers import GcsServer, S3Server
@@ -41,7 +41,7 @@ def hub() -> Iterator[Hub]:
 
 
 def fresh(bucket: str, *, engine: str = "auto") -> Store:
-    settings = StoreSettings(engine=engine)  # type: ignore[arg-type]
+    settings = StoreSettings(engine=engine, part_size=SMALLEST_PART)  # type: ignore[arg-type]
     return open_store(f"{bucket}/run {secrets.token_hex(4)}", StorageConfig({"": settings}))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.resources import files
 
 from paramdelta_dist._version import __version__
@@ -30,7 +30,7 @@ def framed(title: str, lead: str, sections: Sequence[str]) -> bytes:
 <h1>{text(title)}</h1>
 <p class="soft">{lead}</p>
 {"".join(section for section in sections if section)}
-<footer>Made by paramdelta-dist {__version__} on {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC.</footer>
+<footer>Made by paramdelta-dist {__version__} on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.</footer>
 </main>
 <script>
 {script}</script>

@@ -12,7 +12,7 @@ import ray
 from paramdelta_dist import stopping
 from paramdelta_dist._version import __version__
 from paramdelta_dist.engine.executor import Function, Unit
-from paramdelta_dist.engine.metrics import METER, READ_BYTES, WRITTEN_BYTES
+from paramdelta_dist.engine.metrics import METER, READ_BYTES, WRITTEN_BYTES, Count
 from paramdelta_dist.engine.ray.metrics import Publisher
 from paramdelta_dist.engine.worker_log import WorkerLog
 from paramdelta_dist.errors import Interrupted, ParamDeltaError
@@ -59,7 +59,7 @@ class ShardWorker:
 
     @ray.method(concurrency_group="control")
     def hello(self) -> tuple[str, str, str]:
-        """The node it is on by id and address, and the version of this package there."""
+        """The node it is on by id and address, and the version of this package there: plain, since whoever asks may be of another."""
         return str(ray.get_runtime_context().get_node_id()), self._node, __version__
 
     @ray.method(concurrency_group="control")
@@ -68,7 +68,7 @@ class ShardWorker:
         with self._begins:
             seconds = time.monotonic() - self._began
             totals = METER.totals()
-            read, written = (round(totals[of, ""] - self._before[of, ""]) for of in (READ_BYTES, WRITTEN_BYTES))
+            read, written = (round(totals[of] - self._before[of]) for of in (Count(READ_BYTES), Count(WRITTEN_BYTES)))
             return AttemptProgress(self._ticket, self._bytes, read + written, seconds, read, self._log.warnings())
 
     @ray.method(concurrency_group="control")

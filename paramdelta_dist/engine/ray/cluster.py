@@ -67,7 +67,7 @@ class Node:
         return f"{self.address}: {whole}; free: {_amounts(free)}{'; about to go' if self.leaving else ''}"
 
 
-def join(workers: int | None) -> int | None:
+def join(workers: int | None, connect_seconds: float = CONNECT_SECONDS) -> int | None:
     """Join the cluster that RAY_ADDRESS names, else start one in this process's name. Returns how many workers it can ever
     have: None where that is the cluster's affair.
 
@@ -90,7 +90,7 @@ def join(workers: int | None) -> int | None:
     if address in ("", "local"):  # without an address, Ray would join what runs on this machine
         cores = workers or available_cores()
         arguments |= {"address": "local", "num_cpus": cores, "include_dashboard": False, "object_store_memory": EMBEDDED_OBJECT_STORE}
-    elif not _answers(address):
+    elif not _answers(address, connect_seconds):
         raise EngineError(
             f"no Ray cluster answers at RAY_ADDRESS={address}: start one, correct the address, or unset it for an embedded one"
         )
@@ -198,15 +198,15 @@ def _amount(name: str, amount: float) -> str:
     return f"{amount:g} {name}{'s' * (amount != 1)}"
 
 
-def _answers(address: str) -> bool:
+def _answers(address: str, connect_seconds: float) -> bool:
     """Whether something listens at host:port, asked for some seconds; other forms (auto) are left to Ray."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return True
-    deadline = time.monotonic() + CONNECT_SECONDS
+    deadline = time.monotonic() + connect_seconds
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=connect_seconds).close()
             return True
         except OSError:
             if time.monotonic() > deadline:

@@ -21,23 +21,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from paramdelta_dist import stopping
 from paramdelta_dist._version import __version__
-from paramdelta_dist.engine.executor import Function, J, R, U
+from paramdelta_dist.engine.executor import Counts, Function, J, R, U
 from paramdelta_dist.engine.metrics import RETRIES
 from paramdelta_dist.engine.ray.actor import AttemptProgress, ShardActor
-from paramdelta_dist.engine.ray.cluster import SHUTDOWN_SECONDS, Share, diagnose, join, leaving_nodes
+from paramdelta_dist.engine.ray.cluster import CONNECT_SECONDS, SHUTDOWN_SECONDS, Share, diagnose, join, leaving_nodes
 from paramdelta_dist.engine.ray.metrics import Publisher
 from paramdelta_dist.engine.run_stats import RunStats
-from paramdelta_dist.engine.schedule import CHECK_INTERVAL_SECONDS, STOP_SECONDS, Attempt, Order, Schedule, Worker
+from paramdelta_dist.engine.schedule import CHECK_INTERVAL_SECONDS, TIMES, Attempt, Order, Schedule, Times, Worker
 from paramdelta_dist.errors import EngineError, ParamDeltaError, UsageError
 from paramdelta_dist.sizes import format_seconds
-from paramdelta_dist.storage.retry import ATTEMPTS
+from paramdelta_dist.storage.retry import DEFAULT_RETRIES
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,6 @@ POLL_SECONDS = 0.5
 """Seconds between two questions to a worker for its progress."""
 POLLS_PER_SECOND = 200.0
 """Most questions for progress in a second, to all workers together."""
-LEAVING_SECONDS = 2.0
-"""Seconds between two looks for nodes that are about to go."""
 ASKED_AT_ONCE = 50
 """Workers asked for before events are looked at again: asking takes Ray a millisecond and a half."""
 MOST_WAITING = 1000
@@ -73,6 +71,15 @@ class _Slot(Worker):
     """When it was asked last, on the monotonic clock."""
 
 
+class _Event(NamedTuple):
+    """An answer that has come, or the error in its place."""
+
+    slot: _Slot
+    handle: Callable[[Any], None]
+    """Handles the answer."""
+    answer: futures.Future[Any]
+
+
 class _ActorPool:
     """The actors of one run. What they answer comes as events, each of which is handled by whoever asked."""
 
@@ -84,7 +91,7 @@ class _ActorPool:
         self.largest = self.lost = 0
         """Workers that there were at the same time, and that ended by themselves."""
         self._schedule, self._start_actor, self._limit = schedule, start, limit
-        self._events: SimpleQueue[tuple[_Slot, Callable[[Any], None], futures.Future[Any]]] = SimpleQueue()
+        self._events: SimpleQueue[_Event] = SimpleQueue()
         self._running: dict[Attempt, futures.Future[Any]] = {}
         self._failed_starts = 0
 
@@ -151,11 +158,11 @@ class _ActorPool:
                 if not slot.gone:
                     handle(answer)
 
-    def end(self) -> None:
+    def end(self, seconds: float) -> None:
         """Let workers abandon what they are making, then end them; once this process is told to stop, whom nothing answers is ended
-        at once."""
+        at once, and `seconds` later at the latest."""
         stopped = [slot.actor.stop.remote().future() for slot in self.working]
-        running, end = set(self._running.values()), time.monotonic() + STOP_SECONDS
+        running, end = set(self._running.values()), time.monotonic() + seconds
         while running and time.monotonic() < end and not (stopping.requested() and all(each.done() for each in stopped)):
             stopping.alive()
             _, running = futures.wait(running, timeout=POLL_SECONDS)
@@ -164,10 +171,10 @@ class _ActorPool:
 
     def _expect(self, slot: _Slot, reference: Any, handle: Callable[[Any], None]) -> futures.Future[Any]:
         future: futures.Future[Any] = reference.future()
-        future.add_done_callback(lambda done: self._events.put((slot, handle, done)))
+        future.add_done_callback(lambda done: self._events.put(_Event(slot, handle, done)))
         return future
 
-    def _arrived(self, timeout: float) -> Iterator[tuple[_Slot, Callable[[Any], None], futures.Future[Any]]]:
+    def _arrived(self, timeout: float) -> Iterator[_Event]:
         with suppress(Empty):
             yield self._events.get(timeout=timeout)
             for _ in range(self._events.qsize()):
@@ -222,7 +229,7 @@ class _ActorPool:
         if starting:
             self._require_package(error)
             self._failed_starts += not with_node  # those that wait for room wait on some node
-            if self._failed_starts >= ATTEMPTS:
+            if self._failed_starts >= DEFAULT_RETRIES.attempts:
                 raise EngineError(f"workers end before they start ({str(error)[:1500]})") from error
             return
         self.lost += 1
@@ -261,26 +268,34 @@ class RayExecutor:
     """Runs units on a Ray cluster: the one that is named in RAY_ADDRESS, else one started in this process's name."""
 
     def __init__(
-        self, workers: int | None, *, memory: int, gpus: float = 0, patience: float | None = None, python: str | None = None
+        self,
+        workers: int | None,
+        *,
+        memory: int,
+        gpus: float = 0,
+        patience: float | None = None,
+        python: str | None = None,
+        connect_seconds: float = CONNECT_SECONDS,
+        times: Times = TIMES,
     ) -> None:
         """`memory` is what each worker asks Ray for, in bytes, and `patience` the seconds to wait for the first of them.
         Without `workers`, there are as many as the cluster gives. They start with `python`, a path on every node, else with the
         interpreter that Ray runs with there. Raises what joining a cluster raises."""
-        self._python = python
+        self._python, self._times = python, times
         self._owned = not ray.is_initialized()
         self._share = Share(memory, gpus)
         self._patience = PATIENCE_SECONDS if patience is None else patience
-        cores = join(workers) if self._owned else None
+        cores = join(workers, connect_seconds) if self._owned else None
         self._limit = workers or cores or sys.maxsize
         self.stats = RunStats()
         self._live: tuple[_ActorPool, Schedule] | None = None
         """The run under way."""
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> Counts:
         if self._live is None:
-            return {"workers": 0, "retries": self.stats.retries}
+            return Counts(0, self.stats.retries)
         pool, schedule = self._live
-        return {"workers": len(pool.working), "retries": self.stats.retries + schedule.retries}
+        return Counts(len(pool.working), self.stats.retries + schedule.retries)
 
     def close(self) -> None:
         """End the embedded cluster, or leave the one we joined."""
@@ -289,7 +304,7 @@ class RayExecutor:
             ray.shutdown()
 
     def run(self, function: Function[R], job: J, units: Sequence[U], *, advance: Callable[[int], None]) -> Generator[R, None, None]:
-        schedule = Schedule(units, advance)
+        schedule = Schedule(units, advance, self._times)
         work = ray.cloudpickle.dumps((function, job))
         pool = _ActorPool(schedule, partial(self._start, work), self._limit, self._python)
         metrics = Publisher(schedule.meter)
@@ -306,7 +321,7 @@ class RayExecutor:
                 while schedule.results:
                     yield schedule.results.popleft()
                 now = time.monotonic()
-                if now - looked >= LEAVING_SECONDS:
+                if now - looked >= self._times.look:
                     looked = now
                     pool.notice_leaving()
                     metrics.publish()
@@ -332,7 +347,7 @@ class RayExecutor:
                 causes=schedule.meter.total(RETRIES),
             )
             metrics.publish()
-            pool.end()
+            pool.end(self._times.stop)
 
     def _diagnose(self) -> str:
         needed = f" Workers start with {self._python}, which every node must have." if self._python else ""

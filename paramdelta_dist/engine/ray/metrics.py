@@ -6,7 +6,7 @@ import threading
 
 from ray.util.metrics import Counter
 
-from paramdelta_dist.engine.metrics import METRICS, Meter, Metric
+from paramdelta_dist.engine.metrics import METRICS, Count, Meter
 
 
 class Publisher:
@@ -15,12 +15,12 @@ class Publisher:
     def __init__(self, meter: Meter) -> None:
         self._meter, self._lock = meter, threading.Lock()
         self._counters = {metric: Counter(metric.name, metric.description, (metric.label,) if metric.label else ()) for metric in METRICS}
-        self._told: dict[tuple[Metric, str], float] = {}
+        self._told: dict[Count, float] = {}
 
     def publish(self) -> None:
         with self._lock:
             totals = self._meter.totals()
-            for (metric, value), total in totals.items():
-                if (more := total - self._told.get((metric, value), 0.0)) > 0:
-                    self._counters[metric].inc(more, {metric.label: value} if metric.label else {})
+            for count, total in totals.items():
+                if (more := total - self._told.get(count, 0.0)) > 0:
+                    self._counters[count.metric].inc(more, {count.metric.label: count.value} if count.metric.label else {})
             self._told = totals

@@ -1,0 +1,112 @@
+"""Where one model keeps the numbers of one tensor, and which bytes of its files some of the elements need."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
+from paramdelta_dist.kernels.encodings import Encoding, Space
+
+
+class Read(NamedTuple):
+    """Bytes [start, stop) of an input file, by its position in `Shard.inputs`."""
+
+    file: int
+    start: int
+    stop: int
+
+
+class Place(NamedTuple):
+    """The first byte of an array, in a file by its position in `Shard.inputs`."""
+
+    file: int
+    start: int
+
+
+class EncodedPlace(NamedTuple):
+    """The arrays in which numbers lie that are not stored as one."""
+
+    encoding: Encoding
+    shape: tuple[int, ...]
+    """Of the tensor that is stored so."""
+    first: int
+    """Element of it with which the source begins."""
+    arrays: tuple[Place, ...]
+    """Those that the encoding decodes, in its order."""
+
+
+class Source(NamedTuple):
+    """The place of the numbers of one tensor, or of a part of it, in one model."""
+
+    file: int
+    """Position in `Shard.inputs`."""
+    start: int
+    dtype: str
+    """Of the numbers as they are stored; of encoded ones, what they are decoded to."""
+    encoded: EncodedPlace | None = None
+    """The arrays, where the numbers are not one that begins at `start`."""
+
+    @property
+    def space(self) -> Space:
+        return Space.WEIGHT if self.encoded is None else self.encoded.encoding.space
+
+    def at(self, element: int) -> Source:
+        """The same from one of its elements on."""
+        if self.encoded is None:
+            return self._replace(start=self.start + element * ITEMSIZES[self.dtype])
+        return self._replace(encoded=self.encoded._replace(first=self.encoded.first + element))
+
+    def ranges(self, first: int, last: int) -> tuple[Read, ...]:
+        """The bytes of each array that elements [first, last), which are not none, need."""
+        if self.encoded is None:
+            width = ITEMSIZES[self.dtype]
+            return (Read(self.file, self.start + first * width, self.start + last * width),)
+        encoding, shape, begin, arrays = self.encoded
+        ranges = encoding.ranges(shape, begin + first, begin + last)
+        return tuple([Read(file, start + a, start + b) for (file, start), (a, b) in zip(arrays, ranges, strict=True)])
+
+    def room(self, elements: int) -> int:
+        """The most bytes that any `elements` which follow one another need."""
+        if self.encoded is None:
+            return elements * ITEMSIZES[self.dtype]
+        return self.encoded.encoding.room(self.encoded.shape, elements)
+
+    def nbytes(self, elements: int) -> int:
+        """Bytes of the first `elements`."""
+        return sum(read.stop - read.start for read in self.ranges(0, elements)) if elements else 0
+
+    def with_files(self, places: Sequence[int]) -> Source:
+        """The same where the inputs lie in another order: `places` has the new position of each."""
+        encoded = self.encoded
+        if encoded is not None:
+            encoded = encoded._replace(arrays=tuple([Place(places[file], start) for file, start in encoded.arrays]))
+        return self._replace(file=places[self.file], encoded=encoded)
+
+
+class Stack(NamedTuple):
+    """The sources of a tensor that a model keeps in pieces, one behind the other in row-major order."""
+
+    pieces: tuple[Source, ...]
+    ends: tuple[int, ...]
+    """For each piece the elements of it and of those before it."""
+
+    def piece_at(self, element: int) -> tuple[Source, int]:
+        """The source that begins with an element, and the element with which the next one begins."""
+        number = bisect_right(self.ends, element)
+        begin = self.ends[number - 1] if number else 0
+        return self.pieces[number].at(element - begin), self.ends[number]
+
+    def with_files(self, places: Sequence[int]) -> Stack:
+        """The same where the inputs lie in another order: `places` has the new position of each."""
+        return self._replace(pieces=tuple([piece.with_files(places) for piece in self.pieces]))
+
+
+def sources_of(sources: Sequence[Source | Stack | None]) -> Iterator[Source]:
+    """The single ones."""
+    for source in sources:
+        if isinstance(source, Stack):
+            yield from source.pieces
+        elif source is not None:
+            yield source
