@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from paramdelta_dist.kernels.encodings import LowRank
+from paramdelta_dist.kernels.encodings import LowRank, matrix
 from paramdelta_dist.kernels.jit import compiled
 
 CHUNK = 1024
@@ -19,21 +19,31 @@ def decode_low_rank(
 ) -> None:
     """Write elements [first, last) to `out`, as float64; see `decode`."""
     target = np.frombuffer(out, np.float64)
-    rows, columns = shape[-2:]
     if len(target) != last - first:
         raise ValueError(f"{last - first} elements are to be decoded to {len(target)}")
-    top, bottom = first // columns, (last - 1) // columns + 1
+    if encoding.rank == 0:
+        target[:] = 0.0
+        return
+    height, columns = matrix(shape)
+    size = height * columns
+    one, other = first // size, (last - 1) // size + 1
     a, b = (_numbers(array, encoding.stored) for array in arrays)
-    if encoding.transposed:  # element [i, j] is that of row j of B and column i of A
-        left, right = (
-            np.ascontiguousarray(_wide(a.reshape(encoding.rank, rows)[:, top:bottom], encoding.stored).T),
-            b.reshape(-1, encoding.rank).T,
-        )
-    else:
-        left, right = _wide(b.reshape(-1, encoding.rank), encoding.stored), a.reshape(encoding.rank, columns)
-    for start in range(0, columns, CHUNK):
-        piece = np.ascontiguousarray(_wide(right[:, start : start + CHUNK], encoding.stored))
-        _multiply(left, piece, encoding.scaling, start, columns, first - top * columns, target)
+    a = a.reshape(other - one, encoding.rank, -1)
+    b = b.reshape(-1, encoding.rank, encoding.matrices)
+    has_all = encoding.transposed or other > one + 1
+    for number in range(one, other):
+        begin, end = max(first, number * size) - number * size, min(last, (number + 1) * size) - number * size
+        top, bottom = begin // columns, (end - 1) // columns + 1
+        of_a, of_b = a[number - one], b[:, :, encoding.matrix + number]
+        if encoding.transposed:  # element [i, j] is that of row j of B and column i of A
+            left, right = _wide(of_a[:, top:bottom].T, encoding.stored), of_b.T
+        else:
+            left, right = _wide(of_b[top:bottom] if has_all else of_b, encoding.stored), of_a
+        left = np.ascontiguousarray(left)
+        place = target[number * size + begin - first : number * size + end - first]
+        for start in range(0, columns, CHUNK):
+            piece = np.ascontiguousarray(_wide(right[:, start : start + CHUNK], encoding.stored))
+            _multiply(left, piece, encoding.scaling, start, columns, begin - top * columns, place)
 
 
 def _numbers(array: memoryview, stored: str) -> Any:
