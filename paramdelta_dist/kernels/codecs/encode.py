@@ -208,7 +208,7 @@ def _bounds(numbers, rows, columns, width):
     least, largest = np.float64(from_ordered(low)), np.float64(from_ordered(high))
     if -np.inf < least and largest < np.inf:
         return least, largest, 0
-    least, largest, nonfinite = np.inf, -np.inf, 0
+    least, largest, nonfinite = np.float64(np.inf), np.float64(-np.inf), 0
     for row in range(rows):
         for i in range(row * width, row * width + columns):
             if abs(numbers[i]) < np.inf:
