@@ -221,10 +221,8 @@ def test_codes_that_would_leave_what_follows_unaligned_are_refused_and_the_way_o
 def test_rows_of_tokens_that_are_quantised_are_not_put_in_another_order_and_the_way_out_works(tmp_path):
     def model(rows, seed):
         random = torch.Generator().manual_seed(seed)
-        return {
-            "model.embed.weight": torch.randn(rows, 32, generator=random).bfloat16(),
-            "lm.weight": torch.randn(rows, 32, generator=random),
-        }
+        names = ("model.embed_tokens.weight", "lm_head.weight")
+        return {each: torch.randn(rows, 32, generator=random).bfloat16() for each in names}
 
     for name, rows, seed in (("base", 32, 1), ("post", 36, 2)):
         held = {k: v for n, t in model(rows, seed).items() for k, v in SCHEMES["FBGEMM"][0](n, t).items()}
