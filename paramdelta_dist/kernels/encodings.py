@@ -228,10 +228,14 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Transposed:
-    """Plain numbers whose matrices, the last two dimensions, are stored with rows and columns exchanged. One array."""
+    """Plain numbers whose matrices, the last two dimensions, are stored with rows and columns exchanged. One array, of whole matrices."""
 
     stored: str
     """Dtype: BF16, F16, F32 or F64."""
+    height: int = 0
+    """Rows of a matrix that is stored so, where the tensor has only some of them; 0 where it has all."""
+    top: int = 0
+    """The first of the rows that it has."""
 
     @property
     def space(self) -> Space:
@@ -251,9 +255,14 @@ class Transposed:
 
     def ranges(self, shape: tuple[int, ...], first: int, last: int) -> tuple[Range, ...]:
         """Every matrix that has one of the elements, whole."""
-        size = self.together(shape) * SCALE_BYTES[self.stored]
+        size = self._size(shape)
         return ((first // self.together(shape) * size, ((last - 1) // self.together(shape) + 1) * size),)
 
     def room(self, shape: tuple[int, ...], elements: int) -> int:
-        size = self.together(shape)
-        return (elements // size + 2) * size * SCALE_BYTES[self.stored] if elements % size else elements * SCALE_BYTES[self.stored]
+        whole, rest = divmod(elements, self.together(shape))
+        return (whole + 2 if rest else whole) * self._size(shape)
+
+    def _size(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a matrix that is stored."""
+        height, columns = matrix(shape)
+        return (self.height or height) * columns * SCALE_BYTES[self.stored]
