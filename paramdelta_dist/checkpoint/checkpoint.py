@@ -61,6 +61,8 @@ class Pairing(NamedTuple):
     """Tensors of the base that the problems speak of."""
     absent: frozenset[str] = frozenset()
     """Tensors of the base in parts that the model goes without: they are the base's."""
+    surplus: frozenset[str] = frozenset()
+    """Tensors of the model in parts that the base goes without: they are left out."""
 
 
 AS_IT_IS = Pairing()

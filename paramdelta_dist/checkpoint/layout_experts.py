@@ -92,7 +92,7 @@ class _Experts:
             for kept in self._wanted:
                 self._settle(kept, ours, theirs)
         except Uncut as problem:
-            sources = dict.fromkeys(self._held[part][0] for kept in self._wanted for part in kept.parts)
+            sources = {self._held[part][0].group.form: self._held[part][0] for kept in self._wanted for part in kept.parts}.values()
             names = [name for kept in self._wanted for name in kept.group.names]
             text = f"{len(names)} tensors of experts, such as {shown(names[0])} {list(self._wanted[0].shape)}, have no counterpart"
             first = next(iter(sources))
@@ -126,7 +126,7 @@ class _Experts:
         if is_turned and (len(kept.parts) > 1 or are_turned):
             raise Uncut("the base has the columns of gate and up side by side")
         made = self._apart(kept, sources[0], are_turned) if kept.apart else self._together(kept, sources, is_turned, are_turned)
-        count = sum(len(source.group.names) for source in dict.fromkeys(source for source, _ in sources))
+        count = sum(len(source.group.names) for source in {source.group.form: source for source, _ in sources}.values())
         end = ".".join(kept.group.form.split(".")[-3 if kept.apart else -2 :]).replace("%s", "*")
         relation = f"{count:,} {'per-expert' if sources[0][0].apart else 'fused'} tensors" + (", transposed" * (is_turned != are_turned))
         self._counts[end, relation] += self._found.settle(made)

@@ -197,10 +197,11 @@ class _Pair:
             tuple(found.problems),
             frozenset(found.told),
             frozenset(name for names in absent.values() for name in names),
+            frozenset(name for names in dropped.values() for name in names),
         )
-        if not found.tensors and not found.used and not dropped:
+        if not found.tensors and not found.used:
             return held, pairing
-        without = {name for names in dropped.values() for name in names} | {name for name in found.used if name not in self._base.tensors}
+        without = {name for name in found.used if name not in self._base.tensors}
         common = {name: held[name] for name in self._base.tensors if name in held} | found.tensors
         tensors = Tensors((name, common[name]) for name in self._base.tensors if name in common)
         tensors.update((name, tensor) for name, tensor in held.items() if name not in self._base.tensors and name not in without)
