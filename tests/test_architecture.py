@@ -44,7 +44,7 @@ ROOMS = {
     "aiohttp": ("storage/", "jobs/ray_jobs.py"),
     "requests": ("jobs/ray_jobs.py",),
     "google": ("storage/",),
-    "numba": ("kernels/jit.py", "kernels/sum_cpu.py", "kernels/measure_numba.py"),
+    "numba": ("kernels/jit.py", "kernels/sum_cpu.py", "kernels/measure_numba.py", "kernels/codecs/"),
     "torch": ("kernels/", "methods/", "shards/torch_compute.py", "engine/machine.py", "cli/demo.py"),
     "pyarrow": ("analysis/tables.py",),
     "triton": ("kernels/sum_triton.py",),

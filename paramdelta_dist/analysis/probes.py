@@ -139,7 +139,7 @@ class ShardWatch:
     def _sampled(self, segment: Segment) -> Iterator[ChunkRange]:
         """The parts of a segment that are measured."""
         span = segment.span
-        if not measurable(span.parts[0].tensor, self._vectors):
+        if span.trails or not measurable(span.parts[0].tensor, self._vectors):
             return
         ends = self._ends.get(span.start)
         if ends is None:

@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from paramdelta_dist._version import __version__
+from paramdelta_dist.api.rounding import rounding_document
 from paramdelta_dist.checkpoint import open_checkpoint
 from paramdelta_dist.checkpoint.vocabulary import find_entries
 from paramdelta_dist.driver.executors import Engine
@@ -104,7 +105,8 @@ def analyze_with(recipe: Recipe, output: str | None, resources: Resources, *, ob
         "projected_memory": sizing.projected,
         "retries": executor.stats.retries,
     }
-    return publish(store, statistics, run)
+    document = publish(store, statistics, run)
+    return document | rounding_document(merge_plan) if merge_plan.is_encoded else document
 
 
 def _weights(recipe: Recipe) -> list[float | None]:

@@ -33,7 +33,8 @@ def changed_config(config: Mapping[str, Any], dtype: str | None, changes: Mappin
     """The same of values."""
     changed = dict(config)
     if dtype is not None:
-        changed["dtype" if "dtype" in changed else "torch_dtype"] = DTYPES[dtype].torch
+        named = [field for field in ("dtype", "torch_dtype") if field in changed] or ["torch_dtype"]  # both, where two releases saved it
+        changed |= dict.fromkeys(named, DTYPES[dtype].torch)
     for name, value in changes.items():
         *sections, leaf = name.split(".")
         table = changed

@@ -71,6 +71,13 @@ def quantisation_of(config: Mapping[str, Any] | None) -> Mapping[str, Any] | Non
     return next((claim for claim in found if isinstance(claim, Mapping) and claim), None)
 
 
+def quantisation_fields(config: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The fields that describe a quantisation, by dotted name, in the order of their sections."""
+    tables = {"": config, "text_config.": (config or {}).get("text_config")}
+    held = ((prefix, table) for prefix, table in tables.items() if isinstance(table, Mapping))
+    return tuple(prefix + field for prefix, table in held for field in QUANTISATION_FIELDS if table.get(field))
+
+
 _BY_NAME = {
     spelling: dtype.name for dtype in DTYPES.values() if dtype.kind is Kind.FLOAT for spelling in (dtype.torch, *dtype.aliases) if spelling
 }

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.checkpoint import Checkpoint
@@ -78,6 +80,7 @@ class _Renamed(NamedTuple):
     tensor: Tensor
 
 
+_Key = tuple[tuple[str, tuple[int, ...]] | None, ...]
 _Row = tuple[StoredArray | None, ...]
 """The parts of one matrix: codes, and those siblings that it has."""
 
@@ -106,9 +109,8 @@ def _families(families: Mapping[str, list[str]]) -> Iterator[_Family]:
     for family in families:
         stem, end, _ = part_of(family)
         groups.setdefault(stem, {})[end] = family
-    for stem, ends in groups.items():
-        spelling = next((each for each in SPELLINGS if each.codes in ends and not ends.keys().isdisjoint(each.scales)), None)
-        if spelling is None:
+    for (stem, ends), spelling in product(groups.items(), SPELLINGS):  # layers of one model may be spelled differently
+        if spelling.codes not in ends or ends.keys().isdisjoint(spelling.scales):
             continue
         cut, decoded = len(spelling.codes), (*spelling.scales, spelling.whole)
         others = sorted(ends.keys() - {spelling.codes}, key=lambda end: (decoded.index(end) if end in decoded else len(decoded), end))
@@ -123,32 +125,41 @@ def _families(families: Mapping[str, list[str]]) -> Iterator[_Family]:
 def _decode(family: _Family, stored: Tensors, said: Declared, tensors: dict[str, Tensor | _Renamed]) -> list[str]:
     """Put the logical tensors of a family in the place of its codes, and take its other parts away; those whose parts do not fit are
     returned, in words."""
-    spelling = family.spelling
-    cut = len(spelling.codes)
-    readings: dict[tuple[object, ...], Form | str | None] = {}
-    misfits = []
-    for row in _rows(family, stored):
-        key = tuple([part and part.tensor[:2] for part in row])  # dtypes and shapes
-        if key not in readings:
-            readings[key] = _reading(family, row, said)
-        form = readings[key]
+    alike: dict[_Key, list[_Row]] = {}
+    for key, row in _rows(family, stored):
+        try:
+            alike[key].append(row)
+        except KeyError:
+            alike[key] = [row]
+    misfits: list[str] = []
+    for rows in alike.values():
+        form = _reading(family, rows[0], said)
         if form is None:
             continue
-        arrays = tuple([part for part in row if part])
-        codes, *siblings = arrays
+        matrices = [tuple(filter(None, row)) for row in rows]
         if isinstance(form, str):
-            misfits.append(f"{' with '.join(f'{shown(name)} {list(tensor.shape)}' for name, tensor in arrays[:2])}, {form}")
+            misfits += [f"{' with '.join(f'{shown(name)} {list(tensor.shape)}' for name, tensor in row[:2])}, {form}" for row in matrices]
             continue
-        name, (_, _, file, start, stop, _) = codes
-        logical = Tensor(said.dtype, form.shape, file, start, stop, Encoded(form.encoding, arrays))
-        tensors[name] = _Renamed(name[: len(name) - cut] + spelling.logical, logical) if spelling.codes != spelling.logical else logical
-        for part in siblings:
-            tensors.pop(part.name, None)
+        _replace(family.spelling, matrices, form, said.dtype, tensors)
     return misfits
 
 
-def _rows(family: _Family, stored: Tensors) -> Iterator[_Row]:
-    """The parts of each matrix of a family."""
+def _replace(
+    spelling: Spelling, matrices: Sequence[tuple[StoredArray, ...]], form: Form, dtype: str, tensors: dict[str, Tensor | _Renamed]
+) -> None:
+    """Put logical tensors of one form in the place of their arrays."""
+    encoding, shape = form
+    cut, end = len(spelling.codes), spelling.logical
+    for arrays in matrices:
+        name, (_, _, file, start, stop, _) = arrays[0]
+        logical = Tensor(dtype, shape, file, start, stop, Encoded(encoding, arrays))
+        tensors[name] = logical if spelling.codes == end else _Renamed(name[: len(name) - cut] + end, logical)
+        for part in arrays[1:]:
+            tensors.pop(part.name, None)
+
+
+def _rows(family: _Family, stored: Tensors) -> Iterator[tuple[_Key, _Row]]:
+    """The parts of each matrix of a family, after dtypes and shapes of all of them."""
     codes = family.codes
     columns: list[list[StoredArray] | list[StoredArray | None]] = [_stored(codes, stored)]
     for cut, end, names in family.siblings:
@@ -158,11 +169,15 @@ def _rows(family: _Family, stored: Tensors) -> Iterator[_Row]:
         else:
             held = dict(zip(names, _stored(names, stored), strict=True))
             columns.append([*map(held.get, wanted)])
-    return zip(*columns, strict=True)
+    keys = zip(*[[part and part[1][:2] for part in column] for column in columns], strict=True)
+    return zip(keys, zip(*columns, strict=True), strict=True)
+
+
+_record = partial(tuple.__new__, StoredArray)
 
 
 def _stored(names: Sequence[str], stored: Tensors) -> list[StoredArray]:
-    return [*map(StoredArray, names, map(stored.__getitem__, names))]
+    return [*map(_record, zip(names, map(stored.__getitem__, names), strict=True))]
 
 
 def _reading(family: _Family, row: _Row, said: Declared) -> Form | str | None:

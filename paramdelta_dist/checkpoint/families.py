@@ -26,10 +26,20 @@ class Tensors(dict[str, Tensor]):
     def dtypes(self) -> frozenset[str]:
         return frozenset(tensor.dtype for tensor in self.values())
 
+    @cached_property
+    def has_encoded(self) -> bool:
+        """Whether the numbers of any are decoded from several arrays, or arranged in another way."""
+        return any(tensor.encoded is not None for tensor in self.values())
+
 
 def dtypes_of(tensors: Mapping[str, Tensor]) -> frozenset[str]:
     """The dtypes that occur."""
     return tensors.dtypes if isinstance(tensors, Tensors) else frozenset(tensor.dtype for tensor in tensors.values())
+
+
+def has_encoded(tensors: Mapping[str, Tensor]) -> bool:
+    """The same of any table."""
+    return (tensors if isinstance(tensors, Tensors) else Tensors(tensors)).has_encoded
 
 
 def names_that(holds: Callable[[str], bool], tensors: Mapping[str, Tensor]) -> list[str]:

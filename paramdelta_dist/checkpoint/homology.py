@@ -16,6 +16,7 @@ from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.meanings import Named, compare_meanings, unreadable
 from paramdelta_dist.checkpoint.one_head import ties_noted
 from paramdelta_dist.checkpoint.quantised import Quantised, find_quantised, left_over
+from paramdelta_dist.checkpoint.refusals import way_out
 from paramdelta_dist.checkpoint.special import follows_tokenizer
 from paramdelta_dist.checkpoint.tokenizer import Tokenizers
 from paramdelta_dist.checkpoint.vocabulary import NO_ANSWERS, Answers, Entries, differ_in_one, find_entries, input_embeddings
@@ -160,7 +161,7 @@ def _quantised_mismatches(model: Checkpoint, quantised: Sequence[Quantised]) -> 
             redact(model.url),
             "quantised",
             f"{len(names)} tensors are quantised ({scheme}), such as {examples}: codes and scales cannot be merged as numbers",
-            "use the checkpoint that it was quantised from, or dequantise it first",
+            way_out(scheme),
         )
 
 

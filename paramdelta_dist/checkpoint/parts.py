@@ -9,7 +9,7 @@ _PART = re.compile(
     r"[._](?:weight_|input_|output_|activation_|pre_quant_|nested_|q)?"
     r"(packed|blocks|codes|qdata|scales?|scale_inv|scale_2|scale_weight|global_scale|zero_points?|zeros?|g_idx|absmax|quant_map|shape|codebooks?"
     r"|SCB|weight_format|quant_state\.[^.]+|_data|_scale|_shift|meta|biases|trellis|su|sv|suh|svh|mcg|mul1|q_groups|q_invperm|q_perm|q_scale_max"
-    r"|scale_act|compressed|bitmask|row_offsets)$"
+    r"|scale_act|scale_packed|compressed|bitmask|row_offsets)$"
 )
 """The end of the name of what goes with a matrix."""
 _MATRIX = re.compile(r"[._](?:weight|qweight|q_weight|W_q)$")

@@ -44,7 +44,7 @@ SPELLINGS = (
     Spelling("_blocks", "", ("_scales",)),
     Spelling("", "", ("_scale_inv", "_scale")),
 )  # fmt: skip
-"""Where the names of several fit, the first counts."""
+"""A matrix whose names fit several, or have more parts than one of them, is of none."""
 
 BESIDE = {
     ".q_proj": (".q_proj.q_scale", ".q_scale"),
@@ -147,7 +147,8 @@ def _is_out_of_reach(kind: Codes, shape: Shape, scales: Shape, declared: Declare
         return not integers or any(group.bits != 4 or not group.symmetric for group in fitting or integers)
     if kind.code == "e2m1":
         ours = _expected(Grid(1, kind.group), shape)
-        return prod(scales) > prod(ours) or (is_common and scales != ours)  # padded: in an order that some unit wants them in
+        six = any((group.kind, group.bits) == ("float", 6) for group in declared.groups)  # in the same dtypes, under the same names
+        return prod(scales) > prod(ours) or ((six or is_common) and scales != ours)  # more are padded, in an order that a unit wants
     return len(shape) > 2 and declared.method == "fbgemm_fp8"  # [in, out], with scales by output
 
 

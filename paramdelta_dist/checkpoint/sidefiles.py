@@ -36,6 +36,8 @@ MODEL_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
+    "hf_quant_config.json",
+    "quantize_config.json",
     "LICENSE",
     "LICENSE.txt",
     "LICENSE.md",

@@ -74,5 +74,6 @@ class JobView:
 
 
 def _memory(told: Mapping[str, int]) -> WorkerMemory:
-    """The plan that `WorkerMemory.as_document` gives as these values."""
-    return WorkerMemory(told["budget"], told["workers"], told["threads"], told["tile_size"], told["tiles_in_flight"], told["projected"])
+    """The plan that `WorkerMemory.as_document` gives as these values; those that nobody is shown may be missing."""
+    tile_size, tiles = told.get("tile_size", 0), told.get("tiles_in_flight", 0)
+    return WorkerMemory(told["budget"], told["workers"], told["threads"], tile_size, tiles, told["projected"])

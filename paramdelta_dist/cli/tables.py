@@ -422,6 +422,7 @@ def analyze_lines(document: dict[str, Any]) -> None:
             figures = (figure(pair["cosine"]), figure(pair["mean_cosine"]), figure(pair["sign_agreement"], percent=True))
             pairs.add_row(escape(pair["first"]), escape(pair["second"]), *figures)
         console.print(pairs)
+    _rounding(console, document)
     if document["nonfinite_tensors"]:
         console.print(f"{plural(len(document['nonfinite_tensors']), 'tensor')} hold NaN or infinity and were left out of all sums")
     rate = format_size(document["bytes_read"] / max(document["seconds"], 1e-9))

@@ -6,6 +6,7 @@ A tensor has a name, a shape and numbers. Its elements are counted in row-major 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
 from math import prod
@@ -25,7 +26,7 @@ Range = tuple[int, int]
 """Bytes [start, stop) of an array, counted from its first."""
 
 
-class Encoding(Protocol):
+class Encoding(Hashable, Protocol):
     """One way of storing the numbers of a tensor."""
 
     @property

@@ -13,8 +13,10 @@ from paramdelta_dist.checkpoint.config import changed_config
 from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES, Kind
 from paramdelta_dist.checkpoint.exact import treatment
 from paramdelta_dist.checkpoint.extras import not_in_all, the_bases
+from paramdelta_dist.checkpoint.families import has_encoded
 from paramdelta_dist.checkpoint.header import Encoded, Stacked, shown
 from paramdelta_dist.checkpoint.one_head import ties_of
+from paramdelta_dist.checkpoint.plain_config import fields_of_quantisation, is_of_quantisation
 from paramdelta_dist.checkpoint.quantised import find_quantised, left_over
 from paramdelta_dist.checkpoint.sidefiles import is_model_file, is_tokenizer_file
 from paramdelta_dist.errors import CheckpointError, UsageError
@@ -82,8 +84,10 @@ def build_plan(
         shard_size=recipe.shard_size,
         companions=base.companions,
     )
-    decoded = recipe.quantization == "none" and any(tensor.encoded is not None for tensor in base.tensors.values())
-    ours = {(base.url, name): i for name, i in base.side_files.items() if is_model_file(name)}
+    decoded = recipe.quantization == "none" and has_encoded(base.tensors)
+    ours = {
+        (base.url, name): i for name, i in base.side_files.items() if is_model_file(name) and not (decoded and is_of_quantisation(name))
+    }
     theirs = {(recipe.tokenizer_url, name): i for name, i in tokenizer_files.items() if is_tokenizer_file(name)}
     beside = {(base.url, name): i for name, i in base.beside.files.items()}
     side_files = tuple(SideFile(url, name, identity) for (url, name), identity in {**ours, **theirs, **beside}.items())
@@ -96,7 +100,11 @@ def build_plan(
     inputs = {url: {f.name: (f.identity.size, f.identity.tag) for f in checkpoints[url].files} for url in models}
     merged = len(call_of)
     changes = row_counts(opened, maps, dimensions) | dict(ids or {})
-    without = left_over(base.tensors, base.config, decoded=decoded) if not kept else ()
+    without: tuple[str, ...] = ()
+    if decoded:
+        without = fields_of_quantisation(base.config)
+    elif not kept:
+        without = left_over(base.tensors, base.config)
     dtype = recipe.dtype or (plain_dtype(base.tensors) if decoded else None)
     changed_config(base.config, dtype, changes)  # what cannot be written is refused here
     locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))
@@ -218,6 +226,8 @@ def _encoded_outputs(name: str, tensor: Tensor, *, is_merged: bool, is_mapped: b
 def _encodings(model: Checkpoint) -> list[tuple[str, int]]:
     """Every encoding of a model, and how many tensors have it."""
     counts: dict[Any, int] = {}
+    if not has_encoded(model.tensors):
+        return []
     for tensor in model.tensors.values():
         if tensor.encoded is not None:
             kind = "stacked" if isinstance(tensor.encoded, Stacked) else tensor.encoded.encoding

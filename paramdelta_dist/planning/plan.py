@@ -172,7 +172,7 @@ class Shard:
         for part in parts_of(self.tensors):
             for source in part.sources:
                 if source is not None:
-                    total += source.nbytes(part.elements) if source.encoded else part.elements * DTYPES[source.dtype].bits // 8
+                    total += source.nbytes(part.elements) if source.encoded is not None else part.elements * DTYPES[source.dtype].bits // 8
         return total
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
@@ -58,6 +59,15 @@ class Source(NamedTuple):
             return self._replace(start=self.start + element * ITEMSIZES[self.dtype])
         return self._replace(encoded=self.encoded._replace(first=self.encoded.first + element))
 
+    @property
+    def layout(self) -> Hashable:
+        """All that its bytes depend on but for where they begin: equal ones are read in equally many requests."""
+        if self.encoded is None:
+            return self.dtype
+        encoding, shape, first, arrays = self.encoded
+        file, start = arrays[0]
+        return encoding, shape, first, tuple([(array[0] - file, array[1] - start) for array in arrays])
+
     def ranges(self, first: int, last: int) -> tuple[Read, ...]:
         """The bytes of each array that elements [first, last), which are not none, need."""
         if self.encoded is None:
@@ -71,11 +81,13 @@ class Source(NamedTuple):
         """The most bytes that any `elements` which follow one another need."""
         if self.encoded is None:
             return elements * ITEMSIZES[self.dtype]
-        return self.encoded.encoding.room(self.encoded.shape, elements)
+        return _room(self.encoded.encoding, self.encoded.shape, elements)
 
     def nbytes(self, elements: int) -> int:
         """Bytes of the first `elements`."""
-        return sum(read.stop - read.start for read in self.ranges(0, elements)) if elements else 0
+        if self.encoded is None:
+            return elements * ITEMSIZES[self.dtype]
+        return _nbytes(self.encoded.encoding, self.encoded.shape, self.encoded.first, elements) if elements else 0
 
     def with_files(self, places: Sequence[int]) -> Source:
         """The same where the inputs lie in another order: `places` has the new position of each."""
@@ -83,6 +95,16 @@ class Source(NamedTuple):
         if encoded is not None:
             encoded = encoded._replace(arrays=tuple([Place(places[file], start) for file, start in encoded.arrays]))
         return self._replace(file=places[self.file], encoded=encoded)
+
+
+@lru_cache(1 << 12)  # large models have a few shapes, each of them many times
+def _room(encoding: Encoding, shape: tuple[int, ...], elements: int) -> int:
+    return encoding.room(shape, elements)
+
+
+@lru_cache(1 << 12)
+def _nbytes(encoding: Encoding, shape: tuple[int, ...], first: int, elements: int) -> int:
+    return sum(stop - start for start, stop in encoding.ranges(shape, first, first + elements))
 
 
 class Stack(NamedTuple):

@@ -9,12 +9,14 @@ not fit it is streamed: read as tiles of its own once for each reduction, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
+from paramdelta_dist.kernels.encodings import Encoding
 from paramdelta_dist.methods import Scope
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.sources import Read
+from paramdelta_dist.planning.sources import Read, Source
 from paramdelta_dist.planning.spans import CUT, Span, find_spans
 
 MAX_GAP = 64 << 10
@@ -115,8 +117,15 @@ def count_requests(shard: Shard, *, tile_size: int) -> int:
     """The number of reads that the tiles of a shard take, with the reductions before them, without making all of them."""
     over_model, over_tensors = _reductions_of(shard)
 
+    known: dict[Hashable, int] = {}
+
     def reads(tile: Tile) -> int:
-        return sum(len(tile_reads(tile, model)) for model in range(len(tile.segments[0].span.sources))) if tile.segments else 0
+        layout = _layout(tile)
+        if layout is None:
+            return sum(len(tile_reads(tile, model)) for model in range(len(tile.segments[0].span.sources))) if tile.segments else 0
+        if layout not in known:
+            known[layout] = sum(len(tile_reads(tile, model)) for model in range(len(tile.segments[0].span.sources)))
+        return known[layout]
 
     total = 0
     for tile, count in _stretches(shard, tile_size):
@@ -127,6 +136,16 @@ def count_requests(shard: Shard, *, tile_size: int) -> int:
         if is_streamed(span, tile_size):
             total += span.reductions * sum(reads(tile) for tile in reduction_tiles(span, tile_size=tile_size))
     return total
+
+
+def _layout(tile: Tile) -> Hashable:
+    """All that the number of requests for a tile depends on, where it has codes of one tensor: models have few kinds of matrices, and very
+    many of each. None for other tiles."""
+    codes = [segment for segment in tile.segments if not segment.span.trails]
+    if len(codes) != 1 or codes[0].span.encoded is None:
+        return None
+    ((span, first, last),) = codes
+    return first, last, span.block, tuple([None if source is None else source.layout for source in span.sources])
 
 
 def bytes_to_reduce(shard: Shard, *, tile_size: int) -> int:
@@ -182,7 +201,8 @@ def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
             filled = filled or [0] * (1 + len(span.sources))
             last = first + most_elements(span, span.elements - first, [tile_size - used for used in filled])
             full = last == first or len(segments) == MOST_SEGMENTS
-            if segments and (full or (span.reductions and first == 0 and last < span.elements)):
+            apart = span.reductions or span.encoded is not None  # so that all codes that are alike are cut alike
+            if segments and (full or (apart and first == 0 and last < span.elements)):
                 yield _Stretch(Tile(start, position, tuple(segments)), 1)
                 start, segments, filled = position, [], []
                 continue
@@ -211,20 +231,32 @@ def needs_of(span: Span, elements: int) -> list[int]:
 def most_elements(span: Span, left: int, free: list[int]) -> int:
     """The most of the `left` elements of a span that take no more than is `free` of each buffer, in the order of `needs_of`: all
     of them, or a multiple of its cut."""
-
-    def fits(elements: int) -> bool:
-        return all(need <= room for need, room in zip(needs_of(span, elements), free, strict=True))
-
     if span.is_plain:  # then bytes are elements times a width, and there is nothing to search for
-        room = min([room // need for need, room in zip(needs_of(span, 1), free, strict=True) if need])
+        room = min(room // need for need, room in zip(needs_of(span, 1), free, strict=True) if need)
         return left if left <= room else room // span.cut * span.cut
-    if fits(left):
+    most = min(_most(source, left, span.cut, room) for source, room in zip(span.sources, free[1:], strict=True) if source is not None)
+    while most and span.output_bytes(most) > free[0]:
+        most = free[0] * most // span.output_bytes(most) // span.cut * span.cut
+    return most
+
+
+def _most(source: Source, left: int, cut: int, room: int) -> int:
+    """The most elements of one source, all that are `left` or a multiple of `cut`, that take no more than `room` bytes."""
+    if source.encoded is None:
+        most = room // source.room(1)
+        return left if left <= most else most // cut * cut
+    return _most_encoded(source.encoded.encoding, source.encoded.shape, left, cut, room)
+
+
+@lru_cache(1 << 12)
+def _most_encoded(encoding: Encoding, shape: tuple[int, ...], left: int, cut: int, room: int) -> int:
+    if encoding.room(shape, left) <= room:
         return left
-    low, high = 0, left // span.cut + 1
+    low, high = 0, -(-left // cut)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(min(left, middle * span.cut)) else (low, middle)
-    return low * span.cut
+        low, high = (middle, high) if encoding.room(shape, middle * cut) <= room else (low, middle)
+    return low * cut
 
 
 def source_ranges(segment: Segment, model: int) -> tuple[Read, ...]:

@@ -23,7 +23,7 @@ from paramdelta_dist.shards.reader import FetchedTile
 from paramdelta_dist.storage import StorageConfig, redact
 
 if TYPE_CHECKING:
-    from paramdelta_dist.kernels.codecs.encode import Misfit, Stored
+    from paramdelta_dist.kernels.codecs.encode import Stored
     from paramdelta_dist.shards.torch_compute import TorchComputer
 from paramdelta_dist.shards.inputs import Decoder, inputs_of
 from paramdelta_dist.shards.whole_scale import WHOLE_SCALE, Found, look, scale_for
@@ -173,7 +173,7 @@ class TileComputer:
                 codes, made,
             )  # fmt: skip
             if outcome.misfit is not None:
-                raise CheckpointError(self._misfit_message(part, outcome.misfit))
+                raise CheckpointError(self._misfit_message(part, outcome.misfit, outcome.factor))
             scales += made
         return count, first, bytes(scales)
 
@@ -280,9 +280,9 @@ class TileComputer:
                 found.append(self._stored(fetched, block, model))
         return found
 
-    def _misfit_message(self, part: Part, misfit: Misfit) -> str:
+    def _misfit_message(self, part: Part, element: int, factor: float) -> str:
         return (
-            f"tensor {part.tensor.name!r}, element {misfit.element}: the result is {misfit.factor:.3g} times as large as the base's scale "
+            f"tensor {part.tensor.name!r}, element {element}: the result is {factor:.3g} times as large as the base's scale "
             "for the whole tensor can express. Nothing was published; `quantization: none` in the recipe writes plain numbers"
         )
 

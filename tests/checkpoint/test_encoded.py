@@ -2,7 +2,7 @@
 
 import pytest
 
-from paramdelta_dist.checkpoint import open_checkpoint, open_checkpoints
+from paramdelta_dist.checkpoint import compare, open_checkpoint, open_checkpoints
 from paramdelta_dist.checkpoint.encoded import with_logical, with_logical_tensors
 from paramdelta_dist.checkpoint.quantised import find_quantised
 from paramdelta_dist.checkpoint.room import Room
@@ -263,6 +263,24 @@ def test_of_several_blocks_that_a_config_names_those_count_that_fit(tmp_path):
     ]  # fmt: skip
 
 
+def test_layers_of_one_model_may_be_quantised_in_different_ways(tmp_path):
+    parts = [
+        ("m.0.a.weight_packed", "U8", (256, 128)), ("m.0.a.weight_scale", "F8_E4M3", (256, 16)), ("m.0.a.weight_global_scale", "F32", (1,)),
+        ("m.1.a.weight", "F8_E4M3", (256, 256)), ("m.1.a.weight_scale", "F32", (256, 1)),
+        ("m.2.a.weight", "F8_E4M3", (256, 256)), ("m.2.a.weight_scale_inv", "F32", (2, 2)),
+        ("m.3.a.weight", "U8", (256, 128)), ("m.3.a.weight_scale", "F8_E4M3", (256, 16)), ("m.3.a.weight_scale_2", "F32", ()),
+        ("m.4.a.weight", "BF16", (256, 256)),
+    ]  # fmt: skip
+    found = opened(tmp_path / "m", parts, BLOCKS).tensors
+    assert {name: tensor.encoded and tensor.encoded.encoding for name, tensor in found.items() if ".a." in name} == {
+        "m.0.a.weight": Scaled("e2m1", 1, 16, "F8_E4M3", whole="divides"),
+        "m.1.a.weight": Scaled("e4m3", 1, 0, "F32"),
+        "m.2.a.weight": Scaled("e4m3", 128, 128, "F32"),
+        "m.3.a.weight": Scaled("e2m1", 1, 16, "F8_E4M3", whole="multiplies"),
+        "m.4.a.weight": None,
+    }
+
+
 def test_siblings_decide_whatever_a_list_in_the_config_says(tmp_path):
     parts = [
         ("m.0.a.weight", "F8_E4M3", (256, 128)), ("m.0.a.weight_scale_inv", "F32", (2, 1)), ("m.1.a.weight", "BF16", (256, 128)),
@@ -344,3 +362,20 @@ def test_there_must_be_room_for_what_is_known_of_each_matrix(tmp_path):
     checkpoint = open_checkpoint(str(sparse_model(tmp_path / "m", parts, {"quantization_config": BLOCKS})), StorageConfig())
     with pytest.raises(OverBudget, match="quantised"):
         with_logical({"m": checkpoint}, Room(1 << 20))
+
+
+def test_a_quantised_model_fits_a_plain_one_of_the_same_shapes_and_its_config_is_not_left_over(tmp_path):
+    parts = tensors(weight("F8_E4M3", 256, 128), weight("F32", 2, 1, end=".weight_scale_inv"))
+    base = sparse_model(tmp_path / "base", parts, {"model_type": "toy", "quantization_config": BLOCKS})
+    post = sparse_model(tmp_path / "post", tensors(weight("BF16", 256, 128)), {"model_type": "toy"})
+    found = with_logical(open_checkpoints([str(base), str(post)], StorageConfig()))
+    for one, other in ((base, post), (post, base)):
+        report = compare(found[str(one)], [found[str(other)]], StorageConfig())
+        assert report.mismatches == ()
+        assert not any("quantisation" in note for note in report.notes)
+
+
+def test_a_claim_that_decoded_tensors_bear_out_is_not_held_against_integers_beside_them(tmp_path):
+    parts = [weight("F8_E4M3", 256, 128), weight("F32", 2, 1, end=".weight_scale_inv"), ("m.steps.table", "I32", (8,))]
+    model = opened(tmp_path / "m", parts, BLOCKS)
+    assert find_quantised(model.tensors, model.config) == []

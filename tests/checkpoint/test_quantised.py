@@ -100,6 +100,40 @@ NAMED = {
     "EXL2": "EXL2",
     "BitNet": "integers with scales",
 }
+REFUSED = {
+    "AWQ": (["AWQ moved factors", "quantise the merged model again"], "AWQ", {}),
+    "GPTQ": (["GPTQModel", "quantise the merged model again"], "GPTQ", {}),
+    "bitsandbytes 4 bit": (["model.dequantize()"], "bitsandbytes, 4 bits", {}),
+    "bitsandbytes 8 bit": (["model.dequantize()"], "bitsandbytes, 8 bits", {}),
+    "MLX": (["--dequantize"], "MLX", {}),
+    "HQQ": (["model.dequantize()"], "HQQ", {}),
+    "int8 with zero points": (["CompressedTensorsConfig", "SmoothQuant"], "INT8, with zero points", {}),
+    "zero points": (
+        ["CompressedTensorsConfig(dequantize=True)"], "integers packed by compressed-tensors, with zero points",
+        SCHEMES["int4 packed"] | {"m.a.weight_zero_point": ints(1, 1, dtype=I32)},
+    ),
+    "act-order": (
+        ["do not lie side by side"], "integers packed by compressed-tensors, in the order of activations",
+        SCHEMES["int4 packed"] | {"m.a.weight_g_idx": ints(8, dtype=I32)},
+    ),
+    "pre_quant_scale": (
+        ["pre_quant_scale"], "NVFP4 of ModelOpt, with pre_quant_scale", SCHEMES["NVFP4"] | {"m.a.pre_quant_scale": ONE.clone()},
+    ),
+    "swizzled": (
+        ["in the order of rows"], "NVFP4 of ModelOpt, with swizzled scales",
+        SCHEMES["NVFP4"] | {"m.a.weight_scale": ints(128, 4).to(F8)},
+    ),
+    "sparse": (
+        ["CompressedTensorsConfig"], "2:4 sparse, of compressed-tensors",
+        {"m.a.compressed": torch.zeros(4, 2).to(F8), "m.a.bitmask": ints(4, 1), "m.a.weight_scale": ONE},
+    ),
+    "Marlin": (
+        ["CompressedTensorsConfig"], "Marlin of compressed-tensors, 2:4 sparse",
+        {"m.a.weight_packed": ints(4, 2, dtype=I32), "m.a.meta": ints(4, 2, dtype=torch.int16), "m.a.scale_packed": torch.ones(1, 4)},
+    ),
+}  # fmt: skip
+"""Parts of a message about the way out, the name of the scheme, and the tensors where SCHEMES has none."""
+ROTATED = {"quantization_config": {"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"u": {}}}}}
 PLAIN = {"m.norm.weight": torch.ones(8), "m.q_proj.weight": torch.ones(8, 8)}
 
 
@@ -128,6 +162,24 @@ def test_what_is_quantised_is_named_as_what_it_is_without_help_of_the_config(tmp
     found = find_quantised(model.tensors, model.config)
     assert {quantised.scheme for quantised in found} == {NAMED[scheme]}
     assert sorted(name for quantised in found for name in quantised.tensors) == sorted(SCHEMES[scheme])
+
+
+@pytest.mark.parametrize("scheme", REFUSED)
+def test_what_cannot_be_decoded_is_refused_by_name_with_the_way_out_of_that_scheme(tmp_path, scheme):
+    said, name, tensors = REFUSED[scheme]
+    new, post, old = three(tmp_path, tensors or SCHEMES[scheme])
+    found = api.check(recipe(new, post, old, tmp_path / "out")).mismatches
+    assert len(found) == 3
+    for mismatch in found:
+        assert f"({name})" in mismatch.problem
+        assert all(part in mismatch.remedy for part in (*said, "use the checkpoint that it was quantised from"))
+
+
+def test_turned_matrices_are_refused_whatever_they_are_stored_in(tmp_path):
+    new, post, old = three(tmp_path, SCHEMES["FP8 in blocks"], ROTATED)
+    for mismatch in api.check(recipe(new, post, old, tmp_path / "out")).mismatches:
+        assert "(FP8 in blocks, with rotations)" in mismatch.problem
+        assert "transform_config" in mismatch.remedy
 
 
 def test_where_names_are_of_several_schemes_the_config_names_it(tmp_path):

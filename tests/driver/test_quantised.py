@@ -156,3 +156,36 @@ def test_it_is_verified_and_computed_again(tmp_path, models, monkeypatch):
     for seed in range(3):
         assert api.verify(str(out), deep=True, recompute=0.3, seed=seed)["problems"] == []
     assert api.verify(str(out), recompute=1.0)["problems"] == []
+
+
+def test_what_rounding_leaves_of_the_deltas_is_said_and_the_way_on_keeps_them(tmp_path):
+    """A delta of a hundredth of the weights is far below a step of four bits."""
+    for name, tensors in (("old", OLD), ("post", plain_tensors(2, 0.01, OLD))):
+        save(tmp_path / name, tensors, "int4")
+    given = {"post": str(tmp_path / "post"), "base": str(tmp_path / "old")}
+    plan, _ = api.plan(Recipe(base=str(tmp_path / "old"), deltas=(given,), output=str(tmp_path / "out")))
+    found = api.rounding_document(plan)
+    deltas = {n: numbers(tmp_path / "post")[n] - numbers(tmp_path / "old")[n] for n in numbers(tmp_path / "old")}
+    measured = {each["component"]: each for each in found["rounding"]}
+    attention = torch.cat([delta.flatten() for name, delta in deltas.items() if "self_attn" in name])
+    assert measured["attention"]["delta"] == pytest.approx(attention.square().mean().sqrt().item())
+    scales = [
+        t.double().square().mean() for name, t in oracle.load(tmp_path / "old").items() if "self_attn" in name and name.endswith("_scale")
+    ]
+    assert measured["attention"]["step"] == pytest.approx(torch.stack(scales).mean().sqrt().item())
+    assert measured["attention"]["ratio"] < 0.3
+    assert all("`quantization: none`" in note for note in found["rounding_notes"])
+    assert len(found["rounding_notes"]) == 2
+    plain, _ = api.plan(Recipe(base=str(tmp_path / "old"), deltas=(given,), output=str(tmp_path / "out"), quantization="none"))
+    assert api.rounding_document(plain) == {"rounding": [], "rounding_notes": []}
+
+
+def test_figures_of_deltas_are_those_of_the_decoded_numbers(tmp_path, models):
+    new, old, post = models
+    recipe = Recipe(base=str(new), deltas=({"post": str(post), "base": str(old)},), output=str(tmp_path / "out"))
+    (found,) = api.analyze(recipe, str(tmp_path / "figures"))["deltas"]
+    ours, theirs = numbers(post), numbers(old)
+    exact = torch.cat([(ours[name] - theirs[name]).flatten() for name in ours])
+    assert found["norm"] == pytest.approx(exact.norm().item())
+    assert found["max_abs"] == pytest.approx(exact.abs().max().item())
+    assert api.merge(recipe, report_page=True).state == "merged"

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paramdelta_dist.kernels.codecs.decode import decode
 from paramdelta_dist.kernels.encodings import LowRank
 
 WIDTH = 8
@@ -52,8 +53,39 @@ def test_the_bytes_that_are_named_are_all_that_elements_need(case):
     assert sum(stop - start for start, stop in ranges) <= encoding.room(shape, last - first)
 
 
+def in_order(encoding, shape, a, b):
+    """The numbers of the tensor, each added up from the first product to the last and rounded every time."""
+    height, across = shape[-2:]
+    rows, columns = (across, height) if encoding.transposed else (height, across)
+    count = shape[0] if len(shape) == 3 else 1
+    a, b = a.reshape(count, encoding.rank, columns), b.reshape(rows, encoding.rank, encoding.matrices)
+    out = np.zeros((count, rows, columns))
+    for k in range(encoding.rank):
+        out = out + b[:, k, encoding.matrix :][:, :count].T[:, :, None] * a[:, k][:, None, :]
+    out = encoding.scaling * out
+    return (out.transpose(0, 2, 1) if encoding.transposed else out).ravel()
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases())
+def test_decoded_elements_are_sums_in_the_order_of_the_rank_to_the_last_bit_however_they_are_cut_out(case):
+    encoding, shape, first, last = case
+    height, across = shape[-2:]
+    rows, columns = (across, height) if encoding.transposed else (height, across)
+    count = shape[0] if len(shape) == 3 else 1
+    random = np.random.default_rng(2)
+    factors = [random.normal(size=count * encoding.rank * columns), random.normal(size=rows * encoding.rank * encoding.matrices)]
+    arrays = [memoryview(each.tobytes()[slice(*part)]) for each, part in zip(factors, encoding.ranges(shape, first, last), strict=True)]
+    out = np.empty(last - first)
+    decode(encoding, arrays, shape, first, last, memoryview(out).cast("B"))
+    np.testing.assert_array_equal(out, in_order(encoding, shape, *factors)[first:last])
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_product_of_rank_zero_is_read_from_nowhere(transposed):
     encoding = LowRank(0, 1.0, "BF16", transposed)
     assert encoding.ranges((8, 4), 3, 17) == ((0, 0), (0, 0))
     assert encoding.room((8, 4), 14) == 0
+    out = np.ones(14)
+    decode(encoding, [memoryview(b""), memoryview(b"")], (8, 4), 3, 17, memoryview(out).cast("B"))
+    assert not out.any()

@@ -4,6 +4,7 @@ ELSEWHERE = "tested elsewhere: "
 STEP = "a step inside: what is raised here is translated, or repeated with the way out, by who called"
 AGAIN = "a file changed under way: the way is to run again, which "
 VOCABULARY = "tests/planning/test_vocabulary.py, and the walk of a method that looks at all of a tensor"
+ADAPTERS = "one for each thing that does not fit: tests/checkpoint/test_adapter_refusals.py; the way is peft's, or another base"
 SETTING = "a setting of a service or of the environment, told apart and put right in "
 
 LISTED: tuple[tuple[str, str, str], ...] = (
@@ -36,8 +37,18 @@ LISTED: tuple[tuple[str, str, str], ...] = (
     ("storage/", "no such ", "of a file that was there a moment ago; where a model is missing, checkpoint/places.py tells"),
     ("output/hold.py", "*", "two runs that want one folder: tests/output/test_two_runs.py, tests/chaos/test_two_runs_at_once.py"),
     # tested elsewhere
+    ("checkpoint/adapter.py", "*", ADAPTERS),
+    ("checkpoint/adapter_config.py", "*", ADAPTERS),
+    ("checkpoint/adapter_fit.py", "*", ADAPTERS),
+    ("checkpoint/adapter_keys.py", "*", ADAPTERS),
+    ("checkpoint/homology.py", "_adapter_mismatches", ADAPTERS),
+    ("driver/open_inputs.py", "the adapter whose tokenizer is written, has another", "tests/driver/test_open_adapters.py"),
+    ("recipe/", "_require_one_meaning", "tests/recipe/test_adapters.py; the way is to write what is meant"),
+    ("recipe/", "tokenizer_from: no delta has a post", "tests/recipe/test_adapters.py; the message is the form to write"),
     ("checkpoint/checkpoint.py", " and again in ", "the way is that of every damaged file, which is walked"),
     ("checkpoint/config.py", "has no fields", "no model is known with such a config; the message names the field"),
+    ("checkpoint/encoded.py", "scales that do not fit", "the way is that of every damaged file: tests/checkpoint/test_encoded.py"),
+    ("checkpoint/refusals.py", "*", "each way is that of what is quantised, which is walked: tests/checkpoint/test_quantised.py"),
     ("checkpoint/homology.py", "one model is quantised; use", "told beside what is quantised, which is walked"),
     ("checkpoint/places.py", "with no version of it; download it first", "downloading is the Hub's: tests/checkpoint/test_places.py"),
     ("checkpoint/places.py", "adapter_model.safetensors", "the name of a file, and no message"),

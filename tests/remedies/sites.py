@@ -72,7 +72,7 @@ def _of(node: ast.AST, module: str, function: str) -> Iterator[Site]:
     if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return)) and node.value is not None:
         targets = node.targets if isinstance(node, ast.Assign) else [] if isinstance(node, ast.Return) else [node.target]
         names = [ast.unparse(target) for target in targets] or [function]
-        if any("remedy" in name or "treatment" in name or name == "_PLACES" for name in names):
+        if any("remedy" in name or "treatment" in name or name in ("_PLACES", "_WAYS") for name in names):
             for text in _texts(node.value):
                 if len(text) >= _LONG:
                     yield Site(module, function or names[0], text)

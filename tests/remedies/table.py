@@ -948,7 +948,7 @@ IMPORTS = [
         {**GOOD, "tokenizer_source": "base"},
     ),
     imported(
-        "merge the LoRA into it first (peft: merge_and_unload), and name the result",
+        "merge the LoRA into it first (peft: merge_and_unload), and ",
         "and name the result",
         {**GOOD, "models": [{"model": "post+lora", "parameters": {"weight": 1.0}}]},
     ),
@@ -1030,9 +1030,9 @@ IMPORTS = [
         {**sliced([part([0, 1], new=[0, 1])]), "merge_method": "linear"},
     ),
     imported(
-        ": a LoRA or another architecture; merge the LoRA",
-        "merge the LoRA into its model first (peft: merge_and_unload)",
-        {**GOOD, "models": [{"model": {"model": "post", "lora": "l"}, "parameters": {"weight": 1.0}}]},
+        ": override_architecture has no equal here",
+        "write that architecture into the model's own config.json",
+        {**GOOD, "models": [{"model": {"model": "post", "override_architecture": "l"}, "parameters": {"weight": 1.0}}]},
     ),
     imported(": should name a model", "models.0: should name a model", {**GOOD, "models": [{"model": 5, "parameters": {"weight": 1.0}}]}),
     imported(" merges two models, of which base_model is one; ", "merges two models", pair("new", "post", "old"), pair("new", "post")),

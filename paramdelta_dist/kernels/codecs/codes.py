@@ -37,7 +37,7 @@ def number_of_e4m3(code):
     subnormal = _f32(_u32(_u32(rest << _u32(20)) + _u32(121 << 23)).view(_f32) - _f32(2.0**-6))
     magnitude = subnormal if rest < _u32(8) else normal
     magnitude = _f32(np.nan) if rest == _u32(NAN) else magnitude
-    return _u32(magnitude.view(_u32) | _u32(_u32(byte & _u32(0x80)) << _u32(24))).view(_f32)
+    return _u32(_f32(magnitude).view(_u32) | _u32(_u32(byte & _u32(0x80)) << _u32(24))).view(_f32)
 
 
 @numba.njit
@@ -48,7 +48,7 @@ def number_of_e2m1(code):
     normal = _u32(_u32(rest << _u32(22)) + _u32(126 << 23)).view(_f32)
     subnormal = _f32(_u32(_u32(rest << _u32(22)) + _u32(127 << 23)).view(_f32) - _f32(1))
     magnitude = subnormal if rest < _u32(2) else normal
-    return _u32(magnitude.view(_u32) | _u32(_u32(bits & _u32(8)) << _u32(28))).view(_f32)
+    return _u32(_f32(magnitude).view(_u32) | _u32(_u32(bits & _u32(8)) << _u32(28))).view(_f32)
 
 
 @numba.njit
@@ -65,7 +65,7 @@ def e4m3_of(number):
 def _e4m3_of(number):
     def of_float32(number):
         bits = _f32(number).view(_u32)
-        rest = min(_u32(bits & _REST32), _u32(0x43E00000))
+        rest = _u32(min(_u32(bits & _REST32), _u32(0x43E00000)))
         unit = _u32(max(_u32(rest & _EXPONENT32), _u32(121 << 23)) + _u32(20 << 23))
         total = _f32(rest.view(_f32) + unit.view(_f32)).view(_u32)
         code = _u8(total + _u32(total >> _u32(20)) + _u32(152))
@@ -73,7 +73,7 @@ def _e4m3_of(number):
 
     def of_float64(number):
         bits = _f64(number).view(_u64)
-        rest = min(_u64(bits & _REST64), _u64(0x407C000000000000))
+        rest = _u64(min(_u64(bits & _REST64), _u64(0x407C000000000000)))
         unit = _u64(max(_u64(rest & _EXPONENT64), _u64((1023 - 6) << 52)) + _u64(49 << 52))
         total = _f64(rest.view(_f64) + unit.view(_f64)).view(_u64)
         code = _u8(total + _u64(total >> _u64(49)) + _u64(176))
@@ -90,7 +90,7 @@ def e2m1_of(number):
 def _e2m1_of(number):
     def of_float32(number):
         bits = _f32(number).view(_u32)
-        rest = min(_u32(bits & _REST32), _u32(0x40C00000))
+        rest = _u32(min(_u32(bits & _REST32), _u32(0x40C00000)))
         unit = _u32(max(_u32(rest & _EXPONENT32), _u32(127 << 23)) + _u32(22 << 23))
         total = _f32(rest.view(_f32) + unit.view(_f32)).view(_u32)
         code = _u32(_u32(total + _u32(total >> _u32(22)) + _u32(6)) & _u32(7))
@@ -98,7 +98,7 @@ def _e2m1_of(number):
 
     def of_float64(number):
         bits = _f64(number).view(_u64)
-        rest = min(_u64(bits & _REST64), _u64(0x4018000000000000))
+        rest = _u64(min(_u64(bits & _REST64), _u64(0x4018000000000000)))
         unit = _u64(max(_u64(rest & _EXPONENT64), _u64(1023 << 52)) + _u64(51 << 52))
         total = _f64(rest.view(_f64) + unit.view(_f64)).view(_u64)
         code = _u64(_u64(total + _u64(total >> _u64(51)) + _u64(12)) & _u64(7))

@@ -22,12 +22,14 @@ def steps_at(
     ones = memoryview(bytes([_ONE[encoding.code]]) * len(arrays[0]))
     scales = np.empty((last - first) * (8 if encoding.numbers == "F64" else 4), np.uint8)
     decode(encoding, [ones, *arrays[1:]], shape, first, last, memoryview(scales.data))
-    scale = np.abs(scales.view(np.float64 if encoding.numbers == "F64" else np.float32).astype(np.float64))
+    scale: NDArray[np.float64] = np.abs(scales.view(np.float64 if encoding.numbers == "F64" else np.float32).astype(np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
         size = np.nan_to_num(np.abs(numbers) / scale)
-    if encoding.code == "int4":
-        return scale
+    unit = np.ones_like(size)
     if encoding.code == "e2m1":
-        return scale * np.where(size < 2, 0.5, np.where(size < 4, 1.0, 2.0))
-    exponent = np.frexp(np.maximum(size, 2.0**-6))[1] - 1
-    return scale * np.exp2(np.minimum(exponent, 8) - 3)
+        unit = np.where(size < 2, 0.5, np.where(size < 4, 1.0, 2.0))
+    elif encoding.code == "e4m3":
+        exponent = np.frexp(np.maximum(size, 2.0**-6))[1] - 1
+        unit = np.exp2(np.minimum(exponent, 8) - 3)
+    found: NDArray[np.float64] = scale * unit
+    return found
