@@ -127,8 +127,9 @@ class _Experts:
             raise Uncut("the base has the columns of gate and up side by side")
         made = self._apart(kept, sources[0], are_turned) if kept.apart else self._together(kept, sources, is_turned, are_turned)
         count = sum(len(source.group.names) for source in {source.group.form: source for source, _ in sources}.values())
-        end = ".".join(kept.group.form.split(".")[-3 if kept.apart else -2 :]).replace("%s", "*")
-        relation = f"{count:,} {'per-expert' if sources[0][0].apart else 'fused'} tensors" + (", transposed" * (is_turned != are_turned))
+        end = ".".join(kept.group.form.split(".")[-4 if kept.apart else -2 :]).replace("%s", "*")
+        kind = f"{'per-expert' if sources[0][0].apart else 'fused'} tensor{'s' * (count > 1)}"
+        relation = f"{count:,} {kind}" + (", transposed" * (is_turned != are_turned))
         self._counts[end, relation] += self._found.settle(made)
 
     def _apart(self, kept: _Kept, source: tuple[_Kept, int], are_turned: bool) -> Iterator[tuple[str, Tensor, Iterable[str]]]:
@@ -241,8 +242,7 @@ def _turn(pairs: Sequence[tuple[str, str]], found: Found, counts: Counter[tuple[
     except Uncut as problem:
         ours, theirs = fitting[0]
         text = f"{len(fitting)} tensors of experts, such as {shown(ours)}, lie transposed: {shown(theirs)}: {problem}"
-        way = "dequantise the model first, or let the base be the one that is quantised"
-        found.refuse([ours for ours, _ in fitting], [theirs for _, theirs in fitting], text, way)
+        found.refuse([ours for ours, _ in fitting], [theirs for _, theirs in fitting], text, SAVE_ALIKE)
         return
     end = ".".join(fitting[0][0].split(".")[-2:])
     counts[end, "transposed"] += found.settle(made)

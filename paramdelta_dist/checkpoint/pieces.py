@@ -54,25 +54,25 @@ def stacked(pieces: Sequence[StoredArray], shape: tuple[int, ...]) -> Tensor:
 
 
 def turned(held: StoredArray) -> Tensor:
-    """A tensor with the rows and columns of each of its matrices exchanged. Raises Uncut where it is not plain numbers."""
-    name, tensor = held
-    _require_turnable(tensor)
-    *outer, rows, columns = tensor.shape
-    return tensor._replace(shape=(*outer, columns, rows), encoded=Encoded(Transposed(tensor.dtype), (StoredArray(name, tensor),)))
+    """A tensor with the rows and columns of each of its matrices exchanged. Raises Uncut where that cannot be."""
+    rows, columns = matrix(held.tensor.shape)
+    return _turned(held, (*held.tensor.shape[:-2], columns, rows), 0)
 
 
 def turned_rows(held: StoredArray, number: int, top: int, rows: int) -> Tensor:
     """The columns of a matrix of a tensor, which is the one with this `number`, from `top` on, as `rows`. Raises as `turned` does."""
+    height, columns = matrix(held.tensor.shape)
+    return _turned(cut(held, number * height * columns, (height, columns)), (rows, height), top)
+
+
+def _turned(held: StoredArray, shape: tuple[int, ...], top: int) -> Tensor:
+    """Rows of the transposed matrices of a tensor, those from `top` on, as a tensor of `shape`."""
     name, tensor = held
-    _require_turnable(tensor)
-    height, columns = matrix(tensor.shape)
-    whole = cut(held, number * height * columns, (height, columns)).tensor
-    encoding = Transposed(tensor.dtype) if rows == columns else Transposed(tensor.dtype, columns, top)
-    return whole._replace(shape=(rows, height), encoded=Encoded(encoding, (StoredArray(name, whole),)))
-
-
-def _require_turnable(tensor: Tensor) -> None:
-    if tensor.encoded is not None:
-        raise Uncut("it is quantised, and lies transposed")
-    if tensor.dtype not in TURNABLE:
-        raise Uncut(f"numbers of {tensor.dtype} cannot be transposed")
+    encoded, (_, columns) = tensor.encoded, matrix(tensor.shape)
+    height = 0 if shape[-2] == columns else columns
+    if encoded is None and tensor.dtype in TURNABLE:
+        return tensor._replace(shape=shape, encoded=Encoded(Transposed(tensor.dtype, height, top), (StoredArray(name, tensor),)))
+    if isinstance(encoded, Encoded) and isinstance(encoded.encoding, Scaled):
+        scaled = encoded.encoding
+        return tensor._replace(shape=shape, encoded=Encoded(Transposed(scaled.numbers, height, top, scaled), encoded.arrays))
+    raise Uncut(f"numbers of {tensor.dtype} cannot be transposed")
