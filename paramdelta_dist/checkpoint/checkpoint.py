@@ -50,6 +50,25 @@ class Adapter(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class Pairing(NamedTuple):
+    """The outcome of looking for the tensors of a model under the names and shapes of the base's."""
+
+    notes: tuple[str, ...] = ()
+    """Relations that are not the identity, one for each kind."""
+    problems: tuple[tuple[str, str], ...] = ()
+    """Each with the way on."""
+    told: frozenset[str] = frozenset()
+    """Tensors of the base that the problems speak of."""
+    absent: frozenset[str] = frozenset()
+    """Tensors of the base in parts that the model goes without: they are the base's."""
+    surplus: frozenset[str] = frozenset()
+    """Tensors of the model in parts that the base goes without: they are left out."""
+
+
+AS_IT_IS = Pairing()
+"""All that the base has, under its names."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model folder, known by its headers. Tensors are in the order of the files and, inside a file, of the bytes."""
@@ -75,6 +94,8 @@ class Checkpoint:
     """Copies of the input embeddings, where the config does not say that they are others."""
     adapter: Adapter | None = None
     """None for a model."""
+    pairing: Pairing = AS_IT_IS
+    """Told of a model that is merged onto another; its tensors then have the names and shapes of that one's."""
 
     @property
     def space(self) -> Space:

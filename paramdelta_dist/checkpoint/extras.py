@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, Kind
 from paramdelta_dist.checkpoint.families import names_that
@@ -86,14 +86,18 @@ def not_in_all(models: Sequence[Mapping[str, Tensor]]) -> frozenset[str]:
 
 
 def differences_noted(
-    base: Mapping[str, Tensor], others: Sequence[tuple[str, Mapping[str, Tensor]]], left_out: Callable[[str], bool], missing: str
+    base: Mapping[str, Tensor],
+    others: Sequence[tuple[str, Mapping[str, Tensor], Collection[str]]],
+    left_out: Callable[[str], bool],
+    missing: str,
 ) -> Iterator[str]:
-    """Notes about tensors that not all models have and nobody has to be asked about; `others` by what they are called."""
-    for url, tensors in others:
+    """Notes about tensors that not all models have and nobody has to be asked about; `others` by what they are called, each with the
+    names of those that were spoken of already."""
+    for url, tensors, told in others:
         if tensors is base:
             continue
-        lacking = [name for name in base if name not in tensors and not left_out(name)]
-        beyond = [name for name in tensors if name not in base and not left_out(name)]
+        lacking = [name for name in base if name not in tensors and name not in told and not left_out(name)]
+        beyond = [name for name in tensors if name not in base and name not in told and not left_out(name)]
         derived = [name for name in lacking if is_the_bases(name, base[name])]
         surplus = [name for name in beyond if is_the_bases(name, tensors[name])]
         if derived:

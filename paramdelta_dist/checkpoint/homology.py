@@ -96,8 +96,8 @@ def compare(
     Shapes, names and the meaning of rows must agree; dtypes and file layout need not. With `vocab` "pad" only the rows that
     all models have must mean the same; with "by-token" every tokenizer must be readable, and say what the rows mean. Tensors that
     are `copied` from the base, by name, need not be alike, and where all that have a row for each token are, vocabularies need not either.
-    Neither need those be there that follow from the config, or with `missing` "copy" any. An adapter has the config and the tokenizer of
-    the model it grew from, and of that any tensors. Fields of config.json that are named
+    Neither need those be there that follow from the config or are of a part that a model goes without, or with `missing` "copy" any. An
+    adapter has the config and the tokenizer of the model it grew from, and of that any tensors. Fields of config.json that are named
     in `accept` may differ. `written` is the folder whose tokenizer is written where that is no model, `answers` what
     the recipe says of tensors that may have an entry for each token, and `follows` whether ids of special tokens follow another
     tokenizer than the base's.
@@ -113,6 +113,8 @@ def compare(
     for other in others:
         mismatches += _config_mismatches(base, other, vocab, accept)
         told = {name for url in (base.url, other.url) for found in quantised[url] for name in found.tensors}
+        told |= other.pairing.told | other.pairing.absent | other.pairing.surplus
+        mismatches += [Mismatch(redact(other.url), "layout", *problem) for problem in other.pairing.problems]
         mismatches += _tensor_mismatches(base, other, vocab, _or_in(told, copied), missing, entries)
     for adapter in adapters:
         mismatches += _adapter_mismatches(base, adapter, vocab, copied, missing, entries)
@@ -126,7 +128,10 @@ def compare(
             f"{redact(base.url)}: {names} of config.json speaks of a quantisation, and all tensors are plain numbers: it is left out"
         )
     notes += ties_noted(base, others, [redact(model.url) for model in (base, *others)])
-    notes += differences_noted(base.tensors, [(redact(other.url), other.tensors) for other in others], copied, missing)
+    notes += [f"{redact(other.url)}: {note}" for other in others for note in other.pairing.notes]
+    settled = [other.pairing.absent | other.pairing.told | other.pairing.surplus for other in others]
+    named = [(redact(other.url), other.tensors, names) for other, names in zip(others, settled, strict=True)]
+    notes += differences_noted(base.tensors, named, copied, missing)
     notes += variances_noted(base.tensors, copied) if others else []
     notes += _config_notes(base, others, follows or vocab == "by-token", accept)
     notes += [

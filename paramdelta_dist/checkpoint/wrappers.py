@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _TRAINERS = re.compile(r"^(FSDP\d*|FullyShardedDataParallel|DistributedDataParallel|DDP|Peft(?=[A-Z]\w+For[A-Z]))")
@@ -27,11 +27,15 @@ def same_language_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> boo
 
 
 def _cores(config: Mapping[str, Any]) -> set[str]:
-    found = {_core(config["model_type"])} if isinstance(config.get("model_type"), str) else set()
+    return {_core(table["model_type"]) for table in language_configs(config) if isinstance(table.get("model_type"), str)}
+
+
+def language_configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A config, and the sections of it that are of the language model, from the outermost in."""
+    yield config
     for section in _SECTIONS:
         if isinstance(inner := config.get(section), Mapping):
-            found |= _cores(inner)
-    return found
+            yield from language_configs(inner)
 
 
 def _core(model_type: str) -> str:

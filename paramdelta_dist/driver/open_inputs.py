@@ -13,6 +13,7 @@ from paramdelta_dist.checkpoint.encoded import with_logical
 from paramdelta_dist.checkpoint.exact import Agreement, compare_exact
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.homology import Mismatch, entries_of, is_accepted
+from paramdelta_dist.checkpoint.layouts import all_paired
 from paramdelta_dist.checkpoint.meanings import Named
 from paramdelta_dist.checkpoint.one_head import with_one_head
 from paramdelta_dist.checkpoint.quantised import find_quantised
@@ -65,6 +66,7 @@ def open_models(recipe: Recipe, *, memory: int | None = None) -> Models:
     room, source = Room(max(memory or default_memory(), RESERVED)), recipe.tokenizer_url  # less is too little, as the plan will say
     models = [url for url in recipe.models if url not in recipe.adapters]
     checkpoints = with_logical(open_checkpoints(models, recipe.storage_config, room), room)
+    checkpoints = all_paired(checkpoints, recipe.base, room)  # first: what is told by name is told by the names of the base
     checkpoints |= open_adapters(recipe.adapters, checkpoints, recipe.storage_config, room)
     base = checkpoints[recipe.base]
     checkpoints = {url: checkpoint if checkpoint is base else with_one_head(base, checkpoint) for url, checkpoint in checkpoints.items()}

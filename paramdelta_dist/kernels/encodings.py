@@ -229,10 +229,17 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Transposed:
-    """Plain numbers whose matrices, the last two dimensions, are stored with rows and columns exchanged. One array."""
+    """Numbers whose matrices, the last two dimensions, are stored with rows and columns exchanged: plain ones in one array of whole
+    matrices, or `scaled` ones."""
 
     stored: str
-    """Dtype: BF16, F16, F32 or F64."""
+    """Dtype of plain numbers: BF16, F16, F32 or F64; of scaled ones, what they are decoded to."""
+    height: int = 0
+    """Rows of a matrix that is stored so, where the tensor has only some of them; 0 where it has all."""
+    top: int = 0
+    """The first of the rows that it has."""
+    scaled: Scaled | None = None
+    """The encoding of what is stored; None for plain numbers."""
 
     @property
     def space(self) -> Space:
@@ -244,17 +251,33 @@ class Transposed:
 
     @property
     def arrays(self) -> int:
-        return 1
+        return 1 if self.scaled is None else self.scaled.arrays
 
     def together(self, shape: tuple[int, ...]) -> int:
         height, columns = matrix(shape)
         return height * columns
 
+    def as_stored(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what is stored."""
+        height, columns = matrix(shape)
+        return (*shape[:-2], columns, self.height or height)
+
+    def matrices(self, shape: tuple[int, ...], first: int, last: int) -> Range:
+        """Those that have elements [first, last), which are not none."""
+        size = self.together(shape)
+        return first // size, (last - 1) // size + 1
+
     def ranges(self, shape: tuple[int, ...], first: int, last: int) -> tuple[Range, ...]:
         """Every matrix that has one of the elements, whole."""
-        size = self.together(shape) * SCALE_BYTES[self.stored]
-        return ((first // self.together(shape) * size, ((last - 1) // self.together(shape) + 1) * size),)
+        (begin, end), stored = self.matrices(shape, first, last), self.as_stored(shape)
+        size = self.together(stored)
+        if self.scaled is not None:
+            return self.scaled.ranges(stored, begin * size, end * size)
+        width = SCALE_BYTES[self.stored]
+        return ((begin * size * width, end * size * width),)
 
     def room(self, shape: tuple[int, ...], elements: int) -> int:
-        size = self.together(shape)
-        return (elements // size + 2) * size * SCALE_BYTES[self.stored] if elements % size else elements * SCALE_BYTES[self.stored]
+        whole, rest = divmod(elements, self.together(shape))
+        stored = self.as_stored(shape)
+        size = (whole + 2 if rest else whole) * self.together(stored)
+        return size * SCALE_BYTES[self.stored] if self.scaled is None else self.scaled.room(stored, size)

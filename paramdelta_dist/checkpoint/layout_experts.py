@@ -1,0 +1,248 @@
+"""Experts of a layer, which lie apart in one model and together in another, or with rows and columns exchanged: found without arithmetic.
+
+A matrix of an expert is [outputs, inputs]. Together they are [experts, outputs, inputs] or, transposed, [experts, inputs, outputs]; where
+gate and up are one tensor, all outputs of the gate come first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from paramdelta_dist.checkpoint.header import StoredArray, Tensor, shown
+from paramdelta_dist.checkpoint.layout_found import Found
+from paramdelta_dist.checkpoint.layout_names import Group, numbers_of
+from paramdelta_dist.checkpoint.layout_table import FUSED, INPUTS_FIRST, INTERLEAVED
+from paramdelta_dist.checkpoint.pieces import Uncut, cut, stacked, turned, turned_rows
+
+_APART = re.compile(r"(.+\.experts)\.0\.(gate_proj|up_proj|down_proj)\.weight")
+_TOGETHER = re.compile(r"(.+\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?")
+
+SAVE_ALIKE = (
+    "save the model in the layout of the base (transformers: load it and `save_pretrained`, with `save_original_format=False` where the "
+    "base is fused), or leave these out: `exclude` with a glob on their names"
+)
+"""The way on where two layouts cannot be brought together."""
+
+
+class _Kept(NamedTuple):
+    """Matrices of the experts of one or more layers, as one model keeps them."""
+
+    group: Group
+    parts: tuple[str, ...]
+    apart: bool
+    shape: tuple[int, ...]
+    """Of the first tensor."""
+
+    def matrices(self) -> dict[bool, tuple[int, int]]:
+        """The shape that one matrix of an expert would have where they lie as they are (False), and where transposed (True)."""
+        if self.apart:
+            return {False: (self.shape[0], self.shape[1])} if len(self.shape) == 2 else {}
+        if len(self.shape) != 3:
+            return {}
+        count, (_, one, other) = len(self.parts), self.shape
+        return {way: (rows // count, columns) for way, rows, columns in ((False, one, other), (True, other, one)) if rows % count == 0}
+
+
+_Module = dict[str, _Kept]
+"""By the tensor of all experts, or by the matrix of one."""
+
+
+def _modules(groups: Mapping[str, Group], tensors: Mapping[str, Tensor]) -> dict[str, _Module]:
+    found: dict[str, _Module] = {}
+    for core, group in groups.items():
+        shape = tensors[group.names[0]].shape
+        if match := _APART.fullmatch(core):
+            found.setdefault(match[1], {})[match[2]] = _Kept(group, (match[2],), True, shape)
+        elif match := _TOGETHER.fullmatch(core):
+            found.setdefault(match[1], {})[match[2]] = _Kept(group, FUSED[match[2]], False, shape)
+    return found
+
+
+def put_experts_together(
+    base: Mapping[str, Group], other: Mapping[str, Group], found: Found, types: Collection[str], counts: Counter[tuple[str, str]]
+) -> None:
+    """Find the experts of the base, of which these are the tensors that have no namesake, among those of the other model; what is made
+    of how many is added to `counts`: the end of a name and the kind of relation."""
+    theirs = _modules(other, found.other)
+    for module, ours in _modules(base, found.base).items():
+        if module in theirs:
+            _Experts(ours, theirs[module], found, types, counts).settle()
+
+
+class _Experts:
+    """The experts of the layers whose names differ in numbers alone, in both models."""
+
+    def __init__(self, ours: _Module, theirs: _Module, found: Found, types: Collection[str], counts: Counter[tuple[str, str]]) -> None:
+        self._found, self._types, self._counts = found, types, counts
+        self._held = {part: (kept, index) for kept in theirs.values() for index, part in enumerate(kept.parts)}
+        self._wanted = [kept for kept in ours.values() if self._is_held(kept)]
+
+    def _is_held(self, kept: _Kept) -> bool:
+        return all(part in self._held and (self._held[part][0].parts, self._held[part][0].apart) != (kept.parts, kept.apart)
+                   for part in kept.parts)  # fmt: skip
+
+    def settle(self) -> None:
+        if not self._wanted:
+            return
+        try:
+            ours, theirs = self._ways()
+            for kept in self._wanted:
+                self._settle(kept, ours, theirs)
+        except Uncut as problem:
+            sources = {self._held[part][0].group.form: self._held[part][0] for kept in self._wanted for part in kept.parts}.values()
+            names = [name for kept in self._wanted for name in kept.group.names]
+            text = f"{len(names)} tensors of experts, such as {shown(names[0])} {list(self._wanted[0].shape)}, have no counterpart"
+            first = next(iter(sources))
+            self._found.refuse(
+                names,
+                [name for kept in sources for name in kept.group.names],
+                f"{text}: {shown(first.group.names[0])} {list(first.shape)}: {problem}",
+                SAVE_ALIKE,
+            )
+
+    def _ways(self) -> tuple[bool, bool]:
+        """Whether those of the base, and those of the other, lie transposed. Raises Uncut where sizes do not say so."""
+        left = {(ours, theirs) for ours in (False, True) for theirs in (False, True)}
+        for kept in self._wanted:
+            for part in kept.parts:
+                left &= _alike(kept.matrices(), self._held[part][0].matrices())
+        if not left:
+            raise Uncut("the sizes do not fit")
+        if len(left) > 1 and not INPUTS_FIRST.isdisjoint(self._types):
+            fused = [any(not kept.apart for kept in side) for side in (self._wanted, [kept for kept, _ in self._held.values()])]
+            left &= {(fused[0], fused[1])}
+        if len(left) != 1:
+            raise Uncut("its sizes do not say whether rows or columns are the outputs")
+        return next(iter(left))
+
+    def _settle(self, kept: _Kept, is_turned: bool, are_turned: bool) -> None:
+        sources = [self._held[part] for part in kept.parts]
+        fused = {source.parts for source, _ in sources if not source.apart} | ({kept.parts} if not kept.apart else set())
+        if not INTERLEAVED.isdisjoint(self._types) and any(len(parts) > 1 for parts in fused):
+            raise Uncut("the rows of gate and up lie in turns in this type of model")
+        if is_turned and (len(kept.parts) > 1 or are_turned):
+            raise Uncut("the base has the columns of gate and up side by side")
+        made = self._apart(kept, sources[0], are_turned) if kept.apart else self._together(kept, sources, is_turned, are_turned)
+        count = sum(len(source.group.names) for source in {source.group.form: source for source, _ in sources}.values())
+        end = ".".join(kept.group.form.split(".")[-4 if kept.apart else -2 :]).replace("%s", "*")
+        kind = f"{'per-expert' if sources[0][0].apart else 'fused'} tensor{'s' * (count > 1)}"
+        relation = f"{count:,} {kind}" + (", transposed" * (is_turned != are_turned))
+        self._counts[end, relation] += self._found.settle(made)
+
+    def _apart(self, kept: _Kept, source: tuple[_Kept, int], are_turned: bool) -> Iterator[tuple[str, Tensor, Iterable[str]]]:
+        """The matrices of the base, taken out of tensors of all experts."""
+        held, index = source
+        experts = Counter([name.rpartition(".experts.")[0] for name in kept.group.names])
+        for name in kept.group.names:
+            *layer, expert = numbers_of(name)
+            whole = held.group.name(layer)
+            tensor, number, wanted = self._tensor(whole), int(expert), self._found.base[name]
+            if tensor.shape[0] != experts[name.rpartition(".experts.")[0]] or number >= tensor.shape[0]:
+                raise Uncut(f"it has {tensor.shape[0]} experts, the base {experts[name.rpartition('.experts.')[0]]}")
+            piece = _piece(StoredArray(whole, tensor), len(held.parts), number, index, are_turned)
+            _require(piece, wanted.shape)
+            yield name, piece.tensor, (whole,)
+
+    def _together(
+        self, kept: _Kept, sources: Sequence[tuple[_Kept, int]], is_turned: bool, are_turned: bool
+    ) -> Iterator[tuple[str, Tensor, Iterable[str]]]:
+        """The tensors of the base that have all experts, made of matrices."""
+        for name in kept.group.names:
+            layer, wanted = numbers_of(name), self._found.base[name].shape
+            if len(wanted) != 3:
+                raise Uncut("the sizes do not fit")
+            pieces: list[StoredArray] = []
+            if all(held.apart for held, _ in sources):
+                names = [held.group.name((*layer, str(expert))) for expert in range(wanted[0]) for held, _ in sources]
+                pieces = [*map(StoredArray, names, map(self._tensor, names))]
+            else:
+                for expert in range(wanted[0]):
+                    pieces += [self._one(held, index, layer, expert, are_turned) for held, index in sources]
+            count, (_, rows, columns) = len(sources), wanted
+            shape = (columns, rows) if is_turned else (rows // count, columns)
+            for each in {piece.tensor.shape: piece for piece in pieces}.values():
+                _require(each, shape)
+            used = [piece.name for piece in pieces]
+            if is_turned:
+                pieces = [StoredArray(piece.name, turned(piece)) for piece in pieces]
+            if not pieces or rows % count:
+                raise Uncut("the sizes do not fit")
+            yield name, stacked(pieces, wanted), used
+
+    def _one(self, held: _Kept, index: int, layer: Sequence[str], expert: int, are_turned: bool) -> StoredArray:
+        if held.apart:
+            name = held.group.name((*layer, str(expert)))
+            return StoredArray(name, self._tensor(name))
+        whole = StoredArray(held.group.name(layer), self._tensor(held.group.name(layer)))
+        if expert >= whole.tensor.shape[0]:
+            raise Uncut(f"it has {whole.tensor.shape[0]} experts, the base more")
+        return _piece(whole, len(held.parts), expert, index, are_turned)
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor = self._found.other.get(name)
+        if tensor is None:
+            raise Uncut(f"{shown(name)} is missing")
+        return tensor
+
+
+def _alike(ours: Mapping[bool, tuple[int, int]], theirs: Mapping[bool, tuple[int, int]]) -> set[tuple[bool, bool]]:
+    return {(way, turn) for way, shape in ours.items() for turn, held in theirs.items() if shape == held}
+
+
+def _piece(whole: StoredArray, parts: int, expert: int, index: int, is_turned: bool) -> StoredArray:
+    """One matrix of an expert, out of the tensor of all."""
+    shape = whole.tensor.shape
+    if len(shape) != 3:
+        raise Uncut("the sizes do not fit")
+    _, rows, columns = shape
+    if is_turned:
+        height = columns // parts
+        return StoredArray(whole.name, turned_rows(whole, expert, index * height, height))
+    height = rows // parts
+    return cut(whole, (expert * rows + index * height) * columns, (height, columns))
+
+
+def _require(piece: StoredArray, shape: tuple[int, ...]) -> None:
+    if piece.tensor.shape != shape:
+        raise Uncut(f"{shown(piece.name)} gives {list(piece.tensor.shape)}, the base needs {list(shape)}")
+
+
+def turn_experts(pairs: Mapping[str, Sequence[tuple[str, str]]], found: Found, counts: Counter[tuple[str, str]]) -> None:
+    """Exchange rows and columns of experts that lie together in both models, where sizes say that they lie the other way in one.
+
+    `pairs` are names of the base and of the other, by the one spelling of their families. The tensors of a layer all lie in one way:
+    where the matrices of one are squares, the others decide.
+    """
+    modules: dict[str, dict[str, set[bool]]] = {}
+    for core, names in pairs.items():
+        if match := _TOGETHER.fullmatch(core):
+            ours, theirs = names[0]
+            modules.setdefault(match[1], {})[core] = _ways_of(found.base[ours].shape, found.other[theirs].shape)
+    for families in modules.values():
+        told = {way for ways in families.values() if len(ways) == 1 for way in ways}
+        for core, ways in families.items():
+            if ways == {True} or (len(ways) == 2 and told == {True}):
+                _turn(pairs[core], found, counts)
+
+
+def _ways_of(ours: tuple[int, ...], theirs: tuple[int, ...]) -> set[bool]:
+    """Whether one tensor may be the other as it is (False), and transposed (True)."""
+    if len(ours) != 3:
+        return set()
+    return {way for way, shape in ((False, theirs), (True, (*theirs[:1], *theirs[:0:-1]))) if ours == shape}
+
+
+def _turn(pairs: Sequence[tuple[str, str]], found: Found, counts: Counter[tuple[str, str]]) -> None:
+    fitting = [(ours, theirs) for ours, theirs in pairs if True in _ways_of(found.base[ours].shape, found.other[theirs].shape)]
+    try:
+        made = [(ours, turned(StoredArray(theirs, found.other[theirs])), (theirs,)) for ours, theirs in fitting]
+    except Uncut as problem:
+        ours, theirs = fitting[0]
+        text = f"{len(fitting)} tensors of experts, such as {shown(ours)}, lie transposed: {shown(theirs)}: {problem}"
+        found.refuse([ours for ours, _ in fitting], [theirs for _, theirs in fitting], text, SAVE_ALIKE)
+        return
+    end = ".".join(fitting[0][0].split(".")[-2:])
+    counts[end, "transposed"] += found.settle(made)
