@@ -3,20 +3,15 @@
 Real classes are saved as the hub has them and as they lie in memory; under the names and shapes of one, the other has the same numbers.
 """
 
-import json
-from time import perf_counter
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from paramdelta_dist.checkpoint import compare, open_checkpoint
-from paramdelta_dist.checkpoint.checkpoint import Checkpoint
-from paramdelta_dist.checkpoint.families import Tensors
-from paramdelta_dist.checkpoint.header import Encoded, Stacked, Tensor
-from paramdelta_dist.checkpoint.layouts import all_paired, paired
-from paramdelta_dist.kernels.encodings import Scaled, Transposed
+from paramdelta_dist.checkpoint import open_checkpoint
+from paramdelta_dist.checkpoint.header import Stacked
+from paramdelta_dist.checkpoint.layouts import paired
+from paramdelta_dist.kernels.encodings import Transposed
 from paramdelta_dist.storage import StorageConfig
 
 STORAGE = StorageConfig()
@@ -26,8 +21,8 @@ TEXT = {
 }  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "num_local_experts": 4}
 LATENT = {
-    "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 1, "num_key_value_heads": 4,
+    "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 8,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 1, "num_key_value_heads": 4,
 }  # fmt: skip
 VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32, "deepstack_visual_indexes": [0]}
 SIGLIP = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -55,7 +50,7 @@ MODELS = {
     "lfm2_moe": lambda: _causal("Lfm2Moe", **EXPERTS, num_dense_layers=1, layer_types=["conv", "full_attention"]),
     "granitemoe": lambda: _causal("GraniteMoe", **EXPERTS),
     "hy_v3": lambda: _causal("HYV3", **EXPERTS, first_k_dense_replace=1),
-    "qwen3_vl_moe": lambda: _wrapped("Qwen3VLMoe", {**EXPERTS, "rope_scaling": {"mrope_section": [2, 1, 1], "rope_type": "default"}}, VISION),
+    "qwen3_vl_moe": lambda: _wrapped("Qwen3VLMoe", EXPERTS | {"rope_scaling": {"mrope_section": [2, 1, 1], "rope_type": "default"}}, VISION),
     "gemma3": lambda: _wrapped("Gemma3", {"sliding_window": 8}, SIGLIP, mm_tokens_per_image=4),
 }  # fmt: skip
 

@@ -125,10 +125,11 @@ def _encode(grid: Grid, like, numbers, places, same, whole, first, last, codes, 
             else:
                 known = numba.carray(pointer(places[0, 1]), ALL, np.uint8)
                 part = numbers[begin : begin + (rows - 1) * grid.width + columns]
-                exceeds = _encode_block(grid, part, rows, columns, known, place, whole, begin, codes, scales, counts)
+                exceeds = encode_block(grid, part, grid.width, rows, columns, known, place, whole, begin, codes, scales, counts)
                 if exceeds > factor:
                     factor = exceeds
-                    counts[MISFIT] = first + begin + _largest(part, rows, columns, grid.width)
+                    row, column = divmod(largest(part, rows, columns, grid.width), grid.width)
+                    counts[MISFIT] = first + begin + row * grid.width + column
         at += rows * grid.width
     return factor
 
@@ -165,15 +166,15 @@ def copy_block(grid, place_of, begin, rows, columns, place, codes, scales):
 
 
 @numba.njit(error_model="numpy")
-def _encode_block(grid, numbers, rows, columns, known, place, whole, begin, codes, scales, counts):
-    """New codes and a scale for numbers[row · width + column]. Returns by which factor they exceed what can be stored."""
-    low, high, nonfinite = _bounds(numbers, rows, columns, grid.width)
+def encode_block(grid, numbers, stride, rows, columns, known, place, whole, begin, codes, scales, counts):
+    """New codes and a scale for numbers[row · stride + column]. Returns by which factor they exceed what can be stored."""
+    low, high, nonfinite = _bounds(numbers, rows, columns, stride)
     bits, exceeds = choose_scale(grid, low, high, bits_at(grid.scale, known, place), whole, counts)
     scale = joined(number_of(grid.scale, bits), grid.mode, whole)
     put_bits(grid.scale, scales, place, bits)
     counts[NONFINITE] += nonfinite
     for row in range(rows):
-        part = numbers[row * grid.width : row * grid.width + columns]
+        part = numbers[row * stride : row * stride + columns]
         encode_row(grid.code, part, scale, nonfinite > 0, codes, begin + row * grid.width)
     return exceeds
 
@@ -205,21 +206,21 @@ def _bounds(numbers, rows, columns, width):
         part = numbers[row * width : row * width + columns]
         for i in range(columns):
             low, high = min(low, ordered(part[i])), max(high, ordered(part[i]))
-    least, largest = np.float64(from_ordered(low)), np.float64(from_ordered(high))
-    if -np.inf < least and largest < np.inf:
-        return least, largest, 0
-    least, largest, nonfinite = np.float64(np.inf), np.float64(-np.inf), 0
+    least, most = np.float64(from_ordered(low)), np.float64(from_ordered(high))
+    if -np.inf < least and most < np.inf:
+        return least, most, 0
+    least, most, nonfinite = np.float64(np.inf), np.float64(-np.inf), 0
     for row in range(rows):
         for i in range(row * width, row * width + columns):
             if abs(numbers[i]) < np.inf:
-                least, largest = min(least, np.float64(numbers[i])), max(largest, np.float64(numbers[i]))
+                least, most = min(least, np.float64(numbers[i])), max(most, np.float64(numbers[i]))
             else:
                 nonfinite += 1
-    return (0.0, 0.0, nonfinite) if nonfinite == rows * columns else (least, largest, nonfinite)
+    return (0.0, 0.0, nonfinite) if nonfinite == rows * columns else (least, most, nonfinite)
 
 
 @numba.njit(error_model="numpy")
-def _largest(numbers, rows, columns, width):
+def largest(numbers, rows, columns, width):
     """The position of the first number of those with the largest magnitude that are finite."""
     found, most = 0, -1.0
     for row in range(rows):
