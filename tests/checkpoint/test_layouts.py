@@ -19,6 +19,7 @@ TEXT = {
     "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 96, "pad_token_id": 0, "tie_word_embeddings": False,
 }  # fmt: skip
+MROPE = {"mrope_section": [2, 1, 1], "rope_type": "default"}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "num_local_experts": 4}
 LATENT = {
     "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 8,
@@ -50,7 +51,7 @@ MODELS = {
     "lfm2_moe": lambda: _causal("Lfm2Moe", **EXPERTS, num_dense_layers=1, layer_types=["conv", "full_attention"]),
     "granitemoe": lambda: _causal("GraniteMoe", **EXPERTS),
     "hy_v3": lambda: _causal("HYV3", **EXPERTS, first_k_dense_replace=1),
-    "qwen3_vl_moe": lambda: _wrapped("Qwen3VLMoe", EXPERTS | {"rope_scaling": {"mrope_section": [2, 1, 1], "rope_type": "default"}}, VISION),
+    "qwen3_vl_moe": lambda: _wrapped("Qwen3VLMoe", EXPERTS | {"rope_scaling": MROPE}, VISION),
     "gemma3": lambda: _wrapped("Gemma3", {"sliding_window": 8}, SIGLIP, mm_tokens_per_image=4),
 }  # fmt: skip
 
