@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 MTP = "MTP layer"
@@ -41,22 +41,25 @@ class Families(NamedTuple):
 def parts_beyond(families: Families, beyond: Collection[str]) -> dict[Part, list[str]]:
     """The names of each part of a model that has none but names `beyond` another."""
     found: dict[Part, list[str]] = {}
-    common: set[Part] = set()
+    for part, name in _parts(families, lambda name: name in beyond) if beyond else ():
+        found.setdefault(part, []).append(name)
+    if found:
+        for part, _ in _parts(families, lambda name: name not in beyond):
+            found.pop(part, None)
+    return found
+
+
+def _parts(families: Families, chosen: Callable[[str], bool]) -> Iterator[tuple[Part, str]]:
+    """The parts that tensors belong to, with the names of these, as far as they are chosen."""
     for family, names in families.names.items():
         core = families.cores[family]
         fixed = _part(core)
         layers = families.layers if core.startswith("layers.0.") else None
-        if fixed is None and layers is None:
-            continue
-        for name in names:
-            part = fixed or _part_of_layer(name, layers)
-            if part is None:
-                continue
-            if name in beyond:
-                found.setdefault(part, []).append(name)
-            else:
-                common.add(part)
-    return {part: names for part, names in found.items() if part not in common}
+        if fixed is not None or layers is not None:
+            for name in filter(chosen, names):
+                part = fixed or _part_of_layer(name, layers)
+                if part is not None:
+                    yield part, name
 
 
 def _part(core: str) -> Part | None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from math import prod
 from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.header import StoredArray, Tensor, shown
 from paramdelta_dist.checkpoint.layout_found import Found
 from paramdelta_dist.checkpoint.layout_names import Group, numbers_of
 from paramdelta_dist.checkpoint.layout_table import FUSED, INPUTS_FIRST, INTERLEAVED
-from paramdelta_dist.checkpoint.pieces import Uncut, cut, stacked, turned, turned_rows
+from paramdelta_dist.checkpoint.pieces import Uncut, cut_each, stacked, turned, turned_rows
 
 _APART = re.compile(r"(.+\.experts)\.0\.(gate_proj|up_proj|down_proj)\.weight")
 _TOGETHER = re.compile(r"(.+\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?")
@@ -125,84 +126,82 @@ class _Experts:
             raise Uncut("the rows of gate and up lie in turns in this type of model")
         if is_turned and (len(kept.parts) > 1 or are_turned):
             raise Uncut("the base has the columns of gate and up side by side")
-        made = self._apart(kept, sources[0], are_turned) if kept.apart else self._together(kept, sources, is_turned, are_turned)
+        if kept.apart:
+            made, used = self._apart(kept, sources[0], are_turned), sources[0][0].group.names
+        else:
+            made, used = self._together(kept, sources, is_turned, are_turned)
         count = sum(len(source.group.names) for source in {source.group.form: source for source, _ in sources}.values())
         end = ".".join(kept.group.form.split(".")[-4 if kept.apart else -2 :]).replace("%s", "*")
         kind = f"{'per-expert' if sources[0][0].apart else 'fused'} tensor{'s' * (count > 1)}"
         relation = f"{count:,} {kind}" + (", transposed" * (is_turned != are_turned))
-        self._counts[end, relation] += self._found.settle(made)
+        self._counts[end, relation] += self._found.settle(made, used)
 
-    def _apart(self, kept: _Kept, source: tuple[_Kept, int], are_turned: bool) -> Iterator[tuple[str, Tensor, Iterable[str]]]:
+    def _apart(self, kept: _Kept, source: tuple[_Kept, int], are_turned: bool) -> dict[str, Tensor]:
         """The matrices of the base, taken out of tensors of all experts."""
         held, index = source
-        experts = Counter([name.rpartition(".experts.")[0] for name in kept.group.names])
-        for name in kept.group.names:
-            *layer, expert = numbers_of(name)
-            whole = held.group.name(layer)
-            tensor, number, wanted = self._tensor(whole), int(expert), self._found.base[name]
-            if tensor.shape[0] != experts[name.rpartition(".experts.")[0]] or number >= tensor.shape[0]:
-                raise Uncut(f"it has {tensor.shape[0]} experts, the base {experts[name.rpartition('.experts.')[0]]}")
-            piece = _piece(StoredArray(whole, tensor), len(held.parts), number, index, are_turned)
-            _require(piece, wanted.shape)
-            yield name, piece.tensor, (whole,)
+        wanted, made = set(kept.group.names), dict[str, Tensor]()
+        for name in held.group.names:
+            whole, layer = StoredArray(name, self._found.other[name]), numbers_of(name)
+            names = [kept.group.name((*layer, str(expert))) for expert in range(whole.tensor.shape[0])]
+            if not wanted.isdisjoint(names):
+                made.update(zip(names, _matrices(whole, len(held.parts), index, are_turned), strict=True))
+        if made.keys() != wanted:
+            raise Uncut(f"it has {len(made)} matrices of experts, and the base {len(wanted)}")
+        for name in {made[name].shape: name for name in made}.values():
+            _require(StoredArray(name, made[name]), kept.shape)
+        return made
 
     def _together(
         self, kept: _Kept, sources: Sequence[tuple[_Kept, int]], is_turned: bool, are_turned: bool
-    ) -> Iterator[tuple[str, Tensor, Iterable[str]]]:
-        """The tensors of the base that have all experts, made of matrices."""
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """The tensors of the base that have all experts, made of matrices; and the names of these."""
+        made, used = dict[str, Tensor](), list[str]()
         for name in kept.group.names:
             layer, wanted = numbers_of(name), self._found.base[name].shape
-            if len(wanted) != 3:
+            if len(wanted) != 3 or wanted[1] % len(sources) or not prod(wanted):
                 raise Uncut("the sizes do not fit")
-            pieces: list[StoredArray] = []
-            if all(held.apart for held, _ in sources):
-                names = [held.group.name((*layer, str(expert))) for expert in range(wanted[0]) for held, _ in sources]
-                pieces = [*map(StoredArray, names, map(self._tensor, names))]
-            else:
-                for expert in range(wanted[0]):
-                    pieces += [self._one(held, index, layer, expert, are_turned) for held, index in sources]
-            count, (_, rows, columns) = len(sources), wanted
-            shape = (columns, rows) if is_turned else (rows // count, columns)
+            columns = [self._column(held, index, layer, wanted[0], are_turned) for held, index in sources]
+            pieces = [piece for row in zip(*columns, strict=True) for piece in row]
+            shape = (wanted[2], wanted[1]) if is_turned else (wanted[1] // len(sources), wanted[2])
             for each in {piece.tensor.shape: piece for piece in pieces}.values():
                 _require(each, shape)
-            used = [piece.name for piece in pieces]
+            used += [piece.name for piece in pieces]
             if is_turned:
                 pieces = [StoredArray(piece.name, turned(piece)) for piece in pieces]
-            if not pieces or rows % count:
-                raise Uncut("the sizes do not fit")
-            yield name, stacked(pieces, wanted), used
+            made[name] = stacked(pieces, wanted)
+        return made, used
 
-    def _one(self, held: _Kept, index: int, layer: Sequence[str], expert: int, are_turned: bool) -> StoredArray:
+    def _column(self, held: _Kept, index: int, layer: Sequence[str], experts: int, are_turned: bool) -> list[StoredArray]:
+        """One matrix of each expert of a layer."""
+        names = [held.group.name((*layer, str(expert))) for expert in range(experts)] if held.apart else [held.group.name(layer)]
+        tensors = [*map(self._found.other.get, names)]
+        if None in tensors:
+            raise Uncut(f"{shown(names[tensors.index(None)])} is missing")
+        arrays = [StoredArray(name, tensor) for name, tensor in zip(names, tensors, strict=True) if tensor is not None]
         if held.apart:
-            name = held.group.name((*layer, str(expert)))
-            return StoredArray(name, self._tensor(name))
-        whole = StoredArray(held.group.name(layer), self._tensor(held.group.name(layer)))
-        if expert >= whole.tensor.shape[0]:
-            raise Uncut(f"it has {whole.tensor.shape[0]} experts, the base more")
-        return _piece(whole, len(held.parts), expert, index, are_turned)
-
-    def _tensor(self, name: str) -> Tensor:
-        tensor = self._found.other.get(name)
-        if tensor is None:
-            raise Uncut(f"{shown(name)} is missing")
-        return tensor
+            return arrays
+        matrices = _matrices(arrays[0], len(held.parts), index, are_turned)
+        if len(matrices) != experts:
+            raise Uncut(f"it has {len(matrices)} experts, and the base {experts}")
+        return [StoredArray(names[0], each) for each in matrices]
 
 
 def _alike(ours: Mapping[bool, tuple[int, int]], theirs: Mapping[bool, tuple[int, int]]) -> set[tuple[bool, bool]]:
     return {(way, turn) for way, shape in ours.items() for turn, held in theirs.items() if shape == held}
 
 
-def _piece(whole: StoredArray, parts: int, expert: int, index: int, is_turned: bool) -> StoredArray:
-    """One matrix of an expert, out of the tensor of all."""
+def _matrices(whole: StoredArray, parts: int, index: int, is_turned: bool) -> list[Tensor]:
+    """One matrix of each expert, out of the tensor of all."""
     shape = whole.tensor.shape
     if len(shape) != 3:
         raise Uncut("the sizes do not fit")
-    _, rows, columns = shape
+    experts, rows, columns = shape
     if is_turned:
         height = columns // parts
-        return StoredArray(whole.name, turned_rows(whole, expert, index * height, height))
+        return [turned_rows(whole, expert, index * height, height) for expert in range(experts)]
     height = rows // parts
-    return cut(whole, (expert * rows + index * height) * columns, (height, columns))
+    begin, step = index * height * columns, rows * columns
+    return cut_each(whole, range(begin, begin + experts * step, step) if step else [0] * experts, (height, columns))
 
 
 def _require(piece: StoredArray, shape: tuple[int, ...]) -> None:
@@ -238,11 +237,11 @@ def _ways_of(ours: tuple[int, ...], theirs: tuple[int, ...]) -> set[bool]:
 def _turn(pairs: Sequence[tuple[str, str]], found: Found, counts: Counter[tuple[str, str]]) -> None:
     fitting = [(ours, theirs) for ours, theirs in pairs if True in _ways_of(found.base[ours].shape, found.other[theirs].shape)]
     try:
-        made = [(ours, turned(StoredArray(theirs, found.other[theirs])), (theirs,)) for ours, theirs in fitting]
+        made = {ours: turned(StoredArray(theirs, found.other[theirs])) for ours, theirs in fitting}
     except Uncut as problem:
         ours, theirs = fitting[0]
         text = f"{len(fitting)} tensors of experts, such as {shown(ours)}, lie transposed: {shown(theirs)}: {problem}"
         found.refuse([ours for ours, _ in fitting], [theirs for _, theirs in fitting], text, SAVE_ALIKE)
         return
     end = ".".join(fitting[0][0].split(".")[-2:])
-    counts[end, "transposed"] += found.settle(made)
+    counts[end, "transposed"] += found.settle(made, [theirs for _, theirs in fitting])

@@ -81,6 +81,8 @@ class _Pair:
         self._counts: Counter[tuple[str, str]] = Counter()
         """Tensors of the base by the end of their names and the relation to those of the other."""
         renamed = self._rename()
+        self._names = {source: name for name, source in renamed}
+        """Names of the base, by those of the other that are the same tensors."""
         put_experts_together(self._ours.groups(self._have), self._theirs.groups(self._gone), self._found, types, self._counts)
         for family in families_of(types):
             for joined in family.joined:
@@ -94,8 +96,7 @@ class _Pair:
             return model
         tie = model.tie
         if tie is not None:
-            used = self._found.used
-            embedding, *copies = [used.get(name) or name for name in tie.names]
+            embedding, *copies = [self._names.get(name, name) for name in tie.names]
             tie = tie._replace(embedding=embedding, copies=tuple(copies))
         return replace(model, tensors=self._tensors, tie=tie, pairing=self._pairing)
 
@@ -107,13 +108,13 @@ class _Pair:
     @property
     def _gone(self) -> Mapping[str, object]:
         """What of the other has its place in the base, as far as is known."""
-        return {**self._base.tensors, **self._found.used}
+        return {**self._base.tensors, **dict.fromkeys(self._found.used)}
 
     def _rename(self) -> list[tuple[str, str]]:
         """Settle the tensors that have another name alone; returns these names: the base's, and the other's."""
         ours, theirs = self._ours.groups(self._other.tensors), self._theirs.groups(self._base.tensors)
         pairs = [pair for core, group in ours.items() if core in theirs for pair in self._same(group, theirs[core])]
-        self._found.settle((name, self._other.tensors[source], (source,)) for name, source in pairs)
+        self._found.settle({name: self._other.tensors[source] for name, source in pairs}, [source for _, source in pairs])
         return pairs
 
     def _same(self, group: Group, their: Group) -> Iterator[tuple[str, str]]:
@@ -153,9 +154,9 @@ class _Pair:
         found, relation = self._found, f"{len(parts) * len(rows):,} tensors, one behind the other" if is_whole else "rows of one tensor"
         try:
             if is_whole:
-                count = found.settle((name, self._concatenated(name, names), names) for name, names in rows)
+                made = {name: self._concatenated(name, names) for name, names in rows}
             else:
-                count = found.settle(made for name, names in rows for made in self._split(name, names))
+                made = dict(pair for name, names in rows for pair in self._split(name, names))
         except (Uncut, KeyError) as problem:
             names = [name for name, _ in rows] if is_whole else [name for _, each in rows for name in each]
             sources = [name for _, each in rows for name in each] if is_whole else [name for name, _ in rows]
@@ -163,21 +164,22 @@ class _Pair:
             text = f"{len(names)} tensors, such as {shown(names[0])}, cannot be had from {shown(sources[0])}: {reason}"
             found.refuse([name for name in names if name in self._base.tensors], sources, text, SAVE_ALIKE)
             return
-        self._counts[".".join(whole.form.split(".")[-2:]).replace("%s", "*"), relation] += count
+        sources = [name for _, each in rows for name in each] if is_whole else whole.names
+        self._counts[".".join(whole.form.split(".")[-2:]).replace("%s", "*"), relation] += found.settle(made, sources)
 
     def _concatenated(self, name: str, names: list[str]) -> Tensor:
         shape, pieces = self._base.tensors[name].shape, [StoredArray(each, self._other.tensors[each]) for each in names]
         _require_sum(shape, [piece.tensor.shape for piece in pieces])
         return stacked(pieces, shape)
 
-    def _split(self, name: str, names: list[str]) -> Iterator[tuple[str, Tensor, tuple[str]]]:
+    def _split(self, name: str, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         held, shapes = StoredArray(name, self._other.tensors[name]), [self._base.tensors[each].shape for each in names]
         _require_sum(held.tensor.shape, shapes)
         first = 0
         for each, shape in zip(names, shapes, strict=True):
             piece = cut(held, first, shape).tensor
             first += piece.parameters
-            yield each, piece, (name,)
+            yield each, piece
 
     def _result(self, notes: list[str]) -> tuple[Tensors, Pairing]:
         """The tensors by the names of the base, what the base has beyond them, and what they have beyond it."""

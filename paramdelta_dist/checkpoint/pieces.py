@@ -41,6 +41,16 @@ def cut(held: StoredArray, first: int, shape: tuple[int, ...]) -> StoredArray:
     return StoredArray(name, Tensor(tensor.dtype, shape, codes.file, codes.start, codes.stop, Encoded(encoded.encoding, arrays)))
 
 
+def cut_each(held: StoredArray, firsts: Sequence[int], shape: tuple[int, ...]) -> list[Tensor]:
+    """Several of one shape, that begin with each of these elements. Raises as `cut` does."""
+    dtype, _, file, start, _, encoded = held.tensor
+    width = ITEMSIZES.get(dtype)
+    if encoded is not None or width is None:
+        return [cut(held, first, shape).tensor for first in firsts]
+    size = prod(shape) * width
+    return [Tensor(dtype, shape, file, begin, begin + size) for begin in [start + first * width for first in firsts]]
+
+
 def _bytes_of(array: StoredArray, start: int, stop: int) -> StoredArray:
     name, tensor = array
     count = (stop - start) // max(1, ITEMSIZES.get(tensor.dtype, 1))
