@@ -11,7 +11,7 @@ import ray
 import torch
 
 from paramdelta_dist import api
-from paramdelta_dist.cli import progress, tables
+from paramdelta_dist.cli import progress
 from paramdelta_dist.driver import sizing
 from paramdelta_dist.driver import workers as crew
 from paramdelta_dist.engine.ray import cluster as ray_cluster
@@ -52,7 +52,7 @@ def test_a_killed_worker_costs_its_shards_and_nothing_else(models, quiet, tmp_pa
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_shared_ray")
 def test_progress_tells_of_the_workers_there_are_and_of_what_was_tried_again(models, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(ray_engine, "LEAVING_SECONDS", 0.1)
 
     class Lines(progress.ProgressLines):
@@ -66,11 +66,11 @@ def test_progress_tells_of_the_workers_there_are_and_of_what_was_tried_again(mod
 
     result = api.merge(recipe(*models, tmp_path / "out", shard_size="1MB"), engine="ray", workers=2, observer=Lines())
     told = [event for line in capsys.readouterr().err.splitlines() if line.startswith("{") and (event := json.loads(line))]
-    progress = [event for event in told if event["event"] == "progress"]
-    assert progress[0]["workers"] == 0, "before the first worker came"
-    assert {1, 2} & {event["workers"] for event in progress}
-    assert max(event["workers"] for event in progress) <= 2
-    assert progress[-1]["retries"] == result.report["retries"] >= 1
+    lines = [event for event in told if event["event"] == "progress"]
+    assert lines[0]["workers"] == 0, "before the first worker came"
+    assert {1, 2} & {event["workers"] for event in lines}
+    assert max(event["workers"] for event in lines) <= 2
+    assert lines[-1]["retries"] == result.report["retries"] >= 1
 
 
 @pytest.mark.usefixtures("on_shared_ray")

@@ -245,7 +245,7 @@ def test_a_cluster_that_nobody_named_is_named_before_anything_is_sent_and_an_emp
 def test_a_dashboard_that_stays_away_ends_the_following_and_not_the_job(site):
     recipe, go = site.recipe("away"), site.hold("away", "[3-8]")
     (site.folder / "impatient.py").write_text(
-        "from paramdelta_dist.jobs import following\nfollowing.GIVE_UP_SECONDS = 3.0\nfrom paramdelta_dist import __main__\n"
+        "from paramdelta_dist.jobs import follow\nfollow.GIVE_UP_SECONDS = 3.0\nfrom paramdelta_dist import __main__\n__main__.main()\n"
     )
     with relay(site.cluster.dashboard) as way:
         process = site.start("submit", recipe, address=way.url, program=("impatient.py",))
