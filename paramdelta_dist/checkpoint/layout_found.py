@@ -1,4 +1,4 @@
-"""What has been found of a model under the names and shapes of the base's, while it is looked for."""
+"""The tensors found of a model under the names and shapes of the base's, while more are looked for."""
 
 from __future__ import annotations
 
