@@ -169,7 +169,8 @@ def copy_block(grid, place_of, begin, rows, columns, place, codes, scales):
 def encode_block(grid, numbers, stride, rows, columns, known, place, whole, begin, codes, scales, counts):
     """New codes and a scale for numbers[row · stride + column]. Returns by which factor they exceed what can be stored."""
     low, high, nonfinite = _bounds(numbers, rows, columns, stride)
-    bits, exceeds = choose_scale(grid, low, high, bits_at(grid.scale, known, place), whole, counts)
+    bits, exceeds, what = choose_scale(grid, low, high, bits_at(grid.scale, known, place), whole)
+    counts[what] += 1
     scale = joined(number_of(grid.scale, bits), grid.mode, whole)
     put_bits(grid.scale, scales, place, bits)
     counts[NONFINITE] += nonfinite
@@ -180,22 +181,20 @@ def encode_block(grid, numbers, stride, rows, columns, known, place, whole, begi
 
 
 @numba.njit(error_model="numpy")
-def choose_scale(grid, low, high, bits, whole, counts):
-    """The bits of the scale for numbers from `low` to `high`, and by which factor they exceed what it can hold: those given, or others."""
+def choose_scale(grid, low, high, bits, whole):
+    """The bits of the scale for numbers from `low` to `high`, those given or others; by which factor the numbers exceed what it can hold;
+    and KEPT or RESCALED."""
     below, above = BELOW[grid.code], ABOVE[grid.code]
     scale = joined(number_of(grid.scale, bits), grid.mode, whole)
     if fits(scale, low, high, below, above):
-        counts[KEPT] += 1
-        return bits, 1.0
+        return bits, 1.0, KEPT
     if grid.fixed:
-        counts[KEPT] += 1
         if not 0 < scale < np.inf:
-            return bits, (np.inf if max(high, -low) > 0 else 1.0)
-        return bits, max(high / (above * scale), -low / (below * scale))
-    counts[RESCALED] += 1
+            return bits, (np.inf if max(high, -low) > 0 else 1.0), KEPT
+        return bits, max(high / (above * scale), -low / (below * scale)), KEPT
     limit = HIGHEST[grid.code]
     bits = least_bits(grid.scale, grid.powers_of_two, max(high, -low), limit, grid.mode, whole)
-    return bits, max(high, -low) / (limit * joined(number_of(grid.scale, bits), grid.mode, whole))
+    return bits, max(high, -low) / (limit * joined(number_of(grid.scale, bits), grid.mode, whole)), RESCALED
 
 
 @numba.njit(error_model="numpy")

@@ -7,20 +7,53 @@ encoded block by block.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
-from paramdelta_dist.kernels.codecs.encode import MISFIT, PASSED, SLACK, Outcome, check_range, copy_block, encode_block, largest, outcome_of
+from paramdelta_dist.kernels.codecs.codes import E4M3
+from paramdelta_dist.kernels.codecs.encode import (
+    MISFIT,
+    PASSED,
+    SLACK,
+    Outcome,
+    check_range,
+    choose_scale,
+    copy_block,
+    encode_block,
+    from_ordered,
+    largest,
+    outcome_of,
+)
 from paramdelta_dist.kernels.codecs.grid import Grid, address, grid_of, rows_of_block, scale_row, whole_of
+from paramdelta_dist.kernels.codecs.lanes import (
+    UNIT,
+    add_to_sum,
+    add_weighted,
+    any_bits,
+    bounds,
+    has_nan,
+    keep,
+    note_differences,
+    only_base,
+    put_codes,
+    start_sum,
+)
+from paramdelta_dist.kernels.codecs.lanes import numbers as decode_lanes
 from paramdelta_dist.kernels.codecs.scaled import ALL, NUMBERS, decode_row
-from paramdelta_dist.kernels.codecs.scales import scale_at
+from paramdelta_dist.kernels.codecs.scales import bits_at, joined, number_of, put_bits, scale_at, scales_at
 from paramdelta_dist.kernels.encodings import Scaled
 from paramdelta_dist.kernels.jit import compiled, pointer
 
 STRIP = 1 << 16
 """Numbers of a strip, where its blocks are not larger: half a megabyte, which stays in a core's second cache."""
+
+
+PIECE = 1 << 9
+"""Columns of a strip, likewise: what is known of them stays in the first cache while they are summed."""
+_STEPS = {"e4m3": 448 * 2.0**9, "e2m1": 12.0, "int4": 8.0}
+"""The largest number of each kind of code over the least step."""
 
 
 class Merged(NamedTuple):
@@ -36,7 +69,7 @@ class Merged(NamedTuple):
 def strip_columns(encoding: Scaled, shape: tuple[int, ...]) -> int:
     """Columns that are summed before they are encoded: whole blocks, or all there are."""
     grid = grid_of(encoding, shape)
-    blocks = max(1, STRIP // (min(grid.rows, grid.height) * grid.columns))
+    blocks = max(1, min(STRIP // min(grid.rows, grid.height), PIECE) // grid.columns)
     return min(grid.width, blocks * grid.columns)
 
 
@@ -67,17 +100,72 @@ def merge_scaled(
     weighted = np.array(weights, np.float64)
     width = strip_columns(encoding, shape)
     numbers = np.empty(min(grid.rows, grid.height) * width, NUMBERS[encoding.numbers])
+    room = _room_for(len(models), width, grid.columns, NUMBERS[encoding.numbers])
     counts = np.zeros(7, np.int64)
+    bits = 0 if encoding.powers_of_two or encoding.scale in ("E8M0", "F32", "F64") else 11
+    limit = 2.0**24 / _STEPS[encoding.code] / 2**bits / (1 + len(models)) if all(weight == 1 for weight in weights) else 0.0
     target, target_scales = np.frombuffer(codes, np.uint8), np.frombuffer(scales, np.uint8)
-    factor = _merge(grid, places, wholes, same, weighted, first, last, target, target_scales, numbers, width, counts)
+    factor = _merge(grid, places, wholes, same, weighted, limit, first, last, target, target_scales, numbers, width, room, counts)
     return Merged(outcome_of(counts[:5], factor), int(counts[_TOTAL]), int(counts[_PLACE]))
 
 
 _TOTAL, _PLACE = 5, 6
 
 
+class _Room(NamedTuple):
+    """Arrays that pieces of rows are worked on in; see `lanes`."""
+
+    scales: Any
+    """Of every model and block, float64."""
+    spread: Any
+    """The same for every lane, times UNIT; and in `narrow` as float32, where float32 is wide enough."""
+    narrow: Any
+    bits: Any
+    stored: Any
+    total: Any
+    narrow_total: Any
+    differs: Any
+    near: Any
+    low: Any
+    high: Any
+    seen: Any
+    """Bits of the models, base and posts, from which a block is known to differ."""
+    chosen: Any
+    """Bits of the scale of each block, and its number in `divisors`, `inverses` for every lane."""
+    what: Any
+    factor: Any
+    divisors: Any
+    inverses: Any
+
+
+def _room_for(models: int, width: int, columns: int, number: Any) -> _Room:
+    blocks = -(-width // columns)
+    wide = number is np.float64
+    spread, total = np.empty((models, width), np.float64), np.empty(width, np.float64)
+    order = np.int64 if wide else np.int32
+    return _Room(
+        np.empty((models, blocks), np.float64),
+        spread,
+        spread if wide else np.empty((models, width), np.float32),
+        np.empty(width, np.uint16),
+        np.empty((models, width), np.float32),
+        total,
+        total if wide else np.empty(width, np.float32),
+        np.empty(width, np.uint32),
+        np.empty(width, np.float32),
+        np.empty(blocks, order),
+        np.empty(blocks, order),
+        np.empty(blocks, np.uint32),
+        np.empty(blocks, np.int64),
+        np.empty(blocks, np.int64),
+        np.empty(blocks, np.float64),
+        np.empty(width, np.float64),
+        np.empty(width, np.float64),
+    )
+
+
 @compiled(error_model="numpy")
-def _merge(grid: Grid, places, wholes, same, weights, first, last, codes, scales, numbers, width, counts):
+def _merge(grid: Grid, places, wholes, same, weights, limit, first, last, codes, scales, numbers, width, room, counts):
     """`merge_scaled`, of models whose codes and scales are at places[model]. numbers[rows · width] is overwritten. Returns the misfit's
     factor."""
     factor = SLACK
@@ -90,6 +178,25 @@ def _merge(grid: Grid, places, wholes, same, weights, first, last, codes, scales
         row_of_scales = (scale_row(grid, at) - top) * grid.across
         for left in range(0, grid.width, width):
             right = min(grid.width, left + width)
+            if _quick_strip(
+                grid,
+                places,
+                wholes,
+                same,
+                weights,
+                limit,
+                at - first,
+                row_of_scales,
+                rows,
+                left,
+                right,
+                codes,
+                scales,
+                numbers,
+                room,
+                counts,
+            ):
+                continue
             _sum_strip(grid, places, wholes, weights, at - first, row_of_scales, rows, left, right, numbers, scratch)
             for column in range(left, right, grid.columns):
                 columns = min(grid.columns, right - column)
@@ -112,6 +219,150 @@ def _merge(grid: Grid, places, wholes, same, weights, first, last, codes, scales
                     _count_nonfinite(part, right - left, rows, columns, begin, grid.width, counts)
         at += rows * grid.width
     return factor
+
+
+@numba.njit(error_model="numpy")
+def _quick_strip(grid, places, wholes, same, weights, limit, start, row_of_scales, rows, left, right, codes, scales, numbers, room, counts):
+    """Sum and encode columns [left, right), many elements at a time. False, and nothing is done, where something is out of the ordinary:
+    a NaN, a scale that is none or far from all others, a number that is not finite or does not fit."""
+    if grid.fixed or len(same) > 32:
+        return False
+    share = 1 if grid.code == E4M3 else 2
+    lanes, group = (right - left) // share, min(grid.columns, right - left) // share
+    place, blocks = row_of_scales + left // grid.columns, (lanes + group - 1) // group
+    least, most = np.inf, 0.0
+    for model in range(len(places)):
+        known = numba.carray(pointer(places[model, 1]), ALL, np.uint8)
+        scales_at(grid.scale, known, place, blocks, grid.mode, wholes[model], room.scales, model)
+        for block in range(blocks):
+            scale = room.scales[model, block]
+            if not _LEAST < scale < _MOST:
+                return False
+            least, most = min(least, scale), max(most, scale)
+    for block in range(blocks):
+        room.seen[block] = 0
+    for k in range(len(same)):
+        if not same[k]:
+            for block in range(blocks):
+                room.seen[block] |= np.uint32(1 << k)
+    _spread(room.scales, UNIT[grid.code], lanes, group, room.spread)
+    begin = (start + left) // share
+    if most <= limit * least:
+        _spread(room.scales, UNIT[grid.code], lanes, group, room.narrow)
+        plain = _sum_rows(grid, places, weights, begin, rows, lanes, group, len(same), room, room.narrow, room.narrow_total, numbers)
+    else:
+        plain = _sum_rows(grid, places, weights, begin, rows, lanes, group, len(same), room, room.spread, room.total, numbers)
+    if not plain or not _choose(grid, numba.carray(pointer(places[0, 1]), ALL, np.uint8), place, wholes[0], blocks, len(same), room):
+        return False
+    for block in range(blocks):
+        counts[room.what[block]] += 1
+        put_bits(grid.scale, scales, place + block, room.chosen[block])
+        for lane in range(block * group, min(lanes, (block + 1) * group)):
+            room.divisors[lane], room.inverses[lane] = room.factor[block], 1.0 / room.factor[block]
+    for row in range(rows):
+        at, to = np.uint64(row * lanes * share), np.uint64(begin + row * grid.width // share)
+        put_codes(grid.code, np.uint64(lanes), numbers, at, room.divisors, room.inverses, room.near, codes, to)
+    for block in range(blocks):
+        if room.what[block] == PASSED:
+            columns = min(grid.columns, right - left - block * grid.columns)
+            model = places[room.chosen[block]]
+            copy_block(grid, model, start + left + block * grid.columns, rows, columns, place + block, codes, scales)
+    return True
+
+
+_LEAST, _MOST = 2.0**-100, 2.0**100
+
+
+@numba.njit
+def _spread(scales, unit, lanes, group, out):
+    """out[model, lane] = the scale of each lane's block · unit."""
+    for model in range(len(scales)):
+        for block in range((lanes + group - 1) // group):
+            scale = out.dtype.type(scales[model, block] * unit)
+            for lane in range(np.uint64(block * group), np.uint64(min(lanes, (block + 1) * group))):
+                out[model, lane] = scale
+
+
+@numba.njit
+def _sum_rows(grid, places, weights, begin, rows, lanes, group, candidates, room, spread, total, numbers):
+    """numbers[row, half, lane] of rows of which the first begins with byte `begin` of the codes, and what is known of each block. Whether
+    there is no NaN among the codes."""
+    halves = np.uint64(1 if grid.code == E4M3 else 2)
+    wide, alive = np.uint64(lanes), True
+    for row in range(rows):
+        at = np.uint64(begin + row * grid.width // np.int64(halves))
+        for model in range(len(places)):
+            codes = numba.carray(pointer(places[model, 0]), ALL, np.uint8)
+            if grid.code == E4M3 and has_nan(codes, at, wide):
+                return False
+            decode_lanes(grid.code, codes, at, wide, room.bits, room.stored, model)
+        for k in range(len(weights)):
+            post, old = 1 + 2 * k, 2 + 2 * k
+            minuend, subtrahend = (old, post) if weights[k] > 0 else (post, old)
+            if k == 0 and weights[k] == 1:
+                start_sum(halves, wide, room.stored, spread, total, minuend, subtrahend)
+                continue
+            if k == 0:
+                only_base(halves, wide, room.stored, spread, total)
+            if weights[k] == 1:
+                add_to_sum(halves, wide, room.stored, spread, total, minuend, subtrahend)
+            else:
+                add_weighted(halves, wide, room.stored, spread, total, minuend, subtrahend, total.dtype.type(abs(weights[k])))
+        if len(weights) == 0:
+            only_base(halves, wide, room.stored, spread, total)
+        first = np.uint64(row) * halves * wide
+        keep(halves * wide, total, numbers, first)
+        if alive:
+            alive = _look_for_the_same(halves, lanes, group, candidates, room, spread, numbers, first)
+        for half in range(halves):
+            for block in range((lanes + group - 1) // group):
+                count = np.uint64(min(group, lanes - block * group))
+                low, high = bounds(numbers, first + half * wide + np.uint64(block * group), count)
+                if row == 0 and half == 0:
+                    room.low[block], room.high[block] = low, high
+                else:
+                    room.low[block], room.high[block] = min(room.low[block], low), max(room.high[block], high)
+    return True
+
+
+@numba.njit
+def _look_for_the_same(halves, lanes, group, candidates, room, spread, numbers, first):
+    """Note from which of base and posts each block differs in a row. Whether there is a block that differs not from all of them."""
+    wide, alive = np.uint64(lanes), False
+    for i in range(halves * wide):
+        room.differs[i] = 0
+    for k in range(candidates):
+        note_differences(halves, wide, room.stored, spread, max(0, 2 * k - 1), numbers, first, 1 << k, room.differs)
+    every = np.uint32((1 << candidates) - 1)
+    for block in range((lanes + group - 1) // group):
+        for half in range(halves):
+            count = np.uint64(min(group, lanes - block * group))
+            room.seen[block] |= any_bits(room.differs, half * wide + np.uint64(block * group), count)
+        alive |= room.seen[block] != every
+    return alive
+
+
+@numba.njit(error_model="numpy")
+def _choose(grid, known, place, whole, blocks, candidates, room):
+    """Decide on the scale of each block. Whether all of them fit."""
+    every = np.uint32((1 << candidates) - 1)
+    for block in range(blocks):
+        room.factor[block] = room.scales[0, block]
+        if room.seen[block] != every:
+            k = 0
+            while (room.seen[block] >> np.uint32(k)) & np.uint32(1):
+                k += 1
+            room.what[block], room.chosen[block] = PASSED, max(0, 2 * k - 1)
+            continue
+        low, high = np.float64(from_ordered(room.low[block])), np.float64(from_ordered(room.high[block]))
+        if not (-np.inf < low and high < np.inf):
+            return False
+        bits, exceeds, what = choose_scale(grid, low, high, bits_at(grid.scale, known, place + block), whole)
+        factor = joined(number_of(grid.scale, bits), grid.mode, whole)
+        if exceeds > 1 or not _LEAST < factor < _MOST:
+            return False
+        room.what[block], room.chosen[block], room.factor[block] = what, bits, factor
+    return True
 
 
 @numba.njit
