@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -130,7 +130,7 @@ class ShardWatch:
         try:
             measurer = self._idle.get_nowait()
         except Empty:
-            measurer = TileMeasurer(self._vectors)
+            measurer = TileMeasurer(self._vectors, self._shard.adapters)
         try:
             yield measurer
         finally:
@@ -139,7 +139,7 @@ class ShardWatch:
     def _sampled(self, segment: Segment) -> Iterator[ChunkRange]:
         """The parts of a segment that are measured."""
         span = segment.span
-        if span.trails or not measurable(span.parts[0].tensor, self._vectors):
+        if span.trails or not measurable(span.parts[0].tensor, self._vectors, self._shard.adapters):
             return
         ends = self._ends.get(span.start)
         if ends is None:
@@ -202,7 +202,7 @@ def sample(elements: int, first: int, last: int) -> Iterator[tuple[int, int]]:
         number += EVERY
 
 
-def measurable(tensor: TensorPlan, vectors: Vectors) -> bool:
+def measurable(tensor: TensorPlan, vectors: Vectors, adapters: Collection[int] = ()) -> bool:
     """Whether a merge reads all that is needed of a tensor: not where a weight of zero leaves out a model, or rows are mapped."""
     inputs = range(len(tensor.sources))  # what is written is behind them
     if tensor.encoded is not None and any(model not in inputs for pair in vectors.pairs for model in pair):
@@ -216,7 +216,7 @@ def measurable(tensor: TensorPlan, vectors: Vectors) -> bool:
 
 def watched(shard: Shard, vectors: Vectors) -> list[TensorPlan]:
     """The tensors of a shard that are measured, in its order."""
-    return [tensor for tensor in shard.tensors if tensor.elements and measurable(tensor, vectors)]
+    return [tensor for tensor in shard.tensors if tensor.elements and measurable(tensor, vectors, shard.adapters)]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from paramdelta_dist.checkpoint.components import locate
 from paramdelta_dist.kernels.codecs.steps import steps_at
-from paramdelta_dist.kernels.raw import RawElements
+from paramdelta_dist.kernels.measure import widened
 from paramdelta_dist.planning.plan import MergePlan, Shard
 from paramdelta_dist.planning.spans import Span, find_spans
 from paramdelta_dist.planning.tiles import Segment, Tile
@@ -101,18 +101,12 @@ def _looked_at(plan: MergePlan, shard: Shard, segment: Segment) -> tuple[NDArray
         total = np.zeros(segment.last - segment.first)
         for (post, old), term in zip(terms, call.terms, strict=True):
             weight = term.values.get("weight")
-            total += (1.0 if weight is None else float(weight)) * (_widened(post) - (0 if old is None else _widened(old)))
+            total += (1.0 if weight is None else float(weight)) * (widened(post) - (0 if old is None else widened(old)))
         base, part = numbers[0], span.parts[0]
         assert base is not None
         assert span.encoded is not None
         first = part.first + segment.first
-        steps = steps_at(span.encoded.encoding, fetched.arrays(segment, 0), part.tensor.shape, first, first + len(total), _widened(base))
+        steps = steps_at(span.encoded.encoding, fetched.arrays(segment, 0), part.tensor.shape, first, first + len(total), widened(base))
         fetched.parts.clear()
         reader.release(fetching)
     return total, steps
-
-
-def _widened(values: RawElements) -> NDArray[np.float64]:
-    if values.dtype == "BF16":
-        return (np.frombuffer(values.data, np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return np.frombuffer(values.data, {"F16": np.float16, "F32": np.float32, "F64": np.float64}[values.dtype]).astype(np.float64)

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -22,7 +22,8 @@ import numpy as np
 from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
 from paramdelta_dist.engine.machine import peak_memory
 from paramdelta_dist.errors import Interrupted, ParamDeltaError
-from paramdelta_dist.kernels.measure import Floats, Measured, Measurer, Vectors
+from paramdelta_dist.kernels.encodings import Space
+from paramdelta_dist.kernels.measure import Floats, Measured, Measurer, Vectors, widened
 from paramdelta_dist.kernels.raw import RawElements
 from paramdelta_dist.planning.chunks import MEASURE_CHUNK, ChunkedTile, ChunkRange, cut_chunks
 from paramdelta_dist.planning.plan import MergePlan, Shard, TensorPlan, parts_of
@@ -97,8 +98,10 @@ class MeasuredRange:
 class TileMeasurer:
     """Measures fetched tiles. Keeps its scratch between them; one a thread."""
 
-    def __init__(self, vectors: Vectors) -> None:
+    def __init__(self, vectors: Vectors, adapters: Collection[int] = ()) -> None:
+        """`adapters` are the models that hold deltas: measured are the models that these make of what they grew from."""
         self._vectors = vectors
+        self._grown = {adapter: base for adapter, base in vectors.pairs if adapter in adapters}
         self._measurer = Measurer(vectors, MEASURE_CHUNK)
         self._decoder = Decoder()
 
@@ -130,6 +133,12 @@ class TileMeasurer:
                         decoded = self._decoder.numbers(fetched, part, model)
                         assert decoded is not None
                         chunks[model] = decoded
+                    for adapter, base in self._grown.items():
+                        source = segment.span.sources[adapter]
+                        if source is None:
+                            chunks[adapter] = chunks[base]
+                        elif source.space is Space.DELTA:
+                            chunks[adapter] = RawElements((widened(chunks[base]) + widened(chunks[adapter])).data.cast("B"), "F64")
                     self._measurer.measure(chunks, row, rest)
                 yield MeasuredRange(piece, sums, rest)
 
@@ -199,7 +208,7 @@ def _measured(job: SurveyJob, shard: Shard, reader: TileReader) -> Iterator[list
     upcoming = cut_chunks(shard, tile_size=job.tile_size)
     measurers: SimpleQueue[TileMeasurer] = SimpleQueue()
     for _ in range(job.threads):
-        measurers.put(TileMeasurer(job.vectors))
+        measurers.put(TileMeasurer(job.vectors, shard.adapters))
 
     def measure(chunked: ChunkedTile, fetching: Fetching) -> list[MeasuredRange]:
         fetched, measurer = fetching.result(), measurers.get()

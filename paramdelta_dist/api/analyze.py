@@ -58,6 +58,10 @@ def analyze_with(recipe: Recipe, output: str | None, resources: Resources, *, ob
     for url in (*recipe.models, recipe.tokenizer_url):
         if inside(folder, url):
             raise UsageError(f"--output {redact(folder)} is in the input {redact(url)}; choose another folder")
+    if any(base != recipe.base for base in recipe.adapters.values()):
+        raise UsageError(
+            "adapters are measured over the model they grew from: name that as `base` of the recipe, and leave out the delta's"
+        )
     store = open_store(folder, recipe.storage_config)
     with gc_paused():
         from paramdelta_dist.analysis.publish import require_own

@@ -132,6 +132,13 @@ class Measurer:
         return self._differences[delta, :n]
 
 
+def widened(values: RawElements) -> Floats:
+    """Elements [n] as float64, in memory of their own."""
+    out = np.empty(len(np.frombuffer(values.data, _STORED[values.dtype])))
+    _widen(values, out)
+    return out
+
+
 def _widen(values: RawElements, row: Floats) -> int:
     """Bring elements [n] to float64 in the first n places of `row`; returns n."""
     stored = np.frombuffer(values.data, _STORED[values.dtype])

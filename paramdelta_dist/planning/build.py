@@ -286,6 +286,11 @@ def _shard(
         elements, rows = math.prod(shape), maps.get(name)
         encoded = None
         if encoding is not None:
+            if not encoding.rows and any(isinstance(source, Stack) for source in sources):
+                raise CheckpointError(
+                    f"{shown(name)} has one scale for all experts in the base, and a model keeps them apart: `quantization: none` writes "
+                    "plain numbers"
+                )
             encoded = EncodedOutput(encoding, tuple([(array.name, array.tensor.nbytes) for array in arrays]))
         twin = twins.get(name, "")
         plan = TensorPlan(

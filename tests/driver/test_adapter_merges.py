@@ -86,3 +86,26 @@ def test_factors_of_some_matrices_of_experts_add_the_same_whether_these_lie_apar
             assert torch.equal(fused[f"{experts}.down_proj"][expert], down)
             assert torch.equal(gate, before[f"{experts}.{expert}.gate_proj.weight"])
             assert not torch.equal(up, before[f"{experts}.{expert}.up_proj.weight"])
+
+
+def test_figures_of_an_adapter_are_those_of_its_products(tmp_path):
+    base, adapter, expected = trained(tmp_path, llama(), r=4, target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"])
+    recipe = Recipe.model_validate({"base": str(base), "deltas": [{"adapter": str(adapter)}], "output": str(tmp_path / "out")})
+    (found,) = api.analyze(recipe, str(tmp_path / "figures"))["deltas"]
+    old, tuned = (load_file(folder / "model.safetensors") for folder in (base, expected))
+    exact = torch.cat([(tuned[name].double() - old[name].double()).flatten() for name in old])
+    assert found["norm"] == pytest.approx(exact.norm().item(), rel=1e-5)
+    assert found["max_abs"] == pytest.approx(exact.abs().max().item(), rel=1e-4)
+    assert api.merge(recipe, report_page=True).state == "merged"
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "breadcrumbs"])
+def test_other_methods_take_adapters_as_deltas(tmp_path, method):
+    base, adapter, expected = trained(tmp_path, llama(), r=4, target_modules=["q_proj", "down_proj"])
+    model = {"post": str(expected), "base": str(base)}
+    given = {"parameters": {"density": 0.5}} | ({"method": method})
+    one = merged(base, [{"adapter": str(adapter)}], tmp_path / "one", **given)
+    other = merged(base, [model], tmp_path / "other", **given)
+    for name, tensor in other.items():
+        near = torch.isclose(one[name], tensor, rtol=1e-5, atol=1e-6)
+        assert near.float().mean() > 0.995, name  # the smallest that are kept are told apart by the last bits
