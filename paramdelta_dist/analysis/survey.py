@@ -115,7 +115,7 @@ class TileMeasurer:
         for segment, of_segment in zip(fetched.tile.segments, pieces, strict=True):
             models, start = {}, position
             position += segment.span.output_bytes(segment.last) - segment.span.output_bytes(segment.first)
-            encoded = [m for m, source in enumerate(segment.span.sources) if source is not None and source.encoded is not None]
+            encoded = [m for m, source in enumerate(segment.span.sources) if source is not None and not source.is_plain]
             for model in range(len(segment.span.sources)):
                 numbers = self._decoder.numbers(fetched, segment, model) if of_segment and model not in encoded else None
                 if numbers is not None:

@@ -76,7 +76,8 @@ class Part(NamedTuple):
     first: int
     elements: int
     merged: bool
-    sources: tuple[Source | None, ...]
+    sources: tuple[Source | Stack | None, ...]
+    """In pieces only where a method looks at more than elements, and so at all pieces together."""
 
     @property
     def start(self) -> int:
@@ -103,7 +104,7 @@ def parts_of(tensors: Iterable[TensorPlan]) -> Iterator[Part]:
         elif any(type(source) is Stack for source in tensor.sources):
             yield from _parts_by_pieces(tensor)
         else:
-            yield Part(tensor, 0, tensor.elements, tensor.merged, tensor.sources)  # type: ignore[arg-type]  # none of them is a Stack
+            yield Part(tensor, 0, tensor.elements, tensor.merged, tensor.sources)
 
 
 def _parts_by_rows(tensor: TensorPlan, rows: RowMap) -> Iterator[Part]:
@@ -172,7 +173,7 @@ class Shard:
         for part in parts_of(self.tensors):
             for source in part.sources:
                 if source is not None:
-                    total += source.nbytes(part.elements) if source.encoded is not None else part.elements * DTYPES[source.dtype].bits // 8
+                    total += part.elements * DTYPES[source.dtype].bits // 8 if source.is_plain else source.nbytes(part.elements)
         return total
 
 

@@ -50,6 +50,11 @@ class Source(NamedTuple):
     """The arrays, where the numbers are not one that begins at `start`."""
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the numbers are one array of them."""
+        return self.encoded is None
+
+    @property
     def space(self) -> Space:
         return Space.WEIGHT if self.encoded is None else self.encoded.encoding.space
 
@@ -113,6 +118,47 @@ class Stack(NamedTuple):
     pieces: tuple[Source, ...]
     ends: tuple[int, ...]
     """For each piece the elements of it and of those before it."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the numbers are one array of them: they are several."""
+        return False
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that all numbers are brought to: the widest of the pieces."""
+        return max((piece.dtype for piece in self.pieces), key=ITEMSIZES.__getitem__)
+
+    @property
+    def space(self) -> Space:
+        return self.pieces[0].space
+
+    @property
+    def layout(self) -> Hashable:
+        """All that its bytes depend on; no two are read alike."""
+        return self
+
+    def within(self, first: int, last: int) -> Iterator[tuple[Source, int, int]]:
+        """The pieces that hold elements [first, last), each from the first of these on that it holds, and which of them these are."""
+        at = first
+        while at < last:
+            piece, end = self.piece_at(at)
+            yield piece, at, min(end, last)
+            at = end
+
+    def ranges(self, first: int, last: int) -> tuple[Read, ...]:
+        """The bytes of each array, piece by piece, that elements [first, last) need."""
+        return tuple([read for piece, begin, end in self.within(first, last) for read in piece.ranges(0, end - begin)])
+
+    def room(self, elements: int) -> int:
+        """The most bytes that any `elements` which follow one another need."""
+        sizes = [end - begin for begin, end in zip((0, *self.ends), self.ends, strict=False)]
+        touched = min(len(sizes), elements // max(1, min(sizes)) + 2)
+        return touched * max(piece.room(min(size, elements)) for piece, size in zip(self.pieces, sizes, strict=True))
+
+    def nbytes(self, elements: int) -> int:
+        """Bytes of the first `elements`."""
+        return sum(read.stop - read.start for read in self.ranges(0, elements))
 
     def piece_at(self, element: int) -> tuple[Source, int]:
         """The source that begins with an element, and the element with which the next one begins."""

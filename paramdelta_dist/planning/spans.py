@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import repeat
 from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES
@@ -15,7 +16,7 @@ from paramdelta_dist.kernels.blocks import METHOD_BLOCK, block_elements
 from paramdelta_dist.methods import BlockShape, Scope, find_method
 from paramdelta_dist.planning.plan import EncodedOutput, Part, Shard, output_bytes, parts_of
 from paramdelta_dist.planning.resolve import MethodCall
-from paramdelta_dist.planning.sources import Source
+from paramdelta_dist.planning.sources import Source, Stack, sources_of
 
 CUT = 64
 """Spans that may be cut anywhere are cut at multiples of this many elements, so that pieces stay aligned."""
@@ -32,7 +33,7 @@ class Span(NamedTuple):
     elements: int
     start: int
     """First byte in the output file."""
-    sources: tuple[Source | None, ...]
+    sources: tuple[Source | Stack | None, ...]
     """Place of the first part in each model; None for a model that is not read."""
     call: int
     """Position in `Shard.calls`."""
@@ -50,7 +51,7 @@ class Span(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether all numbers are stored as they are, in the inputs and in the output."""
-        return self.encoded is None and not any(source is not None and source.encoded is not None for source in self.sources)
+        return self.encoded is None and not any(source is not None and not source.is_plain for source in self.sources)
 
     def output_bytes(self, elements: int) -> int:
         """Bytes of so many of its elements in the output."""
@@ -71,7 +72,7 @@ def find_spans(shard: Shard) -> Iterator[Span]:
     Behind the last part of a tensor that is encoded comes the span of its scales."""
     kinds = [_kind(call) for call in shard.calls]
     parts: list[Part] = []
-    for part in parts_of(shard.tensors):
+    for part in _parts(shard, kinds):
         if not part.elements:
             continue
         if parts and not ((not part.merged or kinds[part.tensor.call].spans_tensors) and _follows(parts[-1], part)):
@@ -85,6 +86,15 @@ def find_spans(shard: Shard) -> Iterator[Span]:
         parts.append(part)
     if parts:
         yield _span(parts, kinds)
+
+
+def _parts(shard: Shard, kinds: list[_SpanKind]) -> Iterator[Part]:
+    """The parts of a shard's tensors; a tensor in pieces is one where its method looks at more than elements."""
+    for tensor in shard.tensors:
+        if tensor.rows is None and tensor.merged and not kinds[tensor.call].spans_tensors:
+            yield Part(tensor, 0, tensor.elements, True, tensor.sources)
+        else:
+            yield from parts_of((tensor,))
 
 
 class _SpanKind(NamedTuple):
@@ -107,19 +117,16 @@ def _follows(last: Part, part: Part) -> bool:
     one, other = last.tensor, part.tensor
     if one.twin or other.twin or one.dtype != other.dtype or last.merged != part.merged or one.call != other.call:
         return False
-    for here, there in zip(last.sources, part.sources, strict=True):
-        if here is None or there is None:
-            if here is not there:
-                return False
-        elif (
-            here.encoded is not None
-            or there.encoded is not None
-            or here.file != there.file
-            or here.dtype != there.dtype
-            or there.start - here.start != last.elements * ITEMSIZES[here.dtype]
-        ):
-            return False
-    return True
+    return all(map(_goes_on, last.sources, part.sources, repeat(last.elements)))
+
+
+def _goes_on(here: Source | Stack | None, there: Source | Stack | None, elements: int) -> bool:
+    """Whether a model has the second right behind the `elements` of the first, or neither."""
+    if here is None or there is None:
+        return here is there
+    if isinstance(here, Stack) or isinstance(there, Stack) or here.encoded is not None or there.encoded is not None:
+        return False
+    return here.file == there.file and here.dtype == there.dtype and there.start - here.start == elements * ITEMSIZES[here.dtype]
 
 
 def _span(parts: list[Part], kinds: list[_SpanKind]) -> Span:
@@ -147,8 +154,8 @@ def _span(parts: list[Part], kinds: list[_SpanKind]) -> Span:
 def _grain(part: Part) -> int:
     """Elements that must stay together: of the encodings that are written and read; 1 where all is plain."""
     grain = 1 if part.tensor.encoded is None else part.tensor.encoded.encoding.grain(part.tensor.shape)
-    for source in part.sources:
-        if source is not None and source.encoded is not None:
+    for source in sources_of(part.sources):
+        if source.encoded is not None:
             grain = math.lcm(grain, source.encoded.encoding.together(source.encoded.shape))
     return grain
 

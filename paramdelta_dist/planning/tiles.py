@@ -9,14 +9,14 @@ not fit it is streamed: read as tiles of its own once for each reduction, and th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from paramdelta_dist.kernels.encodings import Encoding
 from paramdelta_dist.methods import Scope
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.sources import Read, Source
+from paramdelta_dist.planning.sources import Read, Source, Stack
 from paramdelta_dist.planning.spans import CUT, Span, find_spans
 
 MAX_GAP = 64 << 10
@@ -240,8 +240,10 @@ def most_elements(span: Span, left: int, free: list[int]) -> int:
     return most
 
 
-def _most(source: Source, left: int, cut: int, room: int) -> int:
+def _most(source: Source | Stack, left: int, cut: int, room: int) -> int:
     """The most elements of one source, all that are `left` or a multiple of `cut`, that take no more than `room` bytes."""
+    if isinstance(source, Stack):
+        return _bisected(source.room, left, cut, room)
     if source.encoded is None:
         most = room // source.room(1)
         return left if left <= most else most // cut * cut
@@ -250,12 +252,16 @@ def _most(source: Source, left: int, cut: int, room: int) -> int:
 
 @lru_cache(1 << 12)
 def _most_encoded(encoding: Encoding, shape: tuple[int, ...], left: int, cut: int, room: int) -> int:
-    if encoding.room(shape, left) <= room:
+    return _bisected(lambda elements: encoding.room(shape, elements), left, cut, room)
+
+
+def _bisected(takes: Callable[[int], int], left: int, cut: int, room: int) -> int:
+    if takes(left) <= room:
         return left
     low, high = 0, -(-left // cut)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if encoding.room(shape, middle * cut) <= room else (low, middle)
+        low, high = (middle, high) if takes(middle * cut) <= room else (low, middle)
     return low * cut
 
 

@@ -16,6 +16,7 @@ from paramdelta_dist.methods import Reduction, find_method
 from paramdelta_dist.output.hold import Hold
 from paramdelta_dist.planning.plan import EncodedOutput, Part, Shard
 from paramdelta_dist.planning.resolve import MethodCall
+from paramdelta_dist.planning.sources import Source
 from paramdelta_dist.planning.spans import Span
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.shards.probe import Probe
@@ -184,11 +185,9 @@ class TileComputer:
         part, call = span.parts[0], self._calls[span.call]
         if self._job.device != "cpu" or find_method(call.method).weights is None:
             return False
+        wanted = (output.encoding, part.tensor.shape, part.first)
         held = [span.sources[model] for model in call.models | {0}]
-        return all(
-            source is not None and source.encoded is not None and source.encoded[:3] == (output.encoding, part.tensor.shape, part.first)
-            for source in held
-        )
+        return all(isinstance(source, Source) and source.encoded is not None and source.encoded[:3] == wanted for source in held)
 
     def _merge_codes(self, fetched: FetchedTile, segment: Segment, piece: memoryview, output: EncodedOutput) -> tuple[int, int, bytes]:
         """`_encode` in one pass, from codes to codes."""
@@ -316,7 +315,7 @@ class TileComputer:
         part, found = block.span.parts[0], []
         for model in dict.fromkeys(term.post for term in self._calls[block.span.call].terms):
             source = block.span.sources[model]
-            held = None if source is None or model == 0 else source.encoded
+            held = None if not isinstance(source, Source) or model == 0 else source.encoded
             if held is None or held.encoding != output.encoding:
                 continue
             if output.encoding.aligned(part.tensor.shape, part.first, held.shape, held.first):

@@ -13,6 +13,7 @@ from paramdelta_dist.kernels.blocks import TensorInfo
 from paramdelta_dist.kernels.encodings import Space
 from paramdelta_dist.kernels.raw import RawElements
 from paramdelta_dist.planning.resolve import MethodCall
+from paramdelta_dist.planning.sources import Source
 from paramdelta_dist.planning.spans import Span
 from paramdelta_dist.planning.tiles import Segment
 from paramdelta_dist.shards.reader import FetchedTile
@@ -41,22 +42,52 @@ class Decoder:
         if source is None:
             return None
         arrays = fetched.arrays(segment, model)
-        if source.encoded is None:
+        if source.is_plain:
             return RawElements(arrays[0], source.dtype)
         key = (id(fetched), segment.span.start, segment.first, segment.last)
         if (held := self._decoded.get(model)) is not None and held[0] == key:
             return held[1]
-        encoding, shape, first, _ = source.encoded
-        from paramdelta_dist.kernels.codecs.decode import decode  # here: numba takes memory, and plain models have no need of it
-
-        out = self.room(model, (segment.last - segment.first) * ITEMSIZES[source.dtype])
-        decode(encoding, arrays, shape, first + segment.first, first + segment.last, out)
+        width = ITEMSIZES[source.dtype]
+        out = self.room(model, (segment.last - segment.first) * width)
+        if isinstance(source, Source):
+            _decode(source, arrays, segment.first, segment.last, out)
+        else:
+            for piece, begin, end in source.within(segment.first, segment.last):
+                count = len(piece.ranges(0, end - begin))
+                part = out[(begin - segment.first) * width : (end - segment.first) * width]
+                _bring(piece, arrays[:count], end - begin, RawElements(part, source.dtype))
+                arrays = arrays[count:]
         self._decoded[model] = key, RawElements(out, source.dtype)
         return self._decoded[model][1]
 
     def forget(self) -> None:
         """Of what was decoded; to be called where the memory of a tile may become that of another."""
         self._decoded.clear()
+
+
+def _decode(source: Source, arrays: Sequence[memoryview], first: int, last: int, out: memoryview) -> None:
+    """Elements [first, last) of an encoded source, of which `arrays` has the bytes, as numbers of its dtype."""
+    from paramdelta_dist.kernels.codecs.decode import decode  # here: numba takes memory, and plain models have no need of it
+
+    assert source.encoded is not None
+    encoding, shape, begin, _ = source.encoded
+    decode(encoding, arrays, shape, begin + first, begin + last, out)
+
+
+def _bring(piece: Source, arrays: Sequence[memoryview], elements: int, out: RawElements) -> None:
+    """The first elements of a piece, in the dtype that all pieces are brought to."""
+    if piece.is_plain and piece.dtype == out.dtype:
+        out.data[:] = arrays[0]
+    elif piece.dtype == out.dtype:
+        _decode(piece, arrays, 0, elements, out.data)
+    else:
+        from paramdelta_dist.kernels.sum_cpu import add_deltas
+
+        held = arrays[0]
+        if not piece.is_plain:
+            held = memoryview(bytearray(elements * ITEMSIZES[piece.dtype]))
+            _decode(piece, arrays, 0, elements, held)
+        add_deltas(out, RawElements(held, piece.dtype), [], [])
 
 
 def inputs_of(
