@@ -1,4 +1,4 @@
-"""What has been found of a model under the names and shapes of the base's, while it is looked for."""
+"""The tensors of a model that are found under the names and shapes of the base's, while they are looked for."""
 
 from __future__ import annotations
 

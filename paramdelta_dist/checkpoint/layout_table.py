@@ -42,7 +42,7 @@ class Joined(NamedTuple):
 
 
 class Family(NamedTuple):
-    """What models of some types are called by."""
+    """Names and layouts of models of some types."""
 
     types: str
     """Values of `model_type`, with spaces between them."""

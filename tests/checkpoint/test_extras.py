@@ -55,11 +55,11 @@ def test_a_bias_of_attention_is_merged_like_any_other(tmp_path):
     assert torch.equal(oracle.load(tmp_path / "out")["h.0.attn.bias"], torch.full((4,), 2.0))
 
 
-OTHERS = {"mtp.fc.weight": torch.ones(4, 8), "vision.table": torch.arange(4), "z.wave": torch.ones(2, dtype=torch.complex64)}
+OTHERS = {"more.fc.weight": torch.ones(4, 8), "other.table": torch.arange(4), "z.wave": torch.ones(2, dtype=torch.complex64)}
 
 
 @pytest.mark.parametrize("having", [("new",), ("post", "old"), ("old",), ("new", "post")])
-@pytest.mark.parametrize("way", [{"exclude": ["mtp.*", "vision.*", "z.*"]}, {"missing": "copy"}])
+@pytest.mark.parametrize("way", [{"exclude": ["more.*", "other.*", "z.*"]}, {"missing": "copy"}])
 def test_both_ways_that_a_refusal_of_a_missing_tensor_names_end_with_a_merge(tmp_path, having, way):
     folders = models(tmp_path, OTHERS, having)
     with pytest.raises(HomologyError, match=r"`exclude`.*`missing: copy`"):
