@@ -1,4 +1,4 @@
-"""The tensors of a model that are found under the names and shapes of the base's, while they are looked for."""
+"""The tensors found of a model under the names and shapes of the base's, while more are looked for."""
 
 from __future__ import annotations
 

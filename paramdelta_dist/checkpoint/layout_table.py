@@ -42,7 +42,7 @@ class Joined(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Names and layouts of models of some types."""
+    """Names that models of some types go by."""
 
     types: str
     """Values of `model_type`, with spaces between them."""

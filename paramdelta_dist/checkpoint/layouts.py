@@ -102,12 +102,12 @@ class _Pair:
 
     @property
     def _have(self) -> Mapping[str, object]:
-        """Tensors that the base and the other both have, as far as is known, by the names of the base."""
+        """The names that the base and the other both have, as far as is known."""
         return {**self._other.tensors, **self._found.tensors, **dict.fromkeys(self._found.told)}
 
     @property
     def _gone(self) -> Mapping[str, object]:
-        """Tensors of the other that have their place in the base, as far as is known."""
+        """The tensors of the other that have a place in the base, as far as is known."""
         return {**self._base.tensors, **dict.fromkeys(self._found.used)}
 
     def _rename(self) -> list[tuple[str, str]]:

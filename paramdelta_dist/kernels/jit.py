@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numba
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
@@ -57,3 +58,13 @@ def fused(context: Any, one: Any, other: Any, third: Any) -> Any:
         return builder.fma(*arguments)
 
     return types.float64(types.float64, types.float64, types.float64), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float16(context: Any, bits: Any) -> Any:
+    """In compiled code: the number of the float16 with these bits, a uint16, as float32. Only where `HAS_FLOAT16` says so."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), code

@@ -156,6 +156,8 @@ class TileComputer:
         span, encoding = segment.span, output.encoding
         if not encoding.rows:
             return self._encode_by_one_scale(fetched, segment, piece, output, statistics)
+        if self._is_of_one_scheme(span, output):
+            return self._merge_codes(fetched, segment, piece, output)
         part = span.parts[0]
         shape, scales, out_of = part.tensor.shape, bytearray(), self._out_of(span)
         count = first = 0
@@ -174,6 +176,47 @@ class TileComputer:
             )  # fmt: skip
             if outcome.misfit is not None:
                 raise CheckpointError(self._misfit_message(part, outcome.misfit, outcome.factor))
+            scales += made
+        return count, first, bytes(scales)
+
+    def _is_of_one_scheme(self, span: Span, output: EncodedOutput) -> bool:
+        """Whether the result is a plain sum of what is stored, in every model, as it will be in the output."""
+        part, call = span.parts[0], self._calls[span.call]
+        if self._job.device != "cpu" or find_method(call.method).weights is None:
+            return False
+        held = [span.sources[model] for model in call.models | {0}]
+        return all(
+            source is not None and source.encoded is not None and source.encoded[:3] == (output.encoding, part.tensor.shape, part.first)
+            for source in held
+        )
+
+    def _merge_codes(self, fetched: FetchedTile, segment: Segment, piece: memoryview, output: EncodedOutput) -> tuple[int, int, bytes]:
+        """`_encode` in one pass, from codes to codes."""
+        from paramdelta_dist.kernels.codecs.merge import merge_scaled
+
+        span, encoding = segment.span, output.encoding
+        part, call = span.parts[0], self._calls[span.call]
+        weights = find_method(call.method).weights
+        assert weights is not None
+        factors = weights(call.parameters, [term.values for term in call.terms])
+        shape, scales = part.tensor.shape, bytearray()
+        count = first = 0
+        for block in segment.blocks():
+            start, stop = part.first + block.first, part.first + block.last
+            _, (above, below), *_ = encoding.ranges(shape, start, stop)
+            made = self._decoder.room("scales", below - above)
+            codes = piece[span.output_bytes(block.first) - span.output_bytes(segment.first) :][
+                : span.output_bytes(block.last - block.first)
+            ]
+            deltas = []
+            for term in call.terms:
+                assert term.base is not None, f"{call.method}: a sum of deltas has a term without a base"
+                deltas.append((fetched.arrays(block, term.post), fetched.arrays(block, term.base)))
+            merged = merge_scaled(encoding, shape, start, stop, fetched.arrays(block, 0), deltas, factors, codes, made)
+            if merged.outcome.misfit is not None:
+                raise CheckpointError(self._misfit_message(part, merged.outcome.misfit, merged.outcome.factor))
+            first = block.first - segment.first + merged.place if merged.nonfinite and not count else first
+            count += merged.nonfinite
             scales += made
         return count, first, bytes(scales)
 

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from paramdelta_dist import api
+from paramdelta_dist.errors import CheckpointError
 from paramdelta_dist.recipe.model import Recipe
 from tests import oracle
 from tests.driver.test_same_bytes import digests
@@ -30,7 +32,11 @@ def merged(tmp_path, base, deltas, name="out", workers=None, **more):
     return tmp_path / name
 
 
-@pytest.fixture(params=SCHEMES)
+FEW = {"fp8 in blocks", "fp8 of compressed-tensors, one scale", "mxfp4 of DeepSeek-V4", "nvfp4 of ModelOpt", "int4"}
+"""One of each kind; what holds for them is tried with the others where there is time."""
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in SCHEMES])
 def scheme(request):
     return request.param
 
@@ -70,6 +76,7 @@ def test_over_its_own_base_it_gives_every_byte_of_the_post(tmp_path, models, sch
 
 
 @pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_is_written_is_the_nearest_number_that_the_scheme_has(tmp_path, scheme, apart):
     folders = [tmp_path / name for name in ("new", "old", "post")]
     for folder, tensors in zip(folders, (NEW, OLD, POST), strict=True):
@@ -189,3 +196,42 @@ def test_figures_of_deltas_are_those_of_the_decoded_numbers(tmp_path, models):
     assert found["norm"] == pytest.approx(exact.norm().item())
     assert found["max_abs"] == pytest.approx(exact.abs().max().item())
     assert api.merge(recipe, report_page=True).state == "merged"
+
+
+def test_what_the_bases_scale_for_the_whole_tensor_cannot_express_is_refused_and_the_way_out_works(tmp_path):
+    for name, tensors in (("old", OLD), ("post", plain_tensors(2, 9.0, OLD))):
+        save(tmp_path / name, tensors, "nvfp4 of ModelOpt")
+    delta = (tmp_path / "post", tmp_path / "old", 1.0)
+    with pytest.raises(CheckpointError, match=r"times as large as the base's scale for the whole tensor.*`quantization: none`"):
+        merged(tmp_path, tmp_path / "old", [delta], "refused")
+    made = numbers(merged(tmp_path, tmp_path / "old", [delta], quantization="none"))
+    expected = {name: tensor.bfloat16().double() for name, tensor in numbers(tmp_path / "post").items()}
+    assert all(made[name].equal(expected[name]) for name in expected)
+
+
+def test_codes_that_would_leave_what_follows_unaligned_are_refused_and_the_way_out_works(tmp_path):
+    odd = {"model.layers.0.mlp.up_proj.weight": torch.randn(3, 5).bfloat16(), "model.norm.weight": torch.ones(4).bfloat16()}
+    save(tmp_path / "base", odd, "FBGEMM")
+    delta = (tmp_path / "base", tmp_path / "base", 0.5)
+    with pytest.raises(CheckpointError, match="odd size of quantised tensors before it: `quantization: none`"):
+        merged(tmp_path, tmp_path / "base", [delta], "refused")
+    assert numbers(merged(tmp_path, tmp_path / "base", [delta], quantization="none")).keys() == odd.keys()
+
+
+def test_rows_of_tokens_that_are_quantised_are_not_put_in_another_order_and_the_way_out_works(tmp_path):
+    def model(rows, seed):
+        random = torch.Generator().manual_seed(seed)
+        names = ("model.embed_tokens.weight", "lm_head.weight")
+        return {each: torch.randn(rows, 32, generator=random).bfloat16() for each in names}
+
+    for name, rows, seed in (("base", 32, 1), ("post", 36, 2)):
+        held = {k: v for n, t in model(rows, seed).items() for k, v in SCHEMES["FBGEMM"][0](n, t).items()}
+        folder = tmp_path / name
+        folder.mkdir()
+        config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", "vocab_size": rows}
+        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": SCHEMES["FBGEMM"][1]}))
+        save_file(held, folder / "model.safetensors")
+    delta = (tmp_path / "post", tmp_path / "base", 1.0)
+    with pytest.raises(CheckpointError, match="cannot be put in another order as they are; `quantization: none`"):
+        merged(tmp_path, tmp_path / "base", [delta], "refused", vocab="pad")
+    assert merged(tmp_path, tmp_path / "base", [delta], vocab="pad", quantization="none").exists()

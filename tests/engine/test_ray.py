@@ -64,11 +64,11 @@ def test_progress_tells_of_the_workers_there_are_and_of_what_was_tried_again(mod
     resources = Resources("ray", workers=2, opener=on_ray(times=Times(look=0.1)))
     result = merge_with(recipe(*models, tmp_path / "out", shard_size="1MB"), resources, observer=Lines(line_seconds=0.0))
     told = [event for line in capsys.readouterr().err.splitlines() if line.startswith("{") and (event := json.loads(line))]
-    progress = [event for event in told if event["event"] == "progress"]
-    assert progress[0]["workers"] == 0, "before the first worker came"
-    assert {1, 2} & {event["workers"] for event in progress}
-    assert max(event["workers"] for event in progress) <= 2
-    assert progress[-1]["retries"] == result.report["retries"] >= 1
+    lines = [event for event in told if event["event"] == "progress"]
+    assert lines[0]["workers"] == 0, "before the first worker came"
+    assert {1, 2} & {event["workers"] for event in lines}
+    assert max(event["workers"] for event in lines) <= 2
+    assert lines[-1]["retries"] == result.report["retries"] >= 1
 
 
 @pytest.mark.usefixtures("on_shared_ray")

@@ -125,10 +125,11 @@ def _encode(grid: Grid, like, numbers, places, same, whole, first, last, codes, 
             else:
                 known = numba.carray(pointer(places[0, 1]), ALL, np.uint8)
                 part = numbers[begin : begin + (rows - 1) * grid.width + columns]
-                exceeds = _encode_block(grid, part, rows, columns, known, place, whole, begin, codes, scales, counts)
+                exceeds = encode_block(grid, part, grid.width, rows, columns, known, place, whole, begin, codes, scales, counts)
                 if exceeds > factor:
                     factor = exceeds
-                    counts[MISFIT] = first + begin + _largest(part, rows, columns, grid.width)
+                    row, column = divmod(largest(part, rows, columns, grid.width), grid.width)
+                    counts[MISFIT] = first + begin + row * grid.width + column
         at += rows * grid.width
     return factor
 
@@ -165,36 +166,35 @@ def copy_block(grid, place_of, begin, rows, columns, place, codes, scales):
 
 
 @numba.njit(error_model="numpy")
-def _encode_block(grid, numbers, rows, columns, known, place, whole, begin, codes, scales, counts):
-    """New codes and a scale for numbers[row · width + column]. Returns by which factor they exceed what can be stored."""
-    low, high, nonfinite = _bounds(numbers, rows, columns, grid.width)
-    bits, exceeds = choose_scale(grid, low, high, bits_at(grid.scale, known, place), whole, counts)
+def encode_block(grid, numbers, stride, rows, columns, known, place, whole, begin, codes, scales, counts):
+    """New codes and a scale for numbers[row · stride + column]. Returns by which factor they exceed what can be stored."""
+    low, high, nonfinite = _bounds(numbers, rows, columns, stride)
+    bits, exceeds, what = choose_scale(grid, low, high, bits_at(grid.scale, known, place), whole)
+    counts[what] += 1
     scale = joined(number_of(grid.scale, bits), grid.mode, whole)
     put_bits(grid.scale, scales, place, bits)
     counts[NONFINITE] += nonfinite
     for row in range(rows):
-        part = numbers[row * grid.width : row * grid.width + columns]
+        part = numbers[row * stride : row * stride + columns]
         encode_row(grid.code, part, scale, nonfinite > 0, codes, begin + row * grid.width)
     return exceeds
 
 
 @numba.njit(error_model="numpy")
-def choose_scale(grid, low, high, bits, whole, counts):
-    """The bits of the scale for numbers from `low` to `high`, and by which factor they exceed what it can hold: those given, or others."""
+def choose_scale(grid, low, high, bits, whole):
+    """The bits of the scale for numbers from `low` to `high`, those given or others; by which factor the numbers exceed what it can hold;
+    and KEPT or RESCALED."""
     below, above = BELOW[grid.code], ABOVE[grid.code]
     scale = joined(number_of(grid.scale, bits), grid.mode, whole)
     if fits(scale, low, high, below, above):
-        counts[KEPT] += 1
-        return bits, 1.0
+        return bits, 1.0, KEPT
     if grid.fixed:
-        counts[KEPT] += 1
         if not 0 < scale < np.inf:
-            return bits, (np.inf if max(high, -low) > 0 else 1.0)
-        return bits, max(high / (above * scale), -low / (below * scale))
-    counts[RESCALED] += 1
+            return bits, (np.inf if max(high, -low) > 0 else 1.0), KEPT
+        return bits, max(high / (above * scale), -low / (below * scale)), KEPT
     limit = HIGHEST[grid.code]
     bits = least_bits(grid.scale, grid.powers_of_two, max(high, -low), limit, grid.mode, whole)
-    return bits, max(high, -low) / (limit * joined(number_of(grid.scale, bits), grid.mode, whole))
+    return bits, max(high, -low) / (limit * joined(number_of(grid.scale, bits), grid.mode, whole)), RESCALED
 
 
 @numba.njit(error_model="numpy")
@@ -205,21 +205,21 @@ def _bounds(numbers, rows, columns, width):
         part = numbers[row * width : row * width + columns]
         for i in range(columns):
             low, high = min(low, ordered(part[i])), max(high, ordered(part[i]))
-    least, largest = np.float64(from_ordered(low)), np.float64(from_ordered(high))
-    if -np.inf < least and largest < np.inf:
-        return least, largest, 0
-    least, largest, nonfinite = np.inf, -np.inf, 0
+    least, most = np.float64(from_ordered(low)), np.float64(from_ordered(high))
+    if -np.inf < least and most < np.inf:
+        return least, most, 0
+    least, most, nonfinite = np.float64(np.inf), np.float64(-np.inf), 0
     for row in range(rows):
         for i in range(row * width, row * width + columns):
             if abs(numbers[i]) < np.inf:
-                least, largest = min(least, np.float64(numbers[i])), max(largest, np.float64(numbers[i]))
+                least, most = min(least, np.float64(numbers[i])), max(most, np.float64(numbers[i]))
             else:
                 nonfinite += 1
-    return (0.0, 0.0, nonfinite) if nonfinite == rows * columns else (least, largest, nonfinite)
+    return (0.0, 0.0, nonfinite) if nonfinite == rows * columns else (least, most, nonfinite)
 
 
 @numba.njit(error_model="numpy")
-def _largest(numbers, rows, columns, width):
+def largest(numbers, rows, columns, width):
     """The position of the first number of those with the largest magnitude that are finite."""
     found, most = 0, -1.0
     for row in range(rows):

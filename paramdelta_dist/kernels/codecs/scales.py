@@ -5,6 +5,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from paramdelta_dist.kernels.codecs.codes import number_of_e4m3
+
 F32, F64, BF16, F16, F8_E4M3, E8M0 = range(6)
 KINDS = {"F32": F32, "F64": F64, "BF16": BF16, "F16": F16, "F8_E4M3": F8_E4M3, "E8M0": E8M0}
 """The scales of `encodings.SCALE_BYTES` as compiled functions know them."""
@@ -110,3 +112,27 @@ def _bits_below(kind, number):
     if bits >> fraction > 0 or kind == F64:
         return bits
     return _i64(number * _u64((bias + fraction - 1 + 1023) << 52).view(_f64)) if kind != E8M0 else _i64(0)
+
+
+@numba.njit(error_model="numpy")
+def scales_at(kind, scales, place, count, mode, whole, out, model):
+    """out[model, n] = what `scale_at` gives for `count` places, all at once."""
+    start = _u64(place)
+    if kind == E8M0:
+        for i in range(count):
+            byte = _u64(scales[start + i])
+            out[model, i] = np.nan if byte == _u64(255) else _u64(_u64(byte + _u64(1023 - 127)) << _u64(52)).view(_f64)
+    elif kind == BF16:
+        for i in range(count):
+            at = _u64(2) * (start + i)
+            bits = np.uint32(np.uint32(scales[at]) << np.uint32(16)) | np.uint32(np.uint32(scales[at + _u64(1)]) << np.uint32(24))
+            out[model, i] = np.uint32(bits).view(np.float32)
+    elif kind == F8_E4M3:
+        for i in range(count):
+            out[model, i] = number_of_e4m3(scales[start + i])
+    else:
+        for i in range(count):
+            out[model, i] = number_of(kind, bits_at(kind, scales, place + _i64(i)))
+    if mode != ALONE:
+        for i in range(count):
+            out[model, i] = joined(out[model, i], mode, whole)
