@@ -581,3 +581,32 @@ def test_a_merge_takes_each_number_from_where_it_lies(saved, tmp_path):
     for name, tensor in made.items():
         want = (base[name].float() + (fused[name].float() - old[name].float())).to(tensor.dtype)
         assert torch.equal(tensor, want), name
+
+
+def test_a_wrapper_is_merged_with_posts_of_another_prefix_and_of_text_alone(saved, tmp_path):
+    """Embeddings tied, towers the base's where one model of the delta has none."""
+    memory, hub = saved("gemma3", as_on_hub=False), saved("gemma3", as_on_hub=True)
+    table = json.loads((memory / "config.json").read_text())
+    config = table["text_config"] | {"architectures": ["Gemma3ForCausalLM"]}
+    text = save_model(tmp_path / "text", text_only(oracle.load(memory)), config=config)
+    doubled = changed(hub, tmp_path, lambda tensors: {name: tensor * 2 for name, tensor in tensors.items()}, "doubled")
+    for number, old in enumerate((hub, text)):
+        out = tmp_path / f"out{number}"
+        result = api.merge(Recipe(base=str(memory), deltas=({"post": str(doubled), "base": str(old), "weight": 1.0},), output=str(out)))
+        made, base = oracle.load(out), oracle.load(memory)
+        assert made.keys() == base.keys()
+        for name, tensor in made.items():
+            is_kept = old is text and ("vision_tower" in name or "projector" in name)
+            assert torch.equal(tensor, base[name] if is_kept else base[name] * 2), name
+    assert any("lacks the vision tower" in note for note in result.report["notes"])
+
+
+def test_a_post_without_the_mtp_layer_is_merged_and_the_layer_is_the_bases(saved, tmp_path):
+    plain = saved("deepseek_v3", as_on_hub=True)
+    base = changed(plain, tmp_path, with_mtp, "base")
+    doubled = changed(plain, tmp_path, lambda tensors: {name: tensor * 2 for name, tensor in tensors.items()}, "doubled")
+    out = tmp_path / "out"
+    result = api.merge(Recipe(base=str(base), deltas=({"post": str(doubled), "base": str(base), "weight": 1.0},), output=str(out)))
+    made, held = oracle.load(out), oracle.load(base)
+    assert all(torch.equal(made[name], held[name] * (1 if "layers.2." in name else 2)) for name in held)
+    assert any("MTP layer: 28 tensors" in note for note in result.report["notes"])
