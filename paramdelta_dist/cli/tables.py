@@ -229,12 +229,14 @@ def check_table(document: dict[str, Any]) -> None:
 def inspect_tables(document: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     dtypes = ", ".join(f"{name} {count:,}" for name, count in document["dtypes"].items())
+    quantised = "; ".join(f"{count:,} matrices, {title}" for title, count in document.get("quantised", {}).items())
     facts = {
         "checkpoint": document["url"],
         "architecture": f"{document['architecture'] or 'unknown'} ({document['model_type'] or 'no model_type'})",
         "parameters": f"{document['parameters']:,} in {document['tensors']:,} tensors",
         "bytes": f"{document['bytes']:,} ({format_size(document['bytes'])})",
         "dtypes": dtypes,
+        **({"quantised": quantised} if quantised else {}),
         "tied embeddings": "yes" if document["tied_embeddings"] else "no",
         "side files": ", ".join(document["side_files"]) or "none",
     }

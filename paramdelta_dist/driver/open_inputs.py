@@ -10,6 +10,7 @@ from paramdelta_dist.checkpoint import Checkpoint, HomologyReport, compare, find
 from paramdelta_dist.checkpoint.beside import Folder, find_beside, notes_beside
 from paramdelta_dist.checkpoint.companions import companions_noted, with_companions
 from paramdelta_dist.checkpoint.encoded import with_logical
+from paramdelta_dist.checkpoint.encoded_notes import schemes_noted
 from paramdelta_dist.checkpoint.exact import Agreement, compare_exact
 from paramdelta_dist.checkpoint.header import shown
 from paramdelta_dist.checkpoint.homology import Mismatch, entries_of, is_accepted
@@ -118,7 +119,9 @@ def check_models(recipe: Recipe, models: Models) -> Checked:
     written = Folder(redact(recipe.tokenizer_url), folders[0].store, models.tokenizer_files, {})
     said = notes_beside(folders[0], models.checkpoints[recipe.base].beside, folders[1:], written)
     merged_too = companions_noted(models.checkpoints[recipe.base], folders[0].url)
-    report = replace(report, notes=(*report.notes, *found.notes, *ids.notes, *notes, *merged_too, *said))
+    models_of_weights = [models.checkpoints[url] for url in recipe.models if url not in recipe.adapters]
+    quantised = schemes_noted(models_of_weights[0], models_of_weights[1:], keeps=recipe.quantization == "keep")
+    report = replace(report, notes=(*report.notes, *found.notes, *ids.notes, *notes, *merged_too, *quantised, *said))
     return Checked(recipe, models, ids.changes, report)
 
 

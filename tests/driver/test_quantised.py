@@ -235,3 +235,25 @@ def test_rows_of_tokens_that_are_quantised_are_not_put_in_another_order_and_the_
     with pytest.raises(CheckpointError, match="cannot be put in another order as they are; `quantization: none`"):
         merged(tmp_path, tmp_path / "base", [delta], "refused", vocab="pad")
     assert merged(tmp_path, tmp_path / "base", [delta], vocab="pad", quantization="none").exists()
+
+
+def test_check_says_what_is_quantised_how_it_is_written_and_whose_scales_of_activations(tmp_path):
+    scheme = "fp8 of compressed-tensors, one scale"
+    for name, tensors in (("new", NEW), ("old", OLD), ("post", POST)):
+        save(tmp_path / name, tensors, scheme if name != "post" else "int4")
+    given = {"post": str(tmp_path / "post"), "base": str(tmp_path / "old")}
+    recipe = Recipe(base=str(tmp_path / "new"), deltas=(given,), output=str(tmp_path / "out"))
+    notes = "\n".join(api.check(recipe).notes)
+    assert "6 matrices are quantised (e4m3, F32 for each tensor): written in the same scheme" in notes
+    assert "6 scales of activations are the base's" in notes
+    assert "post: 6 matrices are quantised (int4, BF16 for each 1 × 32): merged as the numbers that they stand for" in notes
+    plain = "\n".join(api.check(recipe.model_copy(update={"quantization": "none"})).notes)
+    assert "written as plain numbers" in plain
+    assert "scales of activations" not in plain
+
+
+def test_inspecting_counts_numbers_and_not_codes(tmp_path):
+    save(tmp_path / "model", NEW, "int4")
+    found = api.inspect(str(tmp_path / "model"))
+    assert found["parameters"] == sum(tensor.numel() for tensor in NEW.values())
+    assert found["quantised"] == {"int4, BF16 for each 1 × 32": 6}
