@@ -33,6 +33,9 @@ OUTPUTS = 2
 BLOCK_BYTES = METHOD_BLOCK * 8
 """One scratch block of the kernel at its widest."""
 
+DECODED = 3
+"""Blocks of encoded numbers that a thread holds besides one of each model: the result, what no codes may equal, and a matrix before it
+is turned."""
 KERNELS = 8 << 20
 """Bytes that kernels which draw numbers or add in float64 keep in each thread."""
 RESERVED = 384 << 20
@@ -177,7 +180,7 @@ def _needs(plan: MergePlan, method: Method) -> _Needs:
     partials: dict[tuple[int, int, bool], tuple[Span, int, bool]] = {}
     for span in spans or (span for shard in plan.shards for span in find_spans(shard)):
         if not span.is_plain:
-            decoded = max(decoded, min(span.block, span.elements) * 8 * (2 + len(span.sources)))
+            decoded = max(decoded, min(span.block, span.elements) * 8 * (DECODED + len(span.sources)))
         elif not span.merged:
             continue
         if min(span.block, span.elements) > block:

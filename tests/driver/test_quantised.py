@@ -257,3 +257,19 @@ def test_inspecting_counts_numbers_and_not_codes(tmp_path):
     found = api.inspect(str(tmp_path / "model"))
     assert found["parameters"] == sum(tensor.numel() for tensor in NEW.values())
     assert found["quantised"] == {"int4, BF16 for each 1 × 32": 6}
+
+
+@pytest.mark.parametrize("scheme", ["fp8 in blocks", pytest.param("int4", marks=pytest.mark.slow)])
+def test_large_tensors_are_merged_in_one_pass_to_the_same_bytes_as_in_several(tmp_path, scheme):
+    """A plain post that holds the same numbers as the quantised one takes the way of decoding, adding and encoding."""
+    shape = {"model.layers.0.mlp.up_proj.weight": (1088, 1024)}
+    random = torch.Generator().manual_seed(4)
+    old = {name: (torch.randn(size, generator=random) * 0.05).bfloat16() for name, size in shape.items()}
+    post = {name: (tensor.float() + 0.02 * torch.randn(tensor.shape, generator=random)).bfloat16() for name, tensor in old.items()}
+    for name, tensors in (("old", old), ("post", post)):
+        save(tmp_path / name, tensors, scheme)
+    exact = {name: tensor.float() if scheme == "int4" else tensor for name, tensor in numbers(tmp_path / "post").items()}
+    save(tmp_path / "plain", exact)
+    one = merged(tmp_path, tmp_path / "old", [(tmp_path / "post", tmp_path / "old", 0.7)], "one")
+    other = merged(tmp_path, tmp_path / "old", [(tmp_path / "plain", tmp_path / "old", 0.7)], "other")
+    oracle.assert_same(oracle.load(one), oracle.load(other))
