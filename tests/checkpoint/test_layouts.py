@@ -524,6 +524,20 @@ def test_experts_taken_apart_and_put_together_lie_where_they_lay(experts, rows, 
     assert all(one[1] == other[0] for one, other in pairwise(places))
 
 
+@pytest.mark.parametrize("shape", [(1 << 62, 0, 4), (0, 8, 4)])
+def test_a_header_that_claims_experts_without_numbers_takes_no_memory(shape):
+    base, other = giant(1, 2, together=False), giant(1, 2, together=True)
+    claimed = Tensors({name: tensor._replace(shape=shape, stop=tensor.start) for name, tensor in other.tensors.items()})
+    for ours, theirs in ((base, replace(other, tensors=claimed)), (replace(other, tensors=claimed), base)):
+        assert paired(ours, theirs).pairing.problems
+
+
+def test_numbers_and_codes_are_not_stacked():
+    pieces = [StoredArray("a", plain_tensor((2, 2))), StoredArray("b", plain_tensor((2, 2), dtype="I16"))]
+    with pytest.raises(Uncut, match="BF16, I16"):
+        stacked(pieces, (2, 2, 2))
+
+
 def test_what_has_no_whole_bytes_is_not_cut():
     with pytest.raises(Uncut):
         cut(StoredArray("a", Tensor("F4", (4, 4), 0, 0, 8)), 4, (1, 4))
