@@ -3,11 +3,12 @@
 Real classes are saved as the hub has them and as they lie in memory; under the names and shapes of one, the other has the same numbers.
 """
 
+import gc
 import json
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -561,12 +562,16 @@ def giant(layers, experts, *, together):
 @pytest.mark.parametrize("together", [True, False], ids=["base_together", "base_apart"])
 def test_two_hundred_thousand_experts_take_about_a_second(together):
     base, other = giant(174, 384, together=together), giant(174, 384, together=not together)
-    begin = perf_counter()
-    found = paired(base, other)
-    taken = perf_counter() - begin
+    gc.disable()  # as while a plan is made
+    try:
+        begin = process_time()
+        found = paired(base, other)
+        taken = process_time() - begin
+    finally:
+        gc.enable()
     assert found.tensors.keys() == base.tensors.keys()
     print(f"{taken:.2f} s for {max(len(base.tensors), len(other.tensors)):,} tensors")
-    assert taken < 6  # measured 1; the machine may be busy
+    assert taken < 4  # measured 1.1; the machine may be busy
 
 
 def test_a_merge_takes_each_number_from_where_it_lies(saved, tmp_path):
