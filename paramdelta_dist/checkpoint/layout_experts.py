@@ -142,6 +142,8 @@ class _Experts:
         wanted, made = set(kept.group.names), dict[str, Tensor]()
         for name in held.group.names:
             whole, layer = StoredArray(name, self._found.other[name]), numbers_of(name)
+            if not 0 < whole.tensor.shape[0] <= len(wanted):  # before as many names are made as a header claims
+                raise Uncut(f"it has {whole.tensor.shape[0]} experts, and the base {len(wanted)} matrices of them")
             names = [kept.group.name((*layer, str(expert))) for expert in range(whole.tensor.shape[0])]
             if not wanted.isdisjoint(names):
                 made.update(zip(names, _matrices(whole, len(held.parts), index, are_turned), strict=True))
@@ -180,9 +182,9 @@ class _Experts:
         arrays = [StoredArray(name, tensor) for name, tensor in zip(names, tensors, strict=True) if tensor is not None]
         if held.apart:
             return arrays
+        if arrays[0].tensor.shape[:1] != (experts,):
+            raise Uncut(f"it is {list(arrays[0].tensor.shape)}, and the base has {experts} experts")
         matrices = _matrices(arrays[0], len(held.parts), index, are_turned)
-        if len(matrices) != experts:
-            raise Uncut(f"it has {len(matrices)} experts, and the base {experts}")
         return [StoredArray(names[0], each) for each in matrices]
 
 

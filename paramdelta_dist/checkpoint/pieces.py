@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from paramdelta_dist.checkpoint.dtypes import ITEMSIZES
+from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES
 from paramdelta_dist.checkpoint.header import Encoded, Stacked, StoredArray, Tensor
 from paramdelta_dist.kernels.encodings import Scaled, Transposed, matrix
 
@@ -58,7 +58,11 @@ def _bytes_of(array: StoredArray, start: int, stop: int) -> StoredArray:
 
 
 def stacked(pieces: Sequence[StoredArray], shape: tuple[int, ...]) -> Tensor:
-    """The tensor of `shape` whose elements are those of the pieces, one behind the other."""
+    """The tensor of `shape` whose elements are those of the pieces, one behind the other. Raises Uncut where these are not all
+    floating-point numbers, or all something else."""
+    dtypes = {piece.tensor.dtype for piece in pieces}
+    if len({DTYPES[each].kind for each in dtypes}) > 1:
+        raise Uncut(f"its pieces are {', '.join(sorted(dtypes))}")
     dtype, _, file, start, stop, _ = pieces[0].tensor
     return Tensor(dtype, shape, file, start, stop, Stacked(tuple(pieces)))
 

@@ -3,11 +3,12 @@
 Real classes are saved as the hub has them and as they lie in memory; under the names and shapes of one, the other has the same numbers.
 """
 
+import gc
 import json
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -524,6 +525,20 @@ def test_experts_taken_apart_and_put_together_lie_where_they_lay(experts, rows, 
     assert all(one[1] == other[0] for one, other in pairwise(places))
 
 
+@pytest.mark.parametrize("shape", [(1 << 62, 0, 4), (0, 8, 4)])
+def test_a_header_that_claims_experts_without_numbers_takes_no_memory(shape):
+    base, other = giant(1, 2, together=False), giant(1, 2, together=True)
+    claimed = Tensors({name: tensor._replace(shape=shape, stop=tensor.start) for name, tensor in other.tensors.items()})
+    for ours, theirs in ((base, replace(other, tensors=claimed)), (replace(other, tensors=claimed), base)):
+        assert paired(ours, theirs).pairing.problems
+
+
+def test_numbers_and_codes_are_not_stacked():
+    pieces = [StoredArray("a", plain_tensor((2, 2))), StoredArray("b", plain_tensor((2, 2), dtype="I16"))]
+    with pytest.raises(Uncut, match="BF16, I16"):
+        stacked(pieces, (2, 2, 2))
+
+
 def test_what_has_no_whole_bytes_is_not_cut():
     with pytest.raises(Uncut):
         cut(StoredArray("a", Tensor("F4", (4, 4), 0, 0, 8)), 4, (1, 4))
@@ -547,12 +562,16 @@ def giant(layers, experts, *, together):
 @pytest.mark.parametrize("together", [True, False], ids=["base_together", "base_apart"])
 def test_two_hundred_thousand_experts_take_about_a_second(together):
     base, other = giant(174, 384, together=together), giant(174, 384, together=not together)
-    begin = perf_counter()
-    found = paired(base, other)
-    taken = perf_counter() - begin
+    gc.disable()  # as while a plan is made
+    try:
+        begin = process_time()
+        found = paired(base, other)
+        taken = process_time() - begin
+    finally:
+        gc.enable()
     assert found.tensors.keys() == base.tensors.keys()
     print(f"{taken:.2f} s for {max(len(base.tensors), len(other.tensors)):,} tensors")
-    assert taken < 6  # measured 1; the machine may be busy
+    assert taken < 4  # measured 1.1; the machine may be busy
 
 
 def test_a_merge_takes_each_number_from_where_it_lies(saved, tmp_path):
