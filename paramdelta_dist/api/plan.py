@@ -9,7 +9,8 @@ from paramdelta_dist.checkpoint.components import locate
 from paramdelta_dist.driver.make_plan import plan, plan_sweep
 from paramdelta_dist.methods import find_method
 from paramdelta_dist.planning import MergePlan, WorkerMemory
-from paramdelta_dist.planning.tiles import bytes_to_reduce, count_requests
+from paramdelta_dist.planning.requests import count_requests
+from paramdelta_dist.planning.tiles import bytes_to_reduce
 from paramdelta_dist.storage import open_store, part_size, redact
 
 __all__ = ["plan", "plan_document", "plan_sweep", "tensor_documents"]

@@ -13,7 +13,7 @@ from paramdelta_dist.storage import redact
 
 
 def schemes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many matrices of a model are quantised in each scheme, by its title; the most frequent first."""
+    """The number of matrices of a model that are quantised in each scheme, by its title; the most frequent first."""
     if not has_encoded(tensors):
         return {}
     found = Counter(tensor.encoded.encoding for tensor in tensors.values() if isinstance(tensor.encoded, Encoded))

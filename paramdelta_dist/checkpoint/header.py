@@ -24,6 +24,7 @@ LENGTH_FIELD = 8
 ALIGNMENT = 4096
 """Tensor data starts at a multiple of this in the files we write: on a page, it can be written and mapped as it lies. Any start is read."""
 
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
 _SHORT.maxlist = _SHORT.maxdict = 8
@@ -236,11 +237,21 @@ def _natural(value: Any) -> bool:
 def render_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
     """Length field and JSON of a file that holds (name, dtype, shape, bytes) in this order, padded with spaces so
     that the data starts aligned."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
+    rendered, alike, offset = ['{"__metadata__":{"format":"pt"}'], _Rendered(), 0
     for name, dtype, shape, size in tensors:
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        stop = offset + size
+        rendered.append(f"{_quoted(name)}:{alike[dtype, shape]}[{offset},{stop}]}}")
+        offset = stop
+    text = (",".join(rendered) + "}").encode()
     text += b" " * (-(LENGTH_FIELD + len(text)) % ALIGNMENT)
     return len(text).to_bytes(LENGTH_FIELD, "little") + text
+
+
+class _Rendered(dict[tuple[str, tuple[int, ...]], str]):
+    """The JSON of an entry up to its offsets, for each dtype and shape: models have few."""
+
+    def __missing__(self, key: tuple[str, tuple[int, ...]]) -> str:
+        dtype, shape = key
+        start = json.dumps({"dtype": dtype, "shape": list(shape), "data_offsets": []}, separators=(",", ":"))
+        self[key] = start.removesuffix("[]}")
+        return self[key]

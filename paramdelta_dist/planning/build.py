@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -25,10 +26,11 @@ from paramdelta_dist.methods import Scope
 from paramdelta_dist.planning.fingerprint import fingerprint, located
 from paramdelta_dist.planning.layout import OutputTensor, ShardLayout, lay_out
 from paramdelta_dist.planning.names import require_writable
-from paramdelta_dist.planning.plan import EncodedOutput, InputFile, MergePlan, Shard, SideFile, TensorPlan
+from paramdelta_dist.planning.plan import InputFile, MergePlan, Shard, SideFile, TensorPlan
 from paramdelta_dist.planning.resolve import MethodCall, Resolver
 from paramdelta_dist.planning.row_map import RowMap
-from paramdelta_dist.planning.sources import EncodedPlace, Place, Source, Stack
+from paramdelta_dist.planning.shared import Shared
+from paramdelta_dist.planning.sources import Source, Stack
 from paramdelta_dist.planning.vocabulary_rows import Vocabularies, VocabularyPlanner, row_counts
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.recipe.rules import Selection
@@ -108,13 +110,15 @@ def build_plan(
     dtype = recipe.dtype or (plain_dtype(base.tensors) if decoded else None)
     changed_config(base.config, dtype, changes)  # what cannot be written is refused here
     locations = recipe.storage_config.locations(dict.fromkeys([*models, *(file.model for file in side_files)]))
-    encodings = [_encodings(model) for model in opened]
+    counted = {id(model.tensors): _encodings(model) for model in {id(model.tensors): model for model in opened}.values()}
+    encodings = [counted[id(model.tensors)] for model in opened]
     unlocated = fingerprint(recipe, models, calls, call_of, inputs, side_files, maps, changes, twins, without, encodings)
+    shared = Shared()
     return MergePlan(
         recipe=recipe,
         models=models,
         calls=calls,
-        shards=tuple(_shard(layout, opened, kinds, calls, call_of, maps, dimensions, alone, twins) for layout in layouts),
+        shards=tuple(_shard(layout, opened, kinds, calls, call_of, maps, dimensions, alone, twins, shared) for layout in layouts),
         fingerprint=located(unlocated, {redact(url): location for url, location in locations.items()}),
         unlocated=unlocated,
         locations=locations,
@@ -216,7 +220,7 @@ def _encoded_outputs(name: str, tensor: Tensor, *, is_merged: bool, is_mapped: b
                 "order as they are; `quantization: none` writes plain numbers"
             )
         codes, copied = encoded.arrays[:2], encoded.arrays[2:]
-        size = sum(array.tensor.nbytes for array in codes)
+        size = sum([array.tensor.nbytes for array in codes])
         yield OutputTensor(name, encoded.encoding.numbers, tensor.shape, size, encoded.encoding, codes)
     for array in copied:
         counted = tensor.parameters if array is encoded.arrays[0] else 0
@@ -225,13 +229,14 @@ def _encoded_outputs(name: str, tensor: Tensor, *, is_merged: bool, is_mapped: b
 
 def _encodings(model: Checkpoint) -> list[tuple[str, int]]:
     """Every encoding of a model, and how many tensors have it."""
-    counts: dict[Any, int] = {}
     if not has_encoded(model.tensors):
         return []
-    for tensor in model.tensors.values():
-        if tensor.encoded is not None:
-            kind = "stacked" if isinstance(tensor.encoded, Stacked) else tensor.encoded.encoding
-            counts[kind] = counts.get(kind, 0) + 1
+    shared = Counter([id(encoded.encoding) if type(encoded) is Encoded else 0 for *_, encoded in model.tensors.values() if encoded])
+    kinds = {id(t.encoded.encoding): t.encoded.encoding for t in model.tensors.values() if type(t.encoded) is Encoded}
+    counts: dict[Any, int] = {}
+    for address, count in shared.items():
+        kind = kinds[address] if address else "stacked"
+        counts[kind] = counts.get(kind, 0) + count
     return sorted((repr(kind), count) for kind, count in counts.items())
 
 
@@ -250,36 +255,44 @@ def _shard(
     dimensions: Mapping[str, int],
     alone: Collection[str],
     twins: Mapping[str, str],
+    shared: Shared,
 ) -> Shard:
     names = [tensor.array_of or tensor.name for tensor in layout.tensors]
     chosen = [None if tensor.array_of else call_of.get(tensor.name) for tensor in layout.tensors]
-    used, everyone = [call.models for call in calls], frozenset(range(len(models)))
+    used, everyone, base = [call.models for call in calls], frozenset(range(len(models))), frozenset({0})
+    with_base = [of_call | base for of_call in used]
     adapters = frozenset(position for position, model in enumerate(models) if model.space is Space.DELTA)
 
     def readers(output: OutputTensor, call: int | None) -> frozenset[int]:
         """The models that are read for a tensor."""
         name = output.name
         if output.array_of:
-            return frozenset({0})
+            return base
         if name in maps:
             return everyone
         if call is None:
-            return frozenset({0}) if kinds[name] or name in alone else everyone.difference(adapters)
+            return base if kinds[name] or name in alone else everyone.difference(adapters)
         if adapters:
-            return _read_with_adapters(calls[call], name, models, adapters).union({0} if output.encoding else ())
-        return used[call] | {0} if output.encoding else used[call]
+            return _read_with_adapters(calls[call], name, models, adapters).union(base if output.encoding else ())
+        return with_base[call] if output.encoding else used[call]
 
     needed = [readers(output, call) for output, call in zip(layout.tensors, chosen, strict=True)]
     inputs: list[InputFile] = []
     columns: list[list[Source | Stack | None]] = []
+    last: list[Tensor | None] = []
     for position, model in enumerate(models):
         held = [tensor if position in readers else None for tensor, readers in zip(map(model.tensors.get, names), needed, strict=True)]
         if position == 0:
             held = [_array(tensor, output) if output.array_of else tensor for tensor, output in zip(held, layout.tensors, strict=True)]
-        files = dict.fromkeys(file for tensor in held if tensor is not None for file in _files(tensor))
+        files = _files(held)
         places = {file: place for place, file in enumerate(files, len(inputs))}
         inputs += [InputFile(position, model.files[file]) for file in files]
-        columns.append([None if tensor is None else _source(tensor, places) for tensor in held])
+        if columns and held == last:  # models with the same headers: what was found out of one is true of the next
+            further = len(files)
+            columns.append([None if source is None else _moved(source, further) for source in columns[-1]])
+        else:
+            columns.append([None if tensor is None else _source(tensor, places, shared) for tensor in held])
+        last = held
     plans, offset = [], len(layout.header)
     for output, call, sources in zip(layout.tensors, chosen, zip(*columns, strict=True), strict=True):
         name, dtype, shape, nbytes, encoding, arrays, _, counted = output
@@ -291,7 +304,7 @@ def _shard(
                     f"{shown(name)} has one scale for all experts in the base, and a model keeps them apart: `quantization: none` writes "
                     "plain numbers"
                 )
-            encoded = EncodedOutput(encoding, tuple([(array.name, array.tensor.nbytes) for array in arrays]))
+            encoded = shared.output(name, encoding, arrays)
         twin = twins.get(name, "")
         plan = TensorPlan(
             name, call is not None, dtype, shape, elements, offset, nbytes, call or 0, sources, rows, twin=twin, encoded=encoded,
@@ -325,22 +338,36 @@ def _array(tensor: Tensor | None, output: OutputTensor) -> Tensor | None:
     return next(array.tensor for array in tensor.encoded.arrays if array.name == output.name)
 
 
-def _files(tensor: Tensor) -> Iterator[int]:
-    if tensor.encoded is None:
-        yield tensor.file
-    else:
-        for array in tensor.encoded.arrays:
-            yield from _files(array.tensor)
+def _files(tensors: Iterable[Tensor | None]) -> dict[int, None]:
+    """The files of a model that some of its tensors lie in, in the order in which they are met."""
+    files: dict[int, None] = {}
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.encoded is None:
+            files[tensor.file] = None
+        elif isinstance(tensor.encoded, Stacked):
+            files |= _files([array.tensor for array in tensor.encoded.arrays])
+        else:
+            for array in tensor.encoded.arrays:
+                files[array.tensor.file] = None
+    return files
 
 
-def _source(tensor: Tensor, places: Mapping[int, int]) -> Source | Stack:
+def _source(tensor: Tensor, places: Mapping[int, int], shared: Shared) -> Source | Stack:
     encoded = tensor.encoded
     if encoded is None:
         return Source(places[tensor.file], tensor.start, tensor.dtype)
     if isinstance(encoded, Stacked):
-        pieces = [_source(array.tensor, places) for array in encoded.arrays]
+        pieces = [_source(array.tensor, places, shared) for array in encoded.arrays]
         ends = tuple(accumulate(array.tensor.parameters for array in encoded.arrays))
         return Stack(tuple([piece for piece in pieces if isinstance(piece, Source)]), ends)
-    encoding = encoded.encoding
-    arrays = tuple([Place(places[array.tensor.file], array.tensor.start) for array in encoded.arrays[: encoding.arrays]])
-    return Source(arrays[0].file, arrays[0].start, encoding.numbers, EncodedPlace(encoding, tensor.shape, 0, arrays))
+    return Source(places[tensor.file], tensor.start, encoded.encoding.numbers, shared.place(tensor, encoded, places))
+
+
+def _moved(source: Source | Stack, files: int) -> Source | Stack:
+    """The same place in a model whose files come so much later among the inputs."""
+    if isinstance(source, Stack):
+        return source._replace(pieces=tuple([piece._replace(file=piece.file + files) for piece in source.pieces]))
+    file, start, dtype, encoded = source
+    return Source(file + files, start, dtype, encoded)

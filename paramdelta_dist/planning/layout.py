@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,17 +32,11 @@ class OutputTensor(NamedTuple):
     """Parameters that it counts as, where these are not its elements."""
 
     @property
-    def entries(self) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
-        """(name, dtype, shape, bytes) of everything that a header has of it."""
-        if self.encoding is None:
-            yield self[:4]
-        for name, held in self.arrays:
-            yield name, held.dtype, held.shape, held.stop - held.start
-
-    @property
     def alignment(self) -> int:
         """Bits that the place of each of its arrays has to be a multiple of."""
-        return max(DTYPES[dtype].bits for _, dtype, _, _ in self.entries)
+        if self.encoding is None:
+            return DTYPES[self.dtype].bits
+        return max([DTYPES[held.dtype].bits for _, held in self.arrays])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +81,34 @@ def lay_out(
 def _shard(group: list[OutputTensor], file: str, companions: Mapping[str, Companion]) -> ShardLayout:
     ordered = tuple(sorted(group, key=_order))
     named = [each._replace(name=companions[each.name].name) for each in ordered] if companions else ordered
-    entries = [entry for tensor in named for entry in tensor.entries]
+    entries = _entries(named)
     header = render_header(entries)
     _require_aligned(entries, len(header))
     return ShardLayout(file, header, ordered, len(header) + sum(tensor.nbytes for tensor in ordered))
 
 
+def _entries(tensors: Iterable[OutputTensor]) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """(name, dtype, shape, bytes) of everything that a header has of some tensors."""
+    entries = []
+    for tensor in tensors:
+        if tensor.encoding is None:
+            entries.append(tensor[:4])
+        for name, (dtype, shape, _, start, stop, _) in tensor.arrays:
+            entries.append((name, dtype, shape, stop - start))
+    return entries
+
+
 def _order(tensor: OutputTensor) -> tuple[int, bool]:
     """Wider ones first; of those that are encoded, which end anywhere, the ones that leave what follows unaligned last."""
-    if tensor.encoding is None:
-        return -DTYPES[tensor.dtype].bits, False
-    return -tensor.alignment, tensor.nbytes * 8 % tensor.alignment != 0
+    alignment = tensor.alignment
+    return -alignment, tensor.encoding is not None and tensor.nbytes * 8 % alignment != 0
 
 
 def _require_aligned(entries: Iterable[tuple[str, str, tuple[int, ...], int]], start: int) -> None:
     """Raise CheckpointError where codes have a number of bytes behind which nothing can lie as it should."""
+    bits = {dtype: form.bits for dtype, form in DTYPES.items()}
     for name, dtype, _, nbytes in entries:
-        if start * 8 % DTYPES[dtype].bits and nbytes:
+        if nbytes and start * 8 % bits[dtype]:
             raise CheckpointError(
                 f"tensor {shown(name)} ({dtype}) would lie at a byte that no loader can read it from, because of the odd size of quantised "
                 "tensors before it: `quantization: none` writes plain numbers"

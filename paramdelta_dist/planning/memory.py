@@ -8,7 +8,7 @@ from paramdelta_dist.errors import OverBudget
 from paramdelta_dist.kernels.blocks import METHOD_BLOCK
 from paramdelta_dist.methods import Method
 from paramdelta_dist.planning.plan import MergePlan
-from paramdelta_dist.planning.spans import Span, find_spans
+from paramdelta_dist.planning.spans import Span, find_kinds
 from paramdelta_dist.planning.tiles import LARGEST_REQUEST, SLACK, WASTE, is_streamed, needs_of
 from paramdelta_dist.sizes import format_memory
 from paramdelta_dist.storage import PARTS_IN_FLIGHT, WRITE_MEMORY, part_size
@@ -173,12 +173,12 @@ class _Needs:
 
 
 def _needs(plan: MergePlan, method: Method) -> _Needs:
-    spans = [span for shard in plan.shards for span in find_spans(shard)] if plan.is_encoded else ()
+    spans = [*find_kinds(plan.shards)] if plan.is_encoded else ()
     if method.spans_tensors and not spans and not any(call.reductions for call in plan.calls):
         return _Needs()
     block, smallest, decoded, wholes, row, why = METHOD_BLOCK, 0, 0, set(), None, ""
     partials: dict[tuple[int, int, bool], tuple[Span, int, bool]] = {}
-    for span in spans or (span for shard in plan.shards for span in find_spans(shard)):
+    for span in spans or find_kinds(plan.shards):
         if not span.is_plain:
             decoded = max(decoded, min(span.block, span.elements) * 8 * (DECODED + len(span.sources)))
         elif not span.merged:

@@ -21,12 +21,29 @@ FORMAT = 2
 """Version of what a plan's bytes mean; part of the fingerprint, raised when the output of an equal recipe changes."""
 
 
+class WrittenArray(NamedTuple):
+    """An array that a tensor is written as; its name is told from that of the tensor."""
+
+    cut: int
+    """Characters taken off the end of the tensor's name."""
+    end: str
+    """Text that takes their place."""
+    nbytes: int
+
+    @classmethod
+    def of(cls, tensor: str, name: str, nbytes: int) -> WrittenArray:
+        """The array of this name, of a tensor of that."""
+        stem = tensor.rfind(".") + 1
+        kept = len(tensor) if name.startswith(tensor) else stem if name.startswith(tensor[:stem]) else 0
+        return cls(len(tensor) - kept, name[kept:], nbytes)
+
+
 class EncodedOutput(NamedTuple):
-    """The arrays that a tensor is written as, where its numbers are encoded: codes, and right behind them the scales that these decide."""
+    """The arrays that a tensor is written as, where its numbers are encoded: codes, and right behind them the scales that these decide.
+    Tensors that are written alike share one of these."""
 
     encoding: Scaled
-    arrays: tuple[tuple[str, int], ...]
-    """(name, bytes) of each."""
+    arrays: tuple[WrittenArray, ...]
 
 
 class TensorPlan(NamedTuple):
@@ -63,9 +80,12 @@ class TensorPlan(NamedTuple):
     @property
     def arrays(self) -> Iterator[tuple[str, int, int]]:
         """(name, first byte, bytes) of each array in the output file."""
+        if self.encoded is None:
+            yield self.name, self.start, self.nbytes
+            return
         start = self.start
-        for name, nbytes in self.encoded.arrays if self.encoded else ((self.name, self.nbytes),):
-            yield name, start, nbytes
+        for cut, end, nbytes in self.encoded.arrays:
+            yield self.name[: len(self.name) - cut] + end, start, nbytes
             start += nbytes
 
 
@@ -170,10 +190,24 @@ class Shard:
     @property
     def bytes_to_read(self) -> int:
         total = 0
+        known: dict[tuple[int, int], int] = {}
+        """Of sources that are encoded alike, by the address of what they share."""
         for part in parts_of(self.tensors):
+            is_whole = part.sources is part.tensor.sources
             for source in part.sources:
-                if source is not None:
-                    total += part.elements * DTYPES[source.dtype].bits // 8 if source.is_plain else source.nbytes(part.elements)
+                if source is None:
+                    continue
+                if isinstance(source, Stack):
+                    total += source.nbytes(part.elements)
+                elif source.encoded is None:
+                    total += part.elements * DTYPES[source.dtype].bits // 8
+                elif not is_whole:
+                    total += source.nbytes(part.elements)
+                else:
+                    key = id(source.encoded), part.elements
+                    if key not in known:
+                        known[key] = source.nbytes(part.elements)
+                    total += known[key]
         return total
 
 

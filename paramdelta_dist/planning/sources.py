@@ -20,14 +20,15 @@ class Read(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The first byte of an array, in a file by its position in `Shard.inputs`."""
+    """The first byte of an array, told from that of the codes: so many files further on in `Shard.inputs`, and so many bytes."""
 
     file: int
     start: int
 
 
 class EncodedPlace(NamedTuple):
-    """The arrays in which numbers lie that are not stored as one."""
+    """The arrays in which numbers lie that are not stored as one. Matrices that lie alike share one of these, as most do in models
+    that have very many."""
 
     encoding: Encoding
     shape: tuple[int, ...]
@@ -35,7 +36,7 @@ class EncodedPlace(NamedTuple):
     first: int
     """Element of it with which the source begins."""
     arrays: tuple[Place, ...]
-    """Those that the encoding decodes, in its order."""
+    """Those that the encoding decodes, in its order; the first are the codes, and lie where the source begins."""
 
 
 class Source(NamedTuple):
@@ -67,11 +68,7 @@ class Source(NamedTuple):
     @property
     def layout(self) -> Hashable:
         """All that its bytes depend on but for where they begin: equal ones are read in equally many requests."""
-        if self.encoded is None:
-            return self.dtype
-        encoding, shape, first, arrays = self.encoded
-        file, start = arrays[0]
-        return encoding, shape, first, tuple([(array[0] - file, array[1] - start) for array in arrays])
+        return self.encoded or self.dtype
 
     def ranges(self, first: int, last: int) -> tuple[Read, ...]:
         """The bytes of each array that elements [first, last), which are not none, need."""
@@ -80,7 +77,12 @@ class Source(NamedTuple):
             return (Read(self.file, self.start + first * width, self.start + last * width),)
         encoding, shape, begin, arrays = self.encoded
         ranges = encoding.ranges(shape, begin + first, begin + last)
-        return tuple([Read(file, start + a, start + b) for (file, start), (a, b) in zip(arrays, ranges, strict=True)])
+        return tuple(
+            [
+                Read(self.file + file, self.start + start + a, self.start + start + b)
+                for (file, start), (a, b) in zip(arrays, ranges, strict=True)
+            ]
+        )
 
     def room(self, elements: int) -> int:
         """The most bytes that any `elements` which follow one another need."""
@@ -96,10 +98,10 @@ class Source(NamedTuple):
 
     def with_files(self, places: Sequence[int]) -> Source:
         """The same where the inputs lie in another order: `places` has the new position of each."""
-        encoded = self.encoded
-        if encoded is not None:
-            encoded = encoded._replace(arrays=tuple([Place(places[file], start) for file, start in encoded.arrays]))
-        return self._replace(file=places[self.file], encoded=encoded)
+        encoded, moved = self.encoded, places[self.file]
+        if encoded is not None and any(file for file, _ in encoded.arrays):
+            encoded = encoded._replace(arrays=tuple([Place(places[self.file + file] - moved, start) for file, start in encoded.arrays]))
+        return self._replace(file=moved, encoded=encoded)
 
 
 @lru_cache(1 << 12)  # large models have a few shapes, each of them many times

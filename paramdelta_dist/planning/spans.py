@@ -7,14 +7,14 @@ span. Which tensors share one decides nothing about the bytes: it is how they ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from itertools import repeat
 from typing import NamedTuple
 
 from paramdelta_dist.checkpoint.dtypes import DTYPES, ITEMSIZES
 from paramdelta_dist.kernels.blocks import METHOD_BLOCK, block_elements
 from paramdelta_dist.methods import BlockShape, Scope, find_method
-from paramdelta_dist.planning.plan import EncodedOutput, Part, Shard, output_bytes, parts_of
+from paramdelta_dist.planning.plan import EncodedOutput, Part, Shard, TensorPlan, output_bytes, parts_of
 from paramdelta_dist.planning.resolve import MethodCall
 from paramdelta_dist.planning.sources import Source, Stack, sources_of
 
@@ -67,9 +67,44 @@ class Span(NamedTuple):
         raise IndexError(f"element {element} is beyond the span")
 
 
+class Whole(NamedTuple):
+    """A tensor that is written encoded, all of it from one place in every model."""
+
+    part: Part
+    kinds: list[_SpanKind]
+    form: Hashable
+    """All of it but its name and its places, told by the addresses of what it shares with others: true as long as the plan is there."""
+
+    @property
+    def spans(self) -> tuple[Span, Span]:
+        """Codes, and the scales behind them."""
+        return _span([self.part], self.kinds), _trail(self.part)
+
+
 def find_spans(shard: Shard) -> Iterator[Span]:
     """The spans of a shard in the order of their bytes; every tensor that has elements, or every part of it, is in exactly one.
     Behind the last part of a tensor that is encoded comes the span of its scales."""
+    for unit in find_units(shard):
+        if isinstance(unit, Span):
+            yield unit
+        else:
+            yield from unit.spans
+
+
+def find_kinds(shards: Iterable[Shard]) -> Iterator[Span]:
+    """The spans of the shards of a plan; of those that differ in names and places alone, the first."""
+    known: set[Hashable] = set()
+    for shard in shards:
+        for unit in find_units(shard):
+            if isinstance(unit, Span):
+                yield unit
+            elif unit.form not in known:
+                known.add(unit.form)
+                yield from unit.spans
+
+
+def find_units(shard: Shard) -> Iterator[Span | Whole]:
+    """The spans of a shard in the order of their bytes, those of tensors that can be told to be alike not yet made."""
     kinds = [_kind(call) for call in shard.calls]
     parts: list[Part] = []
     for part in _parts(shard, kinds):
@@ -78,12 +113,14 @@ def find_spans(shard: Shard) -> Iterator[Span]:
         if parts and not ((not part.merged or kinds[part.tensor.call].spans_tensors) and _follows(parts[-1], part)):
             yield _span(parts, kinds)
             parts = []
-        if part.tensor.encoded is not None:
+        if part.tensor.encoded is None:
+            parts.append(part)
+        elif part.sources is part.tensor.sources and (form := _form(part.tensor)) is not None:
+            yield Whole(part, kinds, form)
+        else:
             yield _span([part], kinds)
             if part.is_last:
                 yield _trail(part)
-            continue
-        parts.append(part)
     if parts:
         yield _span(parts, kinds)
 
@@ -95,6 +132,16 @@ def _parts(shard: Shard, kinds: list[_SpanKind]) -> Iterator[Part]:
             yield Part(tensor, 0, tensor.elements, True, tensor.sources)
         else:
             yield from parts_of((tensor,))
+
+
+def _form(tensor: TensorPlan) -> Hashable:
+    """`Whole.form`; None where a model keeps the tensor in pieces."""
+    alike: list[Hashable] = []
+    for source in tensor.sources:
+        if isinstance(source, Stack):
+            return None
+        alike.append(source and (source.dtype if source.encoded is None else id(source.encoded)))
+    return tensor.merged, tensor.dtype, tensor.shape, tensor.nbytes, tensor.call, id(tensor.encoded), *alike
 
 
 class _SpanKind(NamedTuple):

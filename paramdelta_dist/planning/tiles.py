@@ -9,7 +9,7 @@ not fit it is streamed: read as tiles of its own once for each reduction, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -113,44 +113,9 @@ def _room(span: Span, tile_size: int) -> int:
     return room
 
 
-def count_requests(shard: Shard, *, tile_size: int) -> int:
-    """The number of reads that the tiles of a shard take, with the reductions before them, without making all of them."""
-    over_model, over_tensors = _reductions_of(shard)
-
-    known: dict[Hashable, int] = {}
-
-    def reads(tile: Tile) -> int:
-        layout = _layout(tile)
-        if layout is None:
-            return sum(len(tile_reads(tile, model)) for model in range(len(tile.segments[0].span.sources))) if tile.segments else 0
-        if layout not in known:
-            known[layout] = sum(len(tile_reads(tile, model)) for model in range(len(tile.segments[0].span.sources)))
-        return known[layout]
-
-    total = 0
-    for tile, count in _stretches(shard, tile_size):
-        total += count * reads(tile)
-        if over_model:
-            total += count * over_model * reads(tile._replace(segments=tuple(s for s in tile.segments if s.span.merged)))
-    for span in find_spans(shard) if over_tensors else ():
-        if is_streamed(span, tile_size):
-            total += span.reductions * sum(reads(tile) for tile in reduction_tiles(span, tile_size=tile_size))
-    return total
-
-
-def _layout(tile: Tile) -> Hashable:
-    """All that the number of requests for a tile depends on, where it has codes of one tensor: models have few kinds of matrices, and very
-    many of each. None for other tiles."""
-    codes = [segment for segment in tile.segments if not segment.span.trails]
-    if len(codes) != 1 or codes[0].span.encoded is None:
-        return None
-    ((span, first, last),) = codes
-    return first, last, span.block, tuple([None if source is None else source.layout for source in span.sources])
-
-
 def bytes_to_reduce(shard: Shard, *, tile_size: int) -> int:
     """Bytes that reductions over streamed tensors and over the whole model read, besides what making the tensors reads."""
-    over_model, _ = _reductions_of(shard)
+    over_model, _ = reductions_of(shard)
     return _bytes_to_stream(shard, tile_size) + (over_model * bytes_of_reduction(shard) if over_model else 0)
 
 
@@ -166,7 +131,7 @@ def bytes_of_reduction(shard: Shard) -> int:
 
 def _bytes_to_stream(shard: Shard, tile_size: int) -> int:
     """Bytes that reductions over streamed tensors read."""
-    _, over_tensors = _reductions_of(shard)
+    _, over_tensors = reductions_of(shard)
     spans = find_spans(shard) if over_tensors else ()
     return sum(span.reductions * _input_bytes(span) for span in spans if is_streamed(span, tile_size))
 
@@ -175,52 +140,88 @@ def _input_bytes(span: Span) -> int:
     return sum([source.nbytes(span.elements) for source in span.sources if source is not None])
 
 
-def _reductions_of(shard: Shard) -> tuple[int, int]:
+def reductions_of(shard: Shard) -> tuple[int, int]:
     """The most reductions that any of its tensors needs over the model, the same for all, and over itself."""
     scopes = [[reduction.scope for reduction in call.reductions] for call in shard.calls] or [[]]
     scale = any(tensor.encoded is not None and not tensor.encoded.encoding.rows for tensor in shard.tensors)
     return max(each.count(Scope.MODEL) for each in scopes), max(each.count(Scope.TENSOR) for each in scopes) + scale
 
 
-class _Stretch(NamedTuple):
+class Stretch(NamedTuple):
     """`tiles` tiles in a row that are alike; the first of them. More than one hold a single segment each."""
 
     tile: Tile
     tiles: int
 
 
-def _stretches(shard: Shard, tile_size: int) -> Iterator[_Stretch]:
-    if tile_size < CUT * 8:
-        raise ValueError(f"a tile of {tile_size} bytes cannot hold {CUT} elements")
-    segments: list[Segment] = []
-    filled: list[int] = []  # bytes so far in the output and of each model
-    start = position = len(shard.header)
+def _stretches(shard: Shard, tile_size: int) -> Iterator[Stretch]:
+    cutter = Cutter(tile_size, len(shard.header))
     for span in find_spans(shard):
+        yield from cutter.add(span)
+    yield from cutter.rest()
+
+
+class Cutter:
+    """The tile that is being filled, from one span to the next."""
+
+    def __init__(self, tile_size: int, position: int) -> None:
+        """`position` is the first byte of the first tile. Raises ValueError when the tile size cannot hold CUT elements."""
+        if tile_size < CUT * 8:
+            raise ValueError(f"a tile of {tile_size} bytes cannot hold {CUT} elements")
+        self._tile_size = tile_size
+        self._start = self._position = position
+        self._segments: list[Segment] = []
+        self._filled: list[int] = []
+        """Bytes so far in the output and of each model."""
+
+    def copy(self) -> Cutter:
+        """The same state, to go on from in another way."""
+        other = Cutter(self._tile_size, self._start)
+        other._position, other._segments, other._filled = self._position, [*self._segments], self._filled
+        return other
+
+    def takes(self, span: Span) -> bool:
+        """Whether a span that stands apart goes into the tile that is being filled, and does not begin one."""
+        return 0 < len(self._segments) < MOST_SEGMENTS and self._last(span, 0) == span.elements
+
+    def add(self, span: Span) -> Iterator[Stretch]:
+        """The tiles that are full with the next span."""
         first = 0
+        apart = span.reductions or span.encoded is not None  # so that all codes that are alike are cut alike
         while first < span.elements:
-            filled = filled or [0] * (1 + len(span.sources))
-            last = first + most_elements(span, span.elements - first, [tile_size - used for used in filled])
+            last, segments = self._last(span, first), self._segments
             full = last == first or len(segments) == MOST_SEGMENTS
-            apart = span.reductions or span.encoded is not None  # so that all codes that are alike are cut alike
             if segments and (full or (apart and first == 0 and last < span.elements)):
-                yield _Stretch(Tile(start, position, tuple(segments)), 1)
-                start, segments, filled = position, [], []
+                yield from self.rest()
                 continue
             if last == first:
-                _room(span, tile_size)  # raises
-            position += span.output_bytes(last) - span.output_bytes(first)
+                _room(span, self._tile_size)  # raises
+            self._position += span.output_bytes(last) - span.output_bytes(first)
             segments.append(Segment(span, first, last))
             if len(segments) == 1 and last < span.elements:
-                alike = (span.elements - first - 1) // (last - first)
-                yield _Stretch(Tile(start, position, tuple(segments)), alike)
+                alike, size = (span.elements - first - 1) // (last - first), self._position - self._start
+                yield Stretch(Tile(self._start, self._position, tuple(segments)), alike)
                 first += alike * (last - first)
-                start = position = start + alike * (position - start)
-                segments, filled = [], []
+                self._close(self._start + alike * size)
                 continue
-            filled = [used + need for used, need in zip(filled, needs_of(span, last - first), strict=True)]
+            needs = needs_of(span, last - first)
+            self._filled = [used + need for used, need in zip(self._filled, needs, strict=True)] if self._filled else needs
             first = last
-    if segments:
-        yield _Stretch(Tile(start, position, tuple(segments)), 1)
+
+    def rest(self) -> Iterator[Stretch]:
+        """The tile that is being filled, as it is; the next one is empty."""
+        if self._segments:
+            yield Stretch(Tile(self._start, self._position, tuple(self._segments)), 1)
+            self._close(self._position)
+
+    def _last(self, span: Span, first: int) -> int:
+        """The element up to which a span fits from `first` on."""
+        filled = self._filled or [0] * (1 + len(span.sources))
+        return first + most_elements(span, span.elements - first, [self._tile_size - used for used in filled])
+
+    def _close(self, position: int) -> None:
+        self._start = self._position = position
+        self._segments, self._filled = [], []
 
 
 def needs_of(span: Span, elements: int) -> list[int]:

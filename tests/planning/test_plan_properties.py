@@ -2,7 +2,7 @@
 
 import json
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from paramdelta_dist.checkpoint import Checkpoint, Tensor, WeightFile
 from paramdelta_dist.checkpoint.dtypes import DTYPES
+from paramdelta_dist.checkpoint.encoded import with_logical_tensors
+from paramdelta_dist.checkpoint.families import Tensors
 from paramdelta_dist.checkpoint.header import ALIGNMENT, LENGTH_FIELD, parse_header
 from paramdelta_dist.planning import build_plan
+from paramdelta_dist.planning.requests import count_requests
 from paramdelta_dist.planning.sources import Read
 from paramdelta_dist.planning.spans import find_spans
-from paramdelta_dist.planning.tiles import MAX_GAP, WASTE, coalesce, count_requests, cut_tiles, source_ranges, tile_reads
+from paramdelta_dist.planning.tiles import MAX_GAP, WASTE, coalesce, cut_tiles, source_ranges, steps_of, tile_reads
 from paramdelta_dist.recipe.model import Recipe
 from paramdelta_dist.storage import Identity
 
@@ -250,6 +253,51 @@ def test_requests_are_counted_as_the_tiles_make_them(models, shard_size, tile_si
     for shard in plan_of(models, shard_size=shard_size).shards:
         made = sum(len(tile_reads(tile, model)) for tile in cut_tiles(shard, tile_size=tile_size) for model in range(3))
         assert count_requests(shard, tile_size=tile_size) == made
+
+
+STORED = {
+    "fp8": lambda rows, columns: {"weight": ("F8_E4M3", (rows, columns)), "weight_scale_inv": ("F32", (-(-rows // 16), -(-columns // 16)))},
+    "one scale": lambda rows, columns: {"weight": ("F8_E4M3", (rows, columns)), "weight_scale": ("F32", (1,))},
+    "mxfp4": lambda rows, columns: {"weight_packed": ("U8", (rows, columns // 2)), "weight_scale": ("U8", (rows, columns // 32))},
+    "plain": lambda rows, columns: {"weight": ("BF16", (rows, columns))},
+}
+"""The arrays of a matrix, by how it is stored."""
+FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]}}
+
+
+@st.composite
+def quantised_sets(draw):
+    """The same three with matrices of few kinds, some of them stored in one way in one model and in another in the next; most of them
+    lie in the same order in all."""
+    kinds = draw(st.lists(st.tuples(st.sampled_from(sorted(STORED)), st.sampled_from([1, 16, 40, 64, 200]), st.sampled_from([32, 96])),
+                          min_size=1, max_size=3))  # fmt: skip
+    order = [*draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=30))]
+    models = {}
+    for url in ("/base", "/post", "/old"):
+        numbers = draw(st.one_of(st.just(range(len(order))), st.permutations(range(len(order)))))
+        plain = draw(st.sampled_from([0, 0, 3]))
+        files = draw(st.sampled_from([1, 1, 2]))
+        tensors, ends = {}, [LENGTH_FIELD] * files
+        for place, number in enumerate(numbers):
+            scheme, rows, columns = order[number]
+            for end, (dtype, shape) in STORED["plain" if plain and number % plain == 0 else scheme](rows, columns).items():
+                file = place * files // len(order)
+                size = DTYPES[dtype].nbytes(shape)
+                tensors[f"layers.{number}.{end}"] = Tensor(dtype, shape, file, ends[file], ends[file] + size)
+                ends[file] += size
+        held = tuple(WeightFile(f"{n}.safetensors", Identity(end, "t")) for n, end in enumerate(ends))
+        models[url] = with_logical_tensors(Checkpoint(url, held, Tensors(tensors), FP8, {}, ()))
+    return models
+
+
+@settings(max_examples=150, deadline=None)
+@given(quantised_sets(), st.lists(st.integers(12_000, 80_000), min_size=3, max_size=3), st.booleans(), st.sampled_from([1 << 15, 1 << 30]))
+def test_requests_of_quantised_models_are_counted_as_the_tiles_make_them(models, tile_sizes, is_kept, shard_size):
+    recipe = Recipe(base="/base", deltas=({"post": "/post", "base": "/old"},), output="/out", quantization="keep" if is_kept else "none")
+    plan = build_plan(recipe.model_copy(update={"shard_size": shard_size}), models, {})
+    for shard, tile_size in product(plan.shards, tile_sizes):
+        steps = steps_of(cut_tiles(shard, tile_size=tile_size), tile_size=tile_size)
+        assert count_requests(shard, tile_size=tile_size) == sum(len(tile_reads(step.tile, model)) for step in steps for model in range(3))
 
 
 @settings(max_examples=100, deadline=None)
