@@ -68,3 +68,17 @@ def float16(context: Any, bits: Any) -> Any:
         return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(types.uint16), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(context: Any, address: Any) -> Any:
+    """In compiled code: have the line of the cache at an address brought up to the core, if there is one; no more than a hint."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number, nothing = ir.IntType(32), ir.VoidType()
+        kind = ir.FunctionType(nothing, [cgutils.voidptr_t, number, number, number])
+        hint = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
+        builder.call(hint, [builder.inttoptr(arguments[0], cgutils.voidptr_t), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.none(address), code

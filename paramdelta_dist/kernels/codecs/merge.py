@@ -44,7 +44,7 @@ from paramdelta_dist.kernels.codecs.lanes import numbers as decode_lanes
 from paramdelta_dist.kernels.codecs.scaled import ALL, NUMBERS, decode_row
 from paramdelta_dist.kernels.codecs.scales import bits_at, joined, number_of, put_bits, scale_at, scales_at
 from paramdelta_dist.kernels.encodings import Scaled
-from paramdelta_dist.kernels.jit import compiled, pointer
+from paramdelta_dist.kernels.jit import compiled, pointer, prefetch
 
 STRIP = 1 << 16
 """Numbers of a strip, where its blocks are not larger: half a megabyte, which stays in a core's second cache."""
@@ -52,6 +52,8 @@ STRIP = 1 << 16
 
 PIECE = 1 << 9
 """Columns of a strip, likewise: what is known of them stays in the first cache while they are summed."""
+AHEAD = 2
+"""Rows of a strip that are asked for before they are needed: a processor does not guess what lies so far apart."""
 _STEPS = {"e4m3": 448 * 2.0**9, "e2m1": 12.0, "int4": 8.0}
 """The largest number of each kind of code over the least step."""
 
@@ -261,6 +263,9 @@ def _quick_strip(grid, places, wholes, same, weights, limit, start, row_of_scale
             room.divisors[lane], room.inverses[lane] = room.factor[block], 1.0 / room.factor[block]
     for row in range(rows):
         at, to = np.uint64(row * lanes * share), np.uint64(begin + row * grid.width // share)
+        if row + AHEAD < rows:
+            for line in range(0, lanes, 64):
+                prefetch(np.uint64(codes.ctypes.data) + to + np.uint64(AHEAD * grid.width // share + line))
         put_codes(grid.code, np.uint64(lanes), numbers, at, room.divisors, room.inverses, room.near, codes, to)
     for block in range(blocks):
         if room.what[block] == PASSED:
@@ -293,6 +298,10 @@ def _sum_rows(grid, places, weights, begin, rows, lanes, group, candidates, room
         at = np.uint64(begin + row * grid.width // np.int64(halves))
         for model in range(len(places)):
             codes = numba.carray(pointer(places[model, 0]), ALL, np.uint8)
+            if row + AHEAD < rows:
+                ahead = places[model, 0] + at + np.uint64(AHEAD * grid.width // np.int64(halves))
+                for line in range(np.uint64(0), wide, np.uint64(64)):
+                    prefetch(ahead + line)
             if grid.code == E4M3 and has_nan(codes, at, wide):
                 return False
             decode_lanes(grid.code, codes, at, wide, room.bits, room.stored, model)
