@@ -258,7 +258,8 @@ class TileComputer:
             stored = [self._stored(fetched, block, 0), *self._others(fetched, block, output)]
             codes = piece[block.first - segment.first : block.last - segment.first]
             if True in known.same:
-                held = stored[known.same.index(True)].arrays
+                same = next((place for place, is_same in enumerate(known.same) if is_same and place), 0)  # of a post, else of the base
+                held = stored[same].arrays
                 codes[:], scale = held[0], bytes(held[1])
                 continue
             scale = scale_for(known.peak, bytes(stored[0].arrays[1]), encoding)

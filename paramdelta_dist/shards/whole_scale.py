@@ -19,7 +19,7 @@ class Found(NamedTuple):
     """What is known of some of the numbers."""
 
     same: tuple[bool, ...]
-    """For the base, and each post that is stored as the output is, whether all its numbers are these."""
+    """For the base, and each post that is stored as the output is, whether all its numbers are these, signs of zeros included."""
     peak: float
     """The largest magnitude."""
 
@@ -27,7 +27,8 @@ class Found(NamedTuple):
 def look(numbers: memoryview, candidates: Sequence[memoryview], dtype: str) -> Found:
     """What is known of `numbers`, given those of the base and of the posts that are stored alike; all of `dtype` F32 or F64."""
     made, *held = (np.frombuffer(each, np.float64 if dtype == "F64" else np.float32) for each in (numbers, *candidates))
-    return Found(tuple(bool(np.array_equal(made, each)) for each in held), float(np.abs(made).max()))
+    bits = np.uint64 if dtype == "F64" else np.uint32
+    return Found(tuple(bool(np.array_equal(made.view(bits), each.view(bits))) for each in held), float(np.abs(made).max()))
 
 
 def _combine(total: Found, more: Found) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -62,9 +63,10 @@ def encode(
     """Write codes and scales of elements [first, last), which are whole grains or end with the tensor, from as many `numbers` of dtype
     `encoding.numbers`.
 
-    Block by block, so that bytes do not depend on the cut: a block that equals what the base has (`kept`) gets its bytes; else one that
-    equals what one of `others` has, those of the first; else codes are rounded to nearest, ties to even, with the base's scale, or where
-    that would clip with the least that does not. A scale for all of the tensor, and with `whole` the number for it, remain the base's.
+    Block by block, so that bytes do not depend on the cut: a block that equals, signs of zeros included, what one of `others` has gets the
+    bytes of the first; else one that equals what the base has (`kept`), the base's; else codes are rounded to nearest, ties to even, with
+    the base's scale, or where that would clip with the least that does not. A scale for all of the tensor, and with `whole` the number
+    for it, remain the base's.
     The quotient that is rounded is number/scale in float64. Raises ValueError where the range or a length does not fit.
     """
     grid = grid_of(encoding, shape)
@@ -136,8 +138,9 @@ def _encode(grid: Grid, like, numbers, places, same, whole, first, last, codes, 
 
 @numba.njit(error_model="numpy")
 def _equal_to(grid, numbers, places, same, begin, rows, columns):
-    """The first of what is stored that has the numbers of a block; −1 if none has."""
-    for k in range(len(places)):
+    """The first of what is stored that has the numbers of a block, the base, which is the first, last; −1 if none has."""
+    for step in range(1, len(places) + 1):
+        k = step % len(places)
         if same[k]:
             stored = numba.carray(pointer(places[k, 2]), len(numbers), numbers.dtype)
             equal = True
@@ -145,7 +148,7 @@ def _equal_to(grid, numbers, places, same, begin, rows, columns):
                 start = begin + row * grid.width
                 one, other = numbers[start : start + columns], stored[start : start + columns]
                 for i in range(columns):
-                    equal &= one[i] == other[i]
+                    equal &= (one[i] == other[i]) & (math.copysign(1.0, one[i]) == math.copysign(1.0, other[i]))  # zeros have signs
                 if not equal:
                     break
             if equal:

@@ -6,6 +6,7 @@ encoded block by block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -397,8 +398,9 @@ def _count_nonfinite(part, stride, rows, columns, begin, width, counts):
 
 @numba.njit(error_model="numpy")
 def _equal_to(grid, numbers, stride, places, wholes, same, begin, rows, columns, place, row_of):
-    """The first of base and posts that has the numbers of a block; −1 if none has."""
-    for k in range(len(same)):
+    """The first of posts and base, in this order, that has the numbers of a block; −1 if none has."""
+    for step in range(1, len(same) + 1):
+        k = step % len(same)
         model = max(0, 2 * k - 1)
         if same[k]:
             codes, scales = numba.carray(pointer(places[model, 0]), ALL, np.uint8), numba.carray(pointer(places[model, 1]), ALL, np.uint8)
@@ -409,7 +411,7 @@ def _equal_to(grid, numbers, stride, places, wholes, same, begin, rows, columns,
                 decode_row(grid.code, codes, begin + row * grid.width, scale, stored)
                 one = numbers[row * stride : row * stride + columns]
                 for i in range(columns):
-                    equal &= one[i] == stored[i]
+                    equal &= (one[i] == stored[i]) & (math.copysign(1.0, one[i]) == math.copysign(1.0, stored[i]))
                 if not equal:
                     break
             if equal:

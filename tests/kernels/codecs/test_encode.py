@@ -97,7 +97,9 @@ def test_the_bytes_are_the_same_however_the_tensor_is_cut(data):
     edges = [0, *(cut * grain for cut in cuts if cut * grain < size), size]
     pieces = [run(base, [post], numbers[one:other], one, other) for one, other in pairwise(edges)]
     assert b"".join(piece[0] for piece in pieces) == whole[0]
-    assert b"".join(piece[1] for piece in pieces) == whole[1]
+    assert (b"".join(piece[1] for piece in pieces) if encoding.rows else pieces[0][1]) == whole[1]
+    if not encoding.rows:  # one scale, and so one block for each piece
+        return
     assert [sum(each) for each in zip(*(piece[2][:4] for piece in pieces), strict=True)] == list(whole[2][:4])
     worst = max((piece[2] for piece in pieces), key=lambda outcome: outcome.factor)
     assert (worst.factor, worst.misfit) == (whole[2].factor, whole[2].misfit)

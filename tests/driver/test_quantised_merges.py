@@ -75,6 +75,24 @@ def test_over_its_own_base_it_gives_every_byte_of_the_post(tmp_path, models, sch
         )
 
 
+def test_zeros_keep_the_sign_that_the_post_gives_them(tmp_path):
+    """Numbers far below a step are zeros with the sign they had: what a block says is the same, and its bytes are not."""
+    shape = (8, 64)
+    old = {"model.layers.0.mlp.up_proj.weight": torch.full(shape, -1e-4).bfloat16()}
+    post = {"model.layers.0.mlp.up_proj.weight": torch.full(shape, 1e-4).bfloat16()}
+    for tensors in (old, post):
+        tensors["model.layers.0.mlp.up_proj.weight"][:, ::32] = 1.0
+    for name, tensors in (("old", old), ("post", post)):
+        save(tmp_path / name, tensors, "mxfp4 of DeepSeek-V4")
+    codes = [oracle.load(tmp_path / name)["model.layers.0.mlp.up_proj.weight"] for name in ("old", "post")]
+    assert not codes[0].equal(codes[1])
+    assert all((numbers(tmp_path / name)["model.layers.0.mlp.up_proj.weight"][:, 1:32] == 0).all() for name in ("old", "post"))
+    out = merged(tmp_path, tmp_path / "old", [(tmp_path / "post", tmp_path / "old", 1.0)])
+    oracle.assert_same(oracle.load(out), oracle.load(tmp_path / "post"))
+    same = merged(tmp_path, tmp_path / "old", [(tmp_path / "post", tmp_path / "old", 0.0)], "same")
+    oracle.assert_same(oracle.load(same), oracle.load(tmp_path / "old"))
+
+
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_is_written_is_the_nearest_number_that_the_scheme_has(tmp_path, scheme, apart):
