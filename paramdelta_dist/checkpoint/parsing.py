@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
+from hashlib import blake2b
 from threading import Lock
 
 from paramdelta_dist.checkpoint.families import Tensors
@@ -34,7 +34,7 @@ class Parser:
 
     def index(self, text: bytes | bytearray, *, where: str) -> dict[str, str]:
         """The index, as `parse_index` returns it; raises what that raises, and OverBudget where there is no room."""
-        key = sha256(text).digest()
+        key = blake2b(text).digest()
         with self._turn:
             if key not in self._indexes:
                 with self.room.taken(json_cost(text, pairs=True), where):
@@ -44,7 +44,7 @@ class Parser:
 
     def header(self, text: bytes, *, file_size: int, where: str, file: int) -> dict[str, Tensor]:
         """The tensors of what `parse_header` returns; raises what that does, and OverBudget where there is no room."""
-        key = (sha256(text).digest(), file_size, file)
+        key = (blake2b(text).digest(), file_size, file)
         with self._turn:
             if key not in self._headers:
                 with self.room.taken(json_cost(text, pairs=True), where):

@@ -121,7 +121,7 @@ def parts_of(tensors: Iterable[TensorPlan]) -> Iterator[Part]:
     for tensor in tensors:
         if tensor.rows is not None:
             yield from _parts_by_rows(tensor, tensor.rows)
-        elif any(type(source) is Stack for source in tensor.sources):
+        elif Stack in map(type, tensor.sources):
             yield from _parts_by_pieces(tensor)
         else:
             yield Part(tensor, 0, tensor.elements, tensor.merged, tensor.sources)

@@ -290,14 +290,36 @@ def quantised_sets(draw):
     return models
 
 
+def plan_of_quantised(models, shard_size, quantization="keep"):
+    recipe = Recipe(base="/base", deltas=({"post": "/post", "base": "/old"},), output="/out", quantization=quantization)
+    return build_plan(recipe.model_copy(update={"shard_size": shard_size}), models, {})
+
+
+def made_requests(shard, tile_size):
+    steps = steps_of(cut_tiles(shard, tile_size=tile_size), tile_size=tile_size)
+    return sum(len(tile_reads(step.tile, model)) for step in steps for model in range(3))
+
+
 @settings(max_examples=150, deadline=None)
-@given(quantised_sets(), st.lists(st.integers(12_000, 80_000), min_size=3, max_size=3), st.booleans(), st.sampled_from([1 << 15, 1 << 30]))
-def test_requests_of_quantised_models_are_counted_as_the_tiles_make_them(models, tile_sizes, is_kept, shard_size):
-    recipe = Recipe(base="/base", deltas=({"post": "/post", "base": "/old"},), output="/out", quantization="keep" if is_kept else "none")
-    plan = build_plan(recipe.model_copy(update={"shard_size": shard_size}), models, {})
-    for shard, tile_size in product(plan.shards, tile_sizes):
-        steps = steps_of(cut_tiles(shard, tile_size=tile_size), tile_size=tile_size)
-        assert count_requests(shard, tile_size=tile_size) == sum(len(tile_reads(step.tile, model)) for step in steps for model in range(3))
+@given(quantised_sets(), st.lists(st.integers(12_000, 80_000), min_size=3, max_size=3), st.sampled_from([1 << 15, 1 << 30]))
+def test_requests_of_quantised_models_are_counted_as_the_tiles_make_them(models, tile_sizes, shard_size):
+    for quantization in ("keep", "none"):
+        for shard, tile_size in product(plan_of_quantised(models, shard_size, quantization).shards, tile_sizes):
+            assert count_requests(shard, tile_size=tile_size) == made_requests(shard, tile_size)
+
+
+def test_requests_of_matrices_that_are_alike_are_counted_at_every_tile_size():
+    tensors, end = {}, LENGTH_FIELD
+    for number in range(12):
+        for name, (dtype, shape) in STORED["fp8"](40, 16).items():
+            size = DTYPES[dtype].nbytes(shape)
+            tensors[f"layers.{number}.{name}"] = Tensor(dtype, shape, 0, end, end + size)
+            end += size
+    files = (WeightFile("model.safetensors", Identity(end, "t")),)
+    held = [with_logical_tensors(Checkpoint(url, files, Tensors(tensors), FP8, {}, ())) for url in ("/base", "/post", "/old")]
+    (shard,) = plan_of_quantised({model.url: model for model in held}, 1 << 30).shards
+    for tile_size in range(700, 4000):
+        assert count_requests(shard, tile_size=tile_size) == made_requests(shard, tile_size), tile_size
 
 
 @settings(max_examples=100, deadline=None)
