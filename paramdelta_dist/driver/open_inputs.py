@@ -17,6 +17,7 @@ from paramdelta_dist.checkpoint.homology import Mismatch, entries_of, is_accepte
 from paramdelta_dist.checkpoint.layouts import all_paired
 from paramdelta_dist.checkpoint.meanings import Named
 from paramdelta_dist.checkpoint.one_head import with_one_head
+from paramdelta_dist.checkpoint.plain_layout import with_plain_layout
 from paramdelta_dist.checkpoint.quantised import find_quantised
 from paramdelta_dist.checkpoint.room import ENTRY, NUMBER, Room
 from paramdelta_dist.checkpoint.sidefiles import says_tokens
@@ -67,6 +68,8 @@ def open_models(recipe: Recipe, *, memory: int | None = None) -> Models:
     room, source = Room(max(memory or default_memory(), RESERVED)), recipe.tokenizer_url  # less is too little, as the plan will say
     models = [url for url in recipe.models if url not in recipe.adapters]
     checkpoints = with_logical(open_checkpoints(models, recipe.storage_config, room), room)
+    if recipe.quantization == "none":
+        checkpoints = {url: with_plain_layout(checkpoint) for url, checkpoint in checkpoints.items()}
     checkpoints = all_paired(checkpoints, recipe.base, room)  # first: what is told by name is told by the names of the base
     checkpoints |= open_adapters(recipe.adapters, checkpoints, recipe.storage_config, room)
     base = checkpoints[recipe.base]

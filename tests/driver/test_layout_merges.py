@@ -1,5 +1,7 @@
 """Merges of models that lie in two layouts: experts apart and together, plain and quantised; the base's is written."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -7,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from paramdelta_dist import api
 from paramdelta_dist.recipe.model import Recipe
 from tests import oracle
-from tests.quantised import SCHEMES, numbers, save
+from tests.quantised import SCHEMES, mxfp4, numbers, save
 
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -103,3 +105,65 @@ def test_quantised_experts_together_give_every_byte_of_posts_whose_experts_lie_a
         if "experts" in name:
             expected |= made(name, tensor)
     oracle.assert_same(load_file(tmp_path / "out" / "model.safetensors"), expected)
+
+
+OSS = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_local_experts": 4, "num_hidden_layers": 1}
+MXFP4 = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
+
+
+def oss(seed, base=None):
+    """Experts of gpt-oss as plain numbers: [experts, in, out], `down_proj` a square."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = {"gate_up_proj": (4, 64, 128), "down_proj": (4, 64, 64)}
+    drawn = {f"model.layers.0.mlp.experts.{name}": torch.randn(shape, generator=random) * 0.05 for name, shape in shapes.items()}
+    drawn["model.norm.weight"] = torch.ones(64)
+    return {name: (tensor if base is None else base[name].float() + 0.2 * tensor).bfloat16() for name, tensor in drawn.items()}
+
+
+def save_oss(folder, tensors, *, quantised):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(OSS | {"torch_dtype": "bfloat16"} | (MXFP4 if quantised else {})))
+    held = {}
+    for name, tensor in tensors.items():
+        experts = quantised and "experts" in name
+        held |= mxfp4(name, tensor.transpose(1, 2).contiguous(), "gpt-oss") if experts else {name: tensor}
+    save_file({name: tensor.contiguous() for name, tensor in held.items()}, folder / "model.safetensors")
+
+
+def plain_oss(folder):
+    return {name: tensor.transpose(1, 2) if tensor.ndim == 3 else tensor for name, tensor in numbers(folder).items()}
+
+
+@pytest.mark.parametrize("post", [False, True], ids=["a plain post", "a quantised post"])
+def test_experts_of_gpt_oss_are_written_as_plain_numbers_the_other_way_round(tmp_path, post):
+    """A square matrix that lies the wrong way would load, and be a wrong model."""
+    old, new, tuned = oss(1), oss(3, oss(1)), oss(2, oss(1))
+    save_oss(tmp_path / "new", new, quantised=True)
+    save_oss(tmp_path / "old", old, quantised=post)
+    save_oss(tmp_path / "post", tuned, quantised=post)
+    merged(tmp_path, quantization="none")
+    read = plain_oss if post else load_plain
+    expected = oracle.merge(plain_oss(tmp_path / "new"), [(read(tmp_path / "post"), read(tmp_path / "old"), 0.7)], torch.bfloat16)
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in made.items()} == {name: tensor.shape for name, tensor in new.items()}
+    assert all(made[name].equal(expected[name]) for name in expected)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def load_plain(folder):
+    return {name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+@pytest.mark.parametrize("base", [False, True], ids=["a plain base", "a quantised base"])
+def test_experts_of_gpt_oss_take_deltas_that_lie_the_other_way_round(tmp_path, base):
+    old, new, tuned = oss(1), oss(3, oss(1)), oss(2, oss(1))
+    save_oss(tmp_path / "new", new, quantised=base)
+    save_oss(tmp_path / "old", old, quantised=not base)
+    save_oss(tmp_path / "post", tuned, quantised=not base)
+    merged(tmp_path)
+    ours, theirs = (plain_oss, load_plain) if base else (load_plain, plain_oss)
+    exact = oracle.merge(ours(tmp_path / "new"), [(theirs(tmp_path / "post"), theirs(tmp_path / "old"), 0.7)], torch.float64)
+    made = ours(tmp_path / "out")
+    for name, tensor in exact.items():
+        near = (made[name] - tensor).abs().max() <= tensor.abs().max() / 3 if base else made[name].equal(tensor.bfloat16().double())
+        assert near, name
