@@ -291,3 +291,26 @@ def test_large_tensors_are_merged_in_one_pass_to_the_same_bytes_as_in_several(tm
     one = merged(tmp_path, tmp_path / "old", [(tmp_path / "post", tmp_path / "old", 0.7)], "one")
     other = merged(tmp_path, tmp_path / "old", [(tmp_path / "plain", tmp_path / "old", 0.7)], "other")
     oracle.assert_same(oracle.load(one), oracle.load(other))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_shared_ray")
+def test_workers_on_ray_do_not_change_a_byte(tmp_path, models):
+    new, old, post = models
+    reference = digests(merged(tmp_path, new, [(post, old, 0.7)], "one", shard_size=30_000))
+    given = ({"post": str(post), "base": str(old), "weight": 0.7},)
+    api.merge(Recipe(base=str(new), deltas=given, output=str(tmp_path / "two"), shard_size=30_000), engine="ray", workers=2)
+    assert digests(tmp_path / "two") == reference
+
+
+def test_a_merge_that_lost_a_shard_and_its_commit_goes_on_to_the_same_bytes(tmp_path, models):
+    new, old, post = models
+    out = merged(tmp_path, new, [(post, old, 0.7)], shard_size=30_000)
+    reference = digests(out)
+    assert len(reference) > 1
+    (out / ".paramdelta" / "commit.json").unlink()
+    lost = max(out.glob("*.safetensors"))
+    lost.unlink()
+    merged(tmp_path, new, [(post, old, 0.7)], shard_size=30_000)
+    assert digests(out) == reference
+    assert api.verify(str(out), deep=True, recompute=1.0)["problems"] == []
