@@ -15,6 +15,7 @@ from paramdelta_dist.driver.sizing import GPU_LIBRARIES
 from paramdelta_dist.engine.machine import torch_is_for_gpus
 from paramdelta_dist.sizes import parse_size
 from paramdelta_dist.storage import StorageConfig, open_store
+from tests import giants, quantised
 from tests.models import save_model
 
 BIG = 1 << 26
@@ -189,6 +190,55 @@ def test_the_budget_holds_for_any_number_of_deltas_dtype_and_place(tmp_path, s3_
     print(
         f"{deltas} deltas, {dtype}, {where}: peak {measured >> 20} <= projected {document['projected_memory'] >> 20} <= {budget >> 20} MiB"
     )
+    assert measured <= document["projected_memory"] <= budget
+
+
+BAND, ROWS, COLUMNS = 256, 16_384, 8192
+"""Rows of a quantised matrix that are drawn, and all of them: one has 134 million numbers."""
+SCHEMES = {
+    "fp8": (lambda name, matrix: quantised.fp8_block(name, matrix, rows=128, columns=128), giants.DEEPSEEK["quantization_config"]),
+    "int4": (quantised.int4, giants.THINKING["quantization_config"]),
+}
+
+
+def quantised_model(folder, scheme, seed):
+    """A model of two large matrices, their rows the same again and again, and a plain one."""
+    make, claim = SCHEMES[scheme]
+    random = torch.Generator().manual_seed(seed)
+    tensors = {"model.norm.weight": torch.ones(COLUMNS).bfloat16(), "lm_head.weight": torch.zeros(1 << 22).bfloat16().reshape(-1, COLUMNS)}
+    for number in range(2):
+        band = make(f"model.layers.{number}.mlp.up_proj.weight", torch.randn(BAND, COLUMNS, generator=random) * 0.02)
+        for name, array in band.items():
+            tensors[name] = torch.tensor([ROWS, COLUMNS]) if name.endswith("shape") else array.repeat(ROWS // BAND, 1)
+    return save_model(folder, tensors, config={"model_type": "llama", "torch_dtype": "bfloat16", "quantization_config": claim})
+
+
+@pytest.mark.parametrize("where", ["local", pytest.param("ray", marks=pytest.mark.slow), pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("quantization", ["keep", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_budget_holds_for_quantised_models(tmp_path, request, scheme, quantization, where):
+    budget = {"local": 560, "ray": 800, "s3": 900}[where] << 20
+    folders, environment = (
+        [quantised_model(tmp_path / name, scheme, seed) for seed, name in enumerate(("new", "post", "old"))],
+        dict(os.environ),
+    )
+    names, output = [str(folder) for folder in folders], str(tmp_path / "out")
+    if where == "s3":
+        server = request.getfixturevalue("s3_server")
+        bucket, environment = uploaded(folders, server), environment | server.environ
+        names, output = [f"{bucket}/{folder.name}" for folder in folders], f"{bucket}/out"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"base: {names[0]}\ndeltas: [{{post: {names[1]}, base: {names[2]}}}]\noutput: {output}\nquantization: {quantization}\n"
+    )
+    flags = ["--engine", "ray", "--workers", "1"] if where == "ray" else []
+    document, peak = run(str(recipe), "--memory", str(budget), *flags, env=environment)
+    assert "error" not in document, document
+    measured = document["peak_memory"] if where == "ray" else peak
+    print(
+        f"{scheme}, {quantization}, {where}: peak {measured >> 20} <= projected {document['projected_memory'] >> 20} <= {budget >> 20} MiB"
+    )
+    assert document["bytes_read"] == pytest.approx(sum(path.stat().st_size for folder in folders for path in folder.iterdir()), rel=0.001)
     assert measured <= document["projected_memory"] <= budget
 
 
