@@ -265,9 +265,9 @@ class TileComputer:
             scale = scale_for(known.peak, bytes(stored[0].arrays[1]), encoding)
             unlike = self._decoder.room("unlike", len(out_of(block).data))
             unlike[:] = b"\xff" * len(unlike)  # NaN: the codes of the base mean other numbers by another scale
-            start, stop = part.first + block.first, part.first + block.last
             kept = Stored((stored[0].arrays[0], memoryview(scale), *stored[0].arrays[2:]), unlike)
-            encode(encoding, out_of(block).data, part.tensor.shape, start, stop, kept, [], codes, self._decoder.room("scales", len(scale)))
+            row = (1, block.last - block.first)  # any run of elements is a row of its own where one scale is for all
+            encode(encoding, out_of(block).data, row, 0, row[1], kept, [], codes, self._decoder.room("scales", len(scale)))
         return count, first, scale if segment.first == 0 else b""
 
     def _blocks(

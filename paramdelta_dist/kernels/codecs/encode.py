@@ -85,7 +85,7 @@ def encode(
 
 def check_range(encoding: Scaled, shape: tuple[int, ...], first: int, last: int, codes: memoryview, scales: memoryview) -> None:
     """Raises ValueError where [first, last) cuts what is encoded together, or `codes` or `scales` are not as long as it needs."""
-    grain = encoding.grain(shape)
+    grain = encoding.grain(shape) if encoding.rows else prod(shape)
     if first % grain or (last % grain and last != prod(shape)) or not first < last:
         raise ValueError(f"elements {first} to {last} are cut elsewhere than at multiples of {grain}, which are encoded together")
     for data, (start, stop) in zip((codes, scales), encoding.ranges(shape, first, last)[:2], strict=True):

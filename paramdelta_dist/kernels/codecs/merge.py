@@ -93,6 +93,8 @@ def merge_scaled(
     each, `sum_cpu.add_deltas` to `encoding.numbers`, and `encode` with the base as `kept` and the posts as `others`. Takes memory for
     `strip_columns` of a block row in `encoding.numbers`. Raises ValueError as those do.
     """
+    if not encoding.rows:
+        raise ValueError("one scale for all of a tensor is decided before its first code: its numbers are not merged in one pass")
     grid = grid_of(encoding, shape)
     check_range(encoding, shape, first, last, codes, scales)
     models = [base, *(arrays for pair in deltas for arrays in pair)]

@@ -62,7 +62,7 @@ def relative(checkpoint, seed, part):
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_it_gives_the_bytes_and_the_outcome_of_decoding_adding_and_encoding(data):
-    encoding = SCHEMES[data.draw(st.sampled_from(sorted(SCHEMES)))]
+    encoding = SCHEMES[data.draw(st.sampled_from([name for name in sorted(SCHEMES) if SCHEMES[name].rows]))]  # one scale is decided before
     shape = data.draw(st.sampled_from(SHAPES))
     seed = data.draw(st.integers(0, 5))
     base = oracle.random_checkpoint(encoding, shape, seed)
@@ -77,7 +77,7 @@ def test_it_gives_the_bytes_and_the_outcome_of_decoding_adding_and_encoding(data
     assert fused(base, deltas, weights, first, last) == one_after_the_other(base, deltas, weights, first, last)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if SCHEMES[name].rows])
 def test_numbers_that_are_not_finite_are_counted_and_found(scheme):
     base = oracle.random_checkpoint(SCHEMES[scheme], (64, 96), 1)
     post = oracle.random_checkpoint(SCHEMES[scheme], (64, 96), 2)
@@ -92,7 +92,7 @@ def test_numbers_that_are_not_finite_are_counted_and_found(scheme):
     assert found[2].nonfinite > 0
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if SCHEMES[name].rows])
 def test_the_width_of_a_strip_does_not_show(scheme, monkeypatch):
     base = oracle.random_checkpoint(SCHEMES[scheme], (40, 320), 1)
     deltas = [(relative(base, 2, 0.5), relative(base, 3, 0.1))]
@@ -102,7 +102,7 @@ def test_the_width_of_a_strip_does_not_show(scheme, monkeypatch):
     assert fused(base, deltas, [1.0], 0, 40 * 320) == whole
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if SCHEMES[name].rows])
 def test_a_delta_over_its_own_base_gives_every_byte_of_the_post(scheme):
     base, post = (
         oracle.random_checkpoint(SCHEMES[scheme], (64, 192), 1, whole=3.0),
