@@ -247,7 +247,6 @@ class TileComputer:
         from paramdelta_dist.kernels.codecs.encode import Stored, encode
 
         span, encoding, out_of = segment.span, output.encoding, self._out_of(segment.span)
-        part = span.parts[0]
         known: Found = self._look(fetched, segment, None) if statistics is None else statistics[-1]
         of_method = None if statistics is None else statistics[:-1]
         count = first = 0
