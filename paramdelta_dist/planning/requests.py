@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from enum import Enum
 
 from paramdelta_dist.planning.plan import Shard
-from paramdelta_dist.planning.spans import Span, Whole, find_units
+from paramdelta_dist.planning.spans import Span, Whole, spans_or_wholes
 from paramdelta_dist.planning.tiles import Cutter, Stretch, Tile, is_streamed, reduction_tiles, reductions_of, tile_reads
 
 
@@ -17,16 +17,16 @@ def count_requests(shard: Shard, *, tile_size: int) -> int:
     reads = _Reads(over_model)
     counter, before = _Counter(tile_size, reads), 0
     streamed: dict[Hashable, int] = {}
-    for unit in find_units(shard):
-        counter.add(unit)
+    for each in spans_or_wholes(shard):
+        counter.add(each)
         if not over_tensors:
             continue
-        if isinstance(unit, Span):
-            before += _of_reductions(unit, tile_size, reads)
+        if isinstance(each, Span):
+            before += _of_reductions(each, tile_size, reads)
             continue
-        if unit.form not in streamed:
-            streamed[unit.form] = _of_reductions(unit.spans[0], tile_size, reads)
-        before += streamed[unit.form]
+        if each.form not in streamed:
+            streamed[each.form] = _of_reductions(each.spans[0], tile_size, reads)
+        before += streamed[each.form]
     return counter.all() + before
 
 
@@ -101,11 +101,11 @@ class _Open:
         self.requests: dict[Hashable, int] = {}
         """Requests for it as it is, by the places of its tensors, told from those of the first."""
 
-    def after(self, unit: Whole) -> _Open | _Otherwise:
+    def after(self, whole: Whole) -> _Open | _Otherwise:
         """The tile with one more tensor."""
-        if unit.form not in self.next:
-            self.next[unit.form] = self._after(unit.spans)
-        return self.next[unit.form]
+        if whole.form not in self.next:
+            self.next[whole.form] = self._after(whole.spans)
+        return self.next[whole.form]
 
     def _after(self, spans: tuple[Span, Span]) -> _Open | _Otherwise:
         if not self.cutter.takes(spans[0]):
@@ -119,9 +119,9 @@ def _add(cutter: Cutter, spans: Iterable[Span]) -> list[Stretch]:
 
 
 class _Counter:
-    """The requests for the tiles of a shard, from one unit to the next.
+    """The requests for the tiles of a shard, from one span or tensor to the next.
 
-    While a tile has tensors of known forms alone, it is the tile of these forms, `_open`. Any other unit is cut for itself, by
+    While a tile has tensors of known forms alone, it is the tile of these forms, `_open`. All else is cut for itself, by
     `_cutter`, until a tensor of a known form begins a tile again.
     """
 
@@ -136,35 +136,35 @@ class _Counter:
         """The tensors of that tile."""
         self._cutter = Cutter(tile_size, 0)
 
-    def add(self, unit: Span | Whole) -> None:
-        """Count the tiles that are full with the next unit."""
-        if isinstance(unit, Span):
-            self._cut((unit,))
+    def add(self, each: Span | Whole) -> None:
+        """Count the tiles that are full with the next one."""
+        if isinstance(each, Span):
+            self._cut((each,))
         elif self._open is None:
-            if self._cutter.takes((spans := unit.spans)[0]):
+            if self._cutter.takes((spans := each.spans)[0]):
                 self._cut(spans)
             else:
-                self._begin(unit)
-        elif isinstance(after := self._open.after(unit), _Open):
+                self._begin(each)
+        elif isinstance(after := self._open.after(each), _Open):
             self._open = after
-            self._held.append(unit)
+            self._held.append(each)
         elif after is _Otherwise.CUT:
-            self._cut(unit.spans)
+            self._cut(each.spans)
         else:
-            self._begin(unit)
+            self._begin(each)
 
     def all(self) -> int:
-        """The requests for all tiles, when no unit is left."""
+        """The requests for all tiles, when none is left."""
         self._close()
         return self._total
 
-    def _begin(self, unit: Whole) -> None:
+    def _begin(self, whole: Whole) -> None:
         """Close the tile that is being filled, and begin one with a tensor."""
         self._close()
-        if unit.form not in self._alone:
+        if whole.form not in self._alone:
             cutter = Cutter(self._tile_size, 0)
-            self._alone[unit.form] = _Open(cutter, self._reads.of_all(_add(cutter, unit.spans)))
-        self._open, self._held = self._alone[unit.form], [unit]
+            self._alone[whole.form] = _Open(cutter, self._reads.of_all(_add(cutter, whole.spans)))
+        self._open, self._held = self._alone[whole.form], [whole]
         self._total += self._open.closed
 
     def _cut(self, spans: Iterable[Span]) -> None:
@@ -186,21 +186,21 @@ class _Counter:
     def _again(self) -> Cutter:
         """The tile of known forms, filled with the very tensors that are in it."""
         cutter = Cutter(self._tile_size, 0)
-        for unit in self._held:
-            _add(cutter, unit.spans)
+        for whole in self._held:
+            _add(cutter, whole.spans)
         return cutter
 
 
-def _places(units: Sequence[Whole]) -> Hashable:
+def _places(wholes: Sequence[Whole]) -> Hashable:
     """The places of tensors in all models, told from those of the first."""
-    if len(units) == 1:
+    if len(wholes) == 1:
         return ()
-    first = [source and source[:2] for source in units[0].part.sources]
+    first = [source and source[:2] for source in wholes[0].part.sources]
     return tuple(
         [
             (source[0] - begin[0], source[1] - begin[1])
-            for unit in units[1:]
-            for source, begin in zip(unit.part.sources, first, strict=True)
+            for whole in wholes[1:]
+            for source, begin in zip(whole.part.sources, first, strict=True)
             if source is not None and begin is not None
         ]
     )
