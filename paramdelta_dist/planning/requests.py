@@ -8,7 +8,7 @@ from enum import Enum
 
 from paramdelta_dist.planning.plan import Shard
 from paramdelta_dist.planning.sources import Source
-from paramdelta_dist.planning.spans import Span, Whole, find_units
+from paramdelta_dist.planning.spans import Span, Whole, spans_or_wholes
 from paramdelta_dist.planning.tiles import Cutter, Stretch, Tile, is_streamed, reduction_tiles, reductions_of, tile_reads
 
 
@@ -18,7 +18,7 @@ def count_requests(shard: Shard, *, tile_size: int) -> int:
     reads = _Reads(over_model)
     counter, before = _Counter(tile_size, reads), 0
     streamed: dict[Hashable, int] = {}
-    for unit in find_units(shard):
+    for unit in spans_or_wholes(shard):
         counter.add(unit)
         if not over_tensors:
             continue

@@ -84,26 +84,26 @@ class Whole(NamedTuple):
 def find_spans(shard: Shard) -> Iterator[Span]:
     """The spans of a shard in the order of their bytes; every tensor that has elements, or every part of it, is in exactly one.
     Behind the last part of a tensor that is encoded comes the span of its scales."""
-    for unit in find_units(shard):
-        if isinstance(unit, Span):
-            yield unit
+    for each in spans_or_wholes(shard):
+        if isinstance(each, Span):
+            yield each
         else:
-            yield from unit.spans
+            yield from each.spans
 
 
 def find_kinds(shards: Iterable[Shard]) -> Iterator[Span]:
     """The spans of the shards of a plan; of those that differ in names and places alone, the first."""
     known: set[Hashable] = set()
     for shard in shards:
-        for unit in find_units(shard):
-            if isinstance(unit, Span):
-                yield unit
-            elif unit.form not in known:
-                known.add(unit.form)
-                yield from unit.spans
+        for each in spans_or_wholes(shard):
+            if isinstance(each, Span):
+                yield each
+            elif each.form not in known:
+                known.add(each.form)
+                yield from each.spans
 
 
-def find_units(shard: Shard) -> Iterator[Span | Whole]:
+def spans_or_wholes(shard: Shard) -> Iterator[Span | Whole]:
     """The spans of a shard in the order of their bytes, those of tensors that can be told to be alike not yet made."""
     kinds = [_kind(call) for call in shard.calls]
     parts: list[Part] = []

@@ -246,7 +246,7 @@ class TileComputer:
         """`_encode` where a scale is for all of the tensor; `statistics` end with what is known of all of its results."""
         from paramdelta_dist.kernels.codecs.encode import Stored, encode
 
-        span, encoding, out_of = segment.span, output.encoding, self._out_of(segment.span)
+        encoding, out_of = output.encoding, self._out_of(segment.span)
         known: Found = self._look(fetched, segment, None) if statistics is None else statistics[-1]
         of_method = None if statistics is None else statistics[:-1]
         count = first = 0
