@@ -11,6 +11,7 @@ BENCHMARKS = {
     "s3": "benchmarks.s3",
     "slow-store": "benchmarks.slow_store",
     "kernel": "benchmarks.kernel",
+    "codecs": "benchmarks.codecs",
     "planning": "benchmarks.planning",
     "many-tensors": "benchmarks.many_tensors",
     "scale-out": "benchmarks.scale_out",

@@ -45,6 +45,7 @@ ROOMS = {
     "requests": ("jobs/ray_jobs.py",),
     "google": ("storage/",),
     "numba": ("kernels/jit.py", "kernels/sum_cpu.py", "kernels/measure_numba.py", "kernels/codecs/"),
+    "llvmlite": ("kernels/jit.py", "kernels/codecs/vectors.py"),
     "torch": ("kernels/", "methods/", "shards/torch_compute.py", "engine/machine.py", "cli/demo.py"),
     "pyarrow": ("analysis/tables.py",),
     "triton": ("kernels/sum_triton.py",),

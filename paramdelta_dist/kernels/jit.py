@@ -12,6 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +62,6 @@ def fused(context: Any, one: Any, other: Any, third: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def float16(context: Any, bits: Any) -> Any:
-    """In compiled code: the number of the float16 with these bits, a uint16, as float32. Only where `HAS_FLOAT16` says so."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(types.uint16), code
-
-
-@intrinsic  # type: ignore[untyped-decorator]
 def prefetch(context: Any, address: Any) -> Any:
     """In compiled code: have the line of the cache at an address brought up to the core, if there is one; no more than a hint."""
 
@@ -82,3 +73,33 @@ def prefetch(context: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(address), code
+
+
+def _array(context: Any, builder: Any, kind: Any, address: Any, count: Any) -> Any:
+    array = context.make_array(kind)(context, builder)
+    size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    place = builder.inttoptr(address, array.data.type)
+    populate_array(array, data=place, shape=[count], strides=[size], itemsize=size, meminfo=None)
+    return array._getvalue()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def array_at(context: Any, address: Any, count: Any, like: Any) -> Any:
+    """In compiled code: an array of as many elements at an address, of the type of those of `like`. Nobody is said to own it."""
+    kind = types.Array(like.dtype, 1, "C")
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _array(context, builder, kind, arguments[0], arguments[1])
+
+    return kind(types.uint64, types.intp, like), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bytes_at(context: Any, address: Any) -> Any:
+    """In compiled code: an array of all bytes from an address on."""
+    kind = types.Array(types.uint8, 1, "C")
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _array(context, builder, kind, arguments[0], context.get_constant(types.intp, 1 << 62))
+
+    return kind(types.uint64), code

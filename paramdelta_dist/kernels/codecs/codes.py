@@ -28,7 +28,7 @@ _REST32, _EXPONENT32 = _u32((1 << 31) - 1), _u32(0x7F800000)
 _REST64, _EXPONENT64 = _u64((1 << 63) - 1), _u64(0x7FF << 52)
 
 
-@numba.njit
+@numba.njit(_nrt=False)
 def number_of_e4m3(code):
     """A byte as float32."""
     byte = _u32(code)
@@ -40,7 +40,7 @@ def number_of_e4m3(code):
     return _u32(_f32(magnitude).view(_u32) | _u32(_u32(byte & _u32(0x80)) << _u32(24))).view(_f32)
 
 
-@numba.njit
+@numba.njit(_nrt=False)
 def number_of_e2m1(code):
     """The four bits of a byte below 16 as float32."""
     bits = _u32(code)
@@ -51,7 +51,7 @@ def number_of_e2m1(code):
     return _u32(_f32(magnitude).view(_u32) | _u32(_u32(bits & _u32(8)) << _u32(28))).view(_f32)
 
 
-@numba.njit
+@numba.njit(_nrt=False)
 def number_of_int4(code):
     """The four bits of a byte below 16 as float32."""
     return _f32(_i32(_i32(code) - _i32(8)))

@@ -14,10 +14,10 @@ from numba.extending import overload
 
 from paramdelta_dist.kernels.codecs.codes import ABOVE, BELOW, E2M1, E4M3, HIGHEST, NAN, ZERO, e2m1_of, e4m3_of, int4_of
 from paramdelta_dist.kernels.codecs.grid import Grid, address, grid_of, rows_of_block, scale_row, whole_of
-from paramdelta_dist.kernels.codecs.scaled import ALL, NUMBERS
+from paramdelta_dist.kernels.codecs.scaled import NUMBERS
 from paramdelta_dist.kernels.codecs.scales import bits_at, fits, joined, least_bits, number_of, put_bits
 from paramdelta_dist.kernels.encodings import Scaled
-from paramdelta_dist.kernels.jit import compiled, fused, pointer
+from paramdelta_dist.kernels.jit import array_at, bytes_at, compiled, fused
 
 SLACK = 1 + 2.0**-20
 """Numbers may exceed by so much what can be stored: no more than sums and a float32 are rounded by, and far less than codes are."""
@@ -107,11 +107,11 @@ def outcome_of(counts: Any, factor: float) -> Outcome:
 PASSED, KEPT, RESCALED, NONFINITE, MISFIT = range(5)
 
 
-@compiled(error_model="numpy")
+@compiled(error_model="numpy", _nrt=False)
 def _encode(grid: Grid, like, numbers, places, same, whole, first, last, codes, scales, counts):
     """`encode`, from numbers at an address and stored[k] at places[k]: codes, scales, numbers. Returns the factor of the misfit."""
     factor = SLACK
-    numbers = numba.carray(pointer(numbers), last - first, like.dtype)
+    numbers = array_at(numbers, last - first, like)
     top = scale_row(grid, first)
     at = first
     while at < last:
@@ -125,7 +125,7 @@ def _encode(grid: Grid, like, numbers, places, same, whole, first, last, codes, 
                 copy_block(grid, places[equal], begin, rows, columns, place, codes, scales)
                 counts[PASSED] += 1
             else:
-                known = numba.carray(pointer(places[0, 1]), ALL, np.uint8)
+                known = bytes_at(places[0, 1])
                 part = numbers[begin : begin + (rows - 1) * grid.width + columns]
                 exceeds = encode_block(grid, part, grid.width, rows, columns, known, place, whole, begin, codes, scales, counts)
                 if exceeds > factor:
@@ -136,13 +136,13 @@ def _encode(grid: Grid, like, numbers, places, same, whole, first, last, codes, 
     return factor
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def _equal_to(grid, numbers, places, same, begin, rows, columns):
     """The first of what is stored that has the numbers of a block, the base, which is the first, last; −1 if none has."""
     for step in range(1, len(places) + 1):
         k = step % len(places)
         if same[k]:
-            stored = numba.carray(pointer(places[k, 2]), len(numbers), numbers.dtype)
+            stored = array_at(places[k, 2], len(numbers), numbers)
             equal = True
             for row in range(rows):
                 start = begin + row * grid.width
@@ -156,19 +156,20 @@ def _equal_to(grid, numbers, places, same, begin, rows, columns):
     return -1
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def copy_block(grid, place_of, begin, rows, columns, place, codes, scales):
     """Codes and scale of a block as they are stored at the addresses place_of[:2]."""
-    stored = numba.carray(pointer(place_of[0]), len(codes), np.uint8)
-    known = numba.carray(pointer(place_of[1]), len(scales), np.uint8)
+    stored = array_at(place_of[0], len(codes), codes)
+    known = array_at(place_of[1], len(scales), scales)
     share = 1 if grid.code == E4M3 else 2
     for row in range(rows):
         start = (begin + row * grid.width) // share
-        codes[start : start + columns // share] = stored[start : start + columns // share]
+        for i in range(np.uint64(start), np.uint64(start + columns // share)):
+            codes[i] = stored[i]
     put_bits(grid.scale, scales, place, bits_at(grid.scale, known, place))
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def encode_block(grid, numbers, stride, rows, columns, known, place, whole, begin, codes, scales, counts):
     """New codes and a scale for numbers[row · stride + column]. Returns by which factor they exceed what can be stored."""
     low, high, nonfinite = _bounds(numbers, rows, columns, stride)
@@ -183,7 +184,7 @@ def encode_block(grid, numbers, stride, rows, columns, known, place, whole, begi
     return exceeds
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def choose_scale(grid, low, high, bits, whole):
     """The bits of the scale for numbers from `low` to `high`, those given or others; by which factor the numbers exceed what it can hold;
     and KEPT or RESCALED."""
@@ -200,7 +201,7 @@ def choose_scale(grid, low, high, bits, whole):
     return bits, max(high, -low) / (limit * joined(number_of(grid.scale, bits), grid.mode, whole)), RESCALED
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def _bounds(numbers, rows, columns, width):
     """The least and the largest number, and how many are not finite, which do not count."""
     low, high = ordered(numbers[0]), ordered(numbers[0])
@@ -221,7 +222,7 @@ def _bounds(numbers, rows, columns, width):
     return (0.0, 0.0, nonfinite) if nonfinite == rows * columns else (least, most, nonfinite)
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def largest(numbers, rows, columns, width):
     """The position of the first number of those with the largest magnitude that are finite."""
     found, most = 0, -1.0
@@ -232,7 +233,7 @@ def largest(numbers, rows, columns, width):
     return found
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def encode_row(code, numbers, scale, careful, codes, start):
     """Codes of numbers[n] that follow one another, from the one at `start` on; with four bits, both are even. `careful` where numbers
     are not all finite."""
@@ -261,7 +262,7 @@ def encode_row(code, numbers, scale, careful, codes, start):
             target[i] = low | np.uint8(int4_of(quotient(numbers[2 * i + 1], scale, inverse)) << np.uint8(4))
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def _careful(code, number, scale):
     """The code of any number for any scale."""
     if not abs(number) < np.inf:

@@ -64,14 +64,14 @@ def grid_of(encoding: Scaled, shape: tuple[int, ...]) -> Grid:
     )
 
 
-@numba.njit
+@numba.njit(_nrt=False)
 def scale_row(grid, element):
     """The row of scales, counted over all matrices, of the one with an element."""
     matrix, row = divmod(element // grid.width, grid.height)
     return matrix * grid.down + row // grid.rows
 
 
-@numba.njit
+@numba.njit(_nrt=False)
 def rows_of_block(grid, element, last):
     """How many rows of the matrix the block has from the one with an element on, before elements end at `last`."""
     row = element // grid.width % grid.height

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from paramdelta_dist.kernels.codecs.codes import E4M3
+from paramdelta_dist.kernels.codecs.codes import ABOVE, BELOW, E2M1, E4M3
 from paramdelta_dist.kernels.codecs.encode import (
+    KEPT,
     MISFIT,
     PASSED,
     SLACK,
@@ -23,40 +24,46 @@ from paramdelta_dist.kernels.codecs.encode import (
     choose_scale,
     copy_block,
     encode_block,
-    from_ordered,
     largest,
     outcome_of,
 )
 from paramdelta_dist.kernels.codecs.grid import Grid, address, grid_of, rows_of_block, scale_row, whole_of
-from paramdelta_dist.kernels.codecs.lanes import (
+from paramdelta_dist.kernels.codecs.scaled import NUMBERS, decode_row
+from paramdelta_dist.kernels.codecs.scales import bits_at, fits, joined, number_of, put_bits, scale_at
+from paramdelta_dist.kernels.codecs.vectors import (
+    DIFFERS_FROM_BASE,
+    DIFFERS_FROM_POST,
+    LANES,
+    NOT_A_NUMBER,
     UNIT,
-    add_to_sum,
-    add_weighted,
-    any_bits,
-    bounds,
-    has_nan,
-    keep,
-    note_differences,
-    only_base,
-    put_codes,
-    start_sum,
+    any_sum_e2m1,
+    any_sum_e4m3,
+    any_sum_int4,
+    largest_of_lanes,
+    least_of_lanes,
+    narrow_sum_e2m1,
+    narrow_sum_e4m3,
+    narrow_sum_int4,
+    put_e2m1,
+    put_e4m3,
+    put_int4,
+    sum_e2m1,
+    sum_e4m3,
+    sum_int4,
 )
-from paramdelta_dist.kernels.codecs.lanes import numbers as decode_lanes
-from paramdelta_dist.kernels.codecs.scaled import ALL, NUMBERS, decode_row
-from paramdelta_dist.kernels.codecs.scales import bits_at, joined, number_of, put_bits, scale_at, scales_at
 from paramdelta_dist.kernels.encodings import Scaled
-from paramdelta_dist.kernels.jit import compiled, pointer, prefetch
-
-STRIP = 1 << 16
-"""Numbers of a strip, where its blocks are not larger: half a megabyte, which stays in a core's second cache."""
-
+from paramdelta_dist.kernels.jit import bytes_at, compiled, prefetch
 
 PIECE = 1 << 9
-"""Columns of a strip, likewise: what is known of them stays in the first cache while they are summed."""
+"""Columns of a strip, where its blocks are not wider."""
 AHEAD = 2
 """Rows of a strip that are asked for before they are needed: a processor does not guess what lies so far apart."""
 _STEPS = {"e4m3": 448 * 2.0**9, "e2m1": 12.0, "int4": 8.0}
 """The largest number of each kind of code over the least step."""
+_LEAST, _MOST = 2.0**-100, 2.0**100
+"""Scales that cannot bring anything near the ends of float32, neither alone nor by way of one another."""
+STRIP = 1 << 16
+"""Numbers of a strip, where its blocks are not larger: half a megabyte, which stays in a core's second cache."""
 
 
 class Merged(NamedTuple):
@@ -102,81 +109,104 @@ def merge_scaled(
     wholes = np.array([whole_of(arrays) for arrays in models])
     posts = [0, *range(1, len(models), 2)]
     same = np.array([[bytes(data) for data in models[post][2:]] == [bytes(data) for data in base[2:]] for post in posts])
-    weighted = np.array(weights, np.float64)
     width = strip_columns(encoding, shape)
     numbers = np.empty(min(grid.rows, grid.height) * width, NUMBERS[encoding.numbers])
-    room = _room_for(len(models), width, grid.columns, NUMBERS[encoding.numbers])
     counts = np.zeros(7, np.int64)
-    bits = 0 if encoding.powers_of_two or encoding.scale in ("E8M0", "F32", "F64") else 11
-    limit = 2.0**24 / _STEPS[encoding.code] / 2**bits / (1 + len(models)) if all(weight == 1 for weight in weights) else 0.0
+    terms = _Deltas.of(encoding, weights)
+    room = _Room.of(len(models), -(-width // grid.columns), numbers.dtype)
+    scratch = np.empty(grid.columns, numbers.dtype), np.empty((3, grid.columns), np.float64)
     target, target_scales = np.frombuffer(codes, np.uint8), np.frombuffer(scales, np.uint8)
-    factor = _merge(grid, places, wholes, same, weighted, limit, first, last, target, target_scales, numbers, width, room, counts)
+    factor = _merge(grid, places, wholes, same, terms, first, last, target, target_scales, numbers, width, room, scratch, counts)
     return Merged(outcome_of(counts[:5], factor), int(counts[_TOTAL]), int(counts[_PLACE]))
 
 
 _TOTAL, _PLACE = 5, 6
 
 
+class _Deltas(NamedTuple):
+    """Weights as loops want them. Deltas are taken negated and subtracted, so that models are in the order base, minuend, subtrahend, …"""
+
+    signed: Any
+    magnitudes: Any
+    units: Any
+    """uint8, 1 where the weight is 1."""
+    order: Any
+    """The model at each place of that order."""
+    posts: Any
+    """The place of each post in that order."""
+    simple: int
+    """1 if there is one delta, with weight 1."""
+    large: int
+    """1 if weights are so large that sums might be."""
+    spread: float
+    """Over the least scale, how large the largest may be for sums in float32 to be exact; 0 where they are not in any case."""
+
+    @classmethod
+    def of(cls, encoding: Scaled, weights: Sequence[float]) -> _Deltas:
+        signed = np.array(weights, np.float64)
+        forward = [weight > 0 for weight in weights]
+        order = [0]
+        for delta, ahead in enumerate(forward):
+            order += [2 + 2 * delta, 1 + 2 * delta] if ahead else [1 + 2 * delta, 2 + 2 * delta]
+        simple = len(weights) == 1 and weights[0] == 1
+        bits = 0 if encoding.powers_of_two or encoding.scale == "E8M0" else 11  # those of any scale whose numbers are float32
+        spread = 2.0**24 / _STEPS[encoding.code] / 2**bits / 4 if simple and encoding.numbers == "F32" else 0.0
+        return cls(
+            signed,
+            np.abs(signed),
+            np.array([weight == 1 for weight in weights], np.uint8),
+            np.array(order, np.int64),
+            np.array([2 + 2 * delta if ahead else 1 + 2 * delta for delta, ahead in enumerate(forward)], np.int64),
+            int(simple),
+            int(not np.abs(signed).sum() < 1e6),
+            spread,
+        )
+
+
 class _Room(NamedTuple):
-    """Arrays that pieces of rows are worked on in; see `lanes`."""
+    """What is known of the blocks of a strip."""
 
     scales: Any
-    """Of every model and block, float64."""
-    spread: Any
-    """The same for every lane, times UNIT; and in `narrow` as float32, where float32 is wide enough."""
-    narrow: Any
-    bits: Any
-    stored: Any
-    total: Any
-    narrow_total: Any
-    differs: Any
-    near: Any
+    """Float64 of each block and model, in the order of `_Deltas`, times UNIT."""
+    places: Any
+    """Addresses of codes, in that order."""
     low: Any
+    """The least number of every lane of a block, [block, LANES]."""
     high: Any
-    seen: Any
-    """Bits of the models, base and posts, from which a block is known to differ."""
-    chosen: Any
-    """Bits of the scale of each block, and its number in `divisors`, `inverses` for every lane."""
+    found: Any
+    """Bits of `vectors`, of each block."""
+    marks: Any
+    """Lanes of the blocks that differ from each post, [block, delta]."""
     what: Any
+    """PASSED, KEPT or RESCALED, of each block."""
+    chosen: Any
+    """The model whose bytes the block gets, or the bits of its scale."""
     factor: Any
-    divisors: Any
-    inverses: Any
+    """What its numbers are divided by."""
+
+    @classmethod
+    def of(cls, models: int, blocks: int, number: Any) -> _Room:
+        return cls(
+            np.empty((blocks, models), np.float64),
+            np.empty(models, np.uint64),
+            np.empty((blocks, LANES), number),
+            np.empty((blocks, LANES), number),
+            np.empty(blocks, np.int64),
+            np.empty((blocks, max(1, models // 2)), np.uint16),
+            np.empty(blocks, np.int64),
+            np.empty(blocks, np.int64),
+            np.empty(blocks, np.float64),
+        )
 
 
-def _room_for(models: int, width: int, columns: int, number: Any) -> _Room:
-    blocks = -(-width // columns)
-    wide = number is np.float64
-    spread, total = np.empty((models, width), np.float64), np.empty(width, np.float64)
-    order = np.int64 if wide else np.int32
-    return _Room(
-        np.empty((models, blocks), np.float64),
-        spread,
-        spread if wide else np.empty((models, width), np.float32),
-        np.empty(width, np.uint16),
-        np.empty((models, width), np.float32),
-        total,
-        total if wide else np.empty(width, np.float32),
-        np.empty(width, np.uint32),
-        np.empty(width, np.float32),
-        np.empty(blocks, order),
-        np.empty(blocks, order),
-        np.empty(blocks, np.uint32),
-        np.empty(blocks, np.int64),
-        np.empty(blocks, np.int64),
-        np.empty(blocks, np.float64),
-        np.empty(width, np.float64),
-        np.empty(width, np.float64),
-    )
-
-
-@compiled(error_model="numpy")
-def _merge(grid: Grid, places, wholes, same, weights, limit, first, last, codes, scales, numbers, width, room, counts):
+@compiled(error_model="numpy", _nrt=False)
+def _merge(grid: Grid, places, wholes, same, deltas, first, last, codes, scales, numbers, width, room, scratch, counts):
     """`merge_scaled`, of models whose codes and scales are at places[model]. numbers[rows · width] is overwritten. Returns the misfit's
     factor."""
     factor = SLACK
     top = scale_row(grid, first)
-    row_of, scratch = np.empty(grid.columns, numbers.dtype), np.empty((3, grid.columns), np.float64)
-    known = numba.carray(pointer(places[0, 1]), ALL, np.uint8)
+    row_of, scratch = scratch
+    known = bytes_at(places[0, 1])
     at = first
     while at < last:
         rows = rows_of_block(grid, at, last)
@@ -184,25 +214,10 @@ def _merge(grid: Grid, places, wholes, same, weights, limit, first, last, codes,
         for left in range(0, grid.width, width):
             right = min(grid.width, left + width)
             if _quick_strip(
-                grid,
-                places,
-                wholes,
-                same,
-                weights,
-                limit,
-                at - first,
-                row_of_scales,
-                rows,
-                left,
-                right,
-                codes,
-                scales,
-                numbers,
-                room,
-                counts,
+                grid, places, wholes, same, deltas, at - first, row_of_scales, rows, left, right, codes, scales, numbers, room, counts
             ):
                 continue
-            _sum_strip(grid, places, wholes, weights, at - first, row_of_scales, rows, left, right, numbers, scratch)
+            _sum_strip(grid, places, wholes, deltas.signed, at - first, row_of_scales, rows, left, right, numbers, scratch)
             for column in range(left, right, grid.columns):
                 columns = min(grid.columns, right - column)
                 begin, place = at - first + column, row_of_scales + column // grid.columns
@@ -226,158 +241,170 @@ def _merge(grid: Grid, places, wholes, same, weights, limit, first, last, codes,
     return factor
 
 
-@numba.njit(error_model="numpy")
-def _quick_strip(grid, places, wholes, same, weights, limit, start, row_of_scales, rows, left, right, codes, scales, numbers, room, counts):
+@numba.njit(error_model="numpy", _nrt=False)
+def _quick_strip(grid, places, wholes, same, deltas, start, row_of_scales, rows, left, right, codes, scales, numbers, room, counts):
     """Sum and encode columns [left, right), many elements at a time. False, and nothing is done, where something is out of the ordinary:
-    a NaN, a scale that is none or far from all others, a number that is not finite or does not fit."""
-    if grid.fixed or len(same) > 32:
+    a NaN, a scale that is none or far from all others, a number that is not finite or does not fit, columns that are no multiple of what
+    is done at a time."""
+    if grid.fixed or grid.width % LANES or (grid.columns % LANES and grid.columns < grid.width) or deltas.large:
         return False
     share = 1 if grid.code == E4M3 else 2
-    lanes, group = (right - left) // share, min(grid.columns, right - left) // share
-    place, blocks = row_of_scales + left // grid.columns, (lanes + group - 1) // group
+    place, blocks = row_of_scales + left // grid.columns, (right - left + grid.columns - 1) // grid.columns
     least, most = np.inf, 0.0
     for model in range(len(places)):
-        known = numba.carray(pointer(places[model, 1]), ALL, np.uint8)
-        scales_at(grid.scale, known, place, blocks, grid.mode, wholes[model], room.scales, model)
+        which = deltas.order[model]
+        known = bytes_at(places[which, 1])
+        room.places[model] = places[which, 0] + np.uint64((start + left) // share)
         for block in range(blocks):
-            scale = room.scales[model, block]
+            scale = scale_at(grid.scale, known, place + block, grid.mode, wholes[which])
             if not _LEAST < scale < _MOST:
                 return False
             least, most = min(least, scale), max(most, scale)
+            room.scales[block, model] = scale * UNIT[grid.code]
+    narrow = most <= deltas.spread * least
     for block in range(blocks):
-        room.seen[block] = 0
-    for k in range(len(same)):
-        if not same[k]:
-            for block in range(blocks):
-                room.seen[block] |= np.uint32(1 << k)
-    _spread(room.scales, UNIT[grid.code], lanes, group, room.spread)
-    begin = (start + left) // share
-    if most <= limit * least:
-        _spread(room.scales, UNIT[grid.code], lanes, group, room.narrow)
-        plain = _sum_rows(grid, places, weights, begin, rows, lanes, group, len(same), room, room.narrow, room.narrow_total, numbers)
-    else:
-        plain = _sum_rows(grid, places, weights, begin, rows, lanes, group, len(same), room, room.spread, room.total, numbers)
-    if not plain or not _choose(grid, numba.carray(pointer(places[0, 1]), ALL, np.uint8), place, wholes[0], blocks, len(same), room):
+        room.found[block] = 0
+        for delta in range(len(deltas.posts)):
+            room.marks[block, delta] = 0
+    low, high, out = address_of(room.low, 0), address_of(room.high, 0), address_of(numbers, 0)
+    lanes_size, number_size, width = np.uint64(LANES * numbers.itemsize), np.uint64(numbers.itemsize), right - left
+    base, one, other = room.places[0], room.places[min(1, len(places) - 1)], room.places[min(2, len(places) - 1)]
+    for row in range(rows):
+        offset = np.uint64(row * grid.width // share)
+        if row + AHEAD < rows:
+            _ask_for(room.places, np.uint64((row + AHEAD) * grid.width // share), width // share)
+        for block in range(blocks):
+            column = block * grid.columns
+            count, at = min(grid.columns, width - column) // LANES, offset + np.uint64(column // share)
+            to = out + number_size * np.uint64(row * width + column)
+            lowest, highest = low + lanes_size * np.uint64(block), high + lanes_size * np.uint64(block)
+            if not deltas.simple:
+                room.found[block] |= _sum_any_row(grid.code, deltas, room, block, count, at, numbers, to, row == 0, lowest, highest)
+                continue
+            base_scale, old_scale, post_scale = room.scales[block, 0], room.scales[block, 1], room.scales[block, 2]
+            room.found[block] |= _sum_row(
+                grid.code,
+                narrow,
+                numbers,
+                count,
+                base + at,
+                other + at,
+                one + at,
+                base_scale,
+                post_scale,
+                old_scale,
+                to,
+                row == 0,
+                lowest,
+                highest,
+            )
+    known = bytes_at(places[0, 1])
+    if not _choose(grid, same, deltas, known, place, wholes[0], blocks, numbers, room):
         return False
+    own = np.uint64(codes.ctypes.data) + np.uint64((start + left) // share)
+    for row in range(rows):
+        for block in range(blocks):
+            if room.what[block] != PASSED:
+                column = block * grid.columns
+                at = own + np.uint64((row * grid.width + column) // share)
+                count, found = min(grid.columns, width - column) // LANES, out + number_size * np.uint64(row * width + column)
+                _put_row(grid.code, numbers, count, found, room.factor[block], 1.0 / room.factor[block], at)
     for block in range(blocks):
         counts[room.what[block]] += 1
-        put_bits(grid.scale, scales, place + block, room.chosen[block])
-        for lane in range(block * group, min(lanes, (block + 1) * group)):
-            room.divisors[lane], room.inverses[lane] = room.factor[block], 1.0 / room.factor[block]
-    for row in range(rows):
-        at, to = np.uint64(row * lanes * share), np.uint64(begin + row * grid.width // share)
-        if row + AHEAD < rows:
-            for line in range(0, lanes, 64):
-                prefetch(np.uint64(codes.ctypes.data) + to + np.uint64(AHEAD * grid.width // share + line))
-        put_codes(grid.code, np.uint64(lanes), numbers, at, room.divisors, room.inverses, room.near, codes, to)
-    for block in range(blocks):
         if room.what[block] == PASSED:
             columns = min(grid.columns, right - left - block * grid.columns)
-            model = places[room.chosen[block]]
-            copy_block(grid, model, start + left + block * grid.columns, rows, columns, place + block, codes, scales)
+            begin = start + left + block * grid.columns
+            copy_block(grid, places[room.chosen[block]], begin, rows, columns, place + block, codes, scales)
+        else:
+            put_bits(grid.scale, scales, place + block, room.chosen[block])
     return True
 
 
-_LEAST, _MOST = 2.0**-100, 2.0**100
+@numba.njit(_nrt=False, forceinline=True)
+def _ask_for(places, offset, count):
+    for model in range(len(places)):
+        for line in range(0, count, 64):
+            prefetch(places[model] + offset + np.uint64(line))
 
 
-@numba.njit
-def _spread(scales, unit, lanes, group, out):
-    """out[model, lane] = the scale of each lane's block · unit."""
-    for model in range(len(scales)):
-        for block in range((lanes + group - 1) // group):
-            scale = out.dtype.type(scales[model, block] * unit)
-            for lane in range(np.uint64(block * group), np.uint64(min(lanes, (block + 1) * group))):
-                out[model, lane] = scale
+@numba.njit(_nrt=False, forceinline=True)
+def _sum_row(code, narrow, like, count, base, post, old, base_scale, post_scale, old_scale, out, fresh, low, high):
+    """Sums of a row of a block, see `vectors`, and bits of what was found."""
+    if narrow:
+        if code == E4M3:
+            return narrow_sum_e4m3(like, count, base, post, old, base_scale, post_scale, old_scale, out, fresh, low, high)
+        if code == E2M1:
+            return narrow_sum_e2m1(like, count, base, post, old, base_scale, post_scale, old_scale, out, fresh, low, high)
+        return narrow_sum_int4(like, count, base, post, old, base_scale, post_scale, old_scale, out, fresh, low, high)
+    if code == E4M3:
+        return sum_e4m3(like, count, base, post, old, base_scale, post_scale, old_scale, out, fresh, low, high)
+    if code == E2M1:
+        return sum_e2m1(like, count, base, post, old, base_scale, post_scale, old_scale, out, fresh, low, high)
+    return sum_int4(like, count, base, post, old, base_scale, post_scale, old_scale, out, fresh, low, high)
 
 
-@numba.njit
-def _sum_rows(grid, places, weights, begin, rows, lanes, group, candidates, room, spread, total, numbers):
-    """numbers[row, half, lane] of rows of which the first begins with byte `begin` of the codes, and what is known of each block. Whether
-    there is no NaN among the codes."""
-    halves = np.uint64(1 if grid.code == E4M3 else 2)
-    wide, alive = np.uint64(lanes), True
-    for row in range(rows):
-        at = np.uint64(begin + row * grid.width // np.int64(halves))
-        for model in range(len(places)):
-            codes = numba.carray(pointer(places[model, 0]), ALL, np.uint8)
-            if row + AHEAD < rows:
-                ahead = places[model, 0] + at + np.uint64(AHEAD * grid.width // np.int64(halves))
-                for line in range(np.uint64(0), wide, np.uint64(64)):
-                    prefetch(ahead + line)
-            if grid.code == E4M3 and has_nan(codes, at, wide):
-                return False
-            decode_lanes(grid.code, codes, at, wide, room.bits, room.stored, model)
-        for k in range(len(weights)):
-            post, old = 1 + 2 * k, 2 + 2 * k
-            minuend, subtrahend = (old, post) if weights[k] > 0 else (post, old)
-            if k == 0 and weights[k] == 1:
-                start_sum(halves, wide, room.stored, spread, total, minuend, subtrahend)
-                continue
-            if k == 0:
-                only_base(halves, wide, room.stored, spread, total)
-            if weights[k] == 1:
-                add_to_sum(halves, wide, room.stored, spread, total, minuend, subtrahend)
-            else:
-                add_weighted(halves, wide, room.stored, spread, total, minuend, subtrahend, total.dtype.type(abs(weights[k])))
-        if len(weights) == 0:
-            only_base(halves, wide, room.stored, spread, total)
-        first = np.uint64(row) * halves * wide
-        keep(halves * wide, total, numbers, first)
-        if alive:
-            alive = _look_for_the_same(halves, lanes, group, candidates, room, spread, numbers, first)
-        for half in range(halves):
-            for block in range((lanes + group - 1) // group):
-                count = np.uint64(min(group, lanes - block * group))
-                low, high = bounds(numbers, first + half * wide + np.uint64(block * group), count)
-                if row == 0 and half == 0:
-                    room.low[block], room.high[block] = low, high
-                else:
-                    room.low[block], room.high[block] = min(room.low[block], low), max(room.high[block], high)
-    return True
+@numba.njit(_nrt=False)
+def _sum_any_row(code, deltas, room, block, count, at, like, out, fresh, low, high):
+    """The same for any deltas and weights."""
+    scales, marks = address_of(room.scales, block * room.scales.shape[1]), address_of(room.marks, block * room.marks.shape[1])
+    places, weights = address_of(room.places, 0), address_of(deltas.magnitudes, 0)
+    units, posts = address_of(deltas.units, 0), address_of(deltas.posts, 0)
+    number = len(deltas.posts)
+    if code == E4M3:
+        return any_sum_e4m3(like, count, number, places, at, scales, weights, units, posts, out, fresh, low, high, marks)
+    if code == E2M1:
+        return any_sum_e2m1(like, count, number, places, at, scales, weights, units, posts, out, fresh, low, high, marks)
+    return any_sum_int4(like, count, number, places, at, scales, weights, units, posts, out, fresh, low, high, marks)
 
 
-@numba.njit
-def _look_for_the_same(halves, lanes, group, candidates, room, spread, numbers, first):
-    """Note from which of base and posts each block differs in a row. Whether there is a block that differs not from all of them."""
-    wide, alive = np.uint64(lanes), False
-    for i in range(halves * wide):
-        room.differs[i] = 0
-    for k in range(candidates):
-        note_differences(halves, wide, room.stored, spread, max(0, 2 * k - 1), numbers, first, 1 << k, room.differs)
-    every = np.uint32((1 << candidates) - 1)
-    for block in range((lanes + group - 1) // group):
-        for half in range(halves):
-            count = np.uint64(min(group, lanes - block * group))
-            room.seen[block] |= any_bits(room.differs, half * wide + np.uint64(block * group), count)
-        alive |= room.seen[block] != every
-    return alive
+@numba.njit(_nrt=False, forceinline=True)
+def address_of(array, element):
+    """The address of an element."""
+    return np.uint64(array.ctypes.data) + np.uint64(array.itemsize) * np.uint64(element)
 
 
-@numba.njit(error_model="numpy")
-def _choose(grid, known, place, whole, blocks, candidates, room):
-    """Decide on the scale of each block. Whether all of them fit."""
-    every = np.uint32((1 << candidates) - 1)
+@numba.njit(_nrt=False, forceinline=True)
+def _put_row(code, like, count, numbers, scale, inverse, at):
+    """Codes of a row of a block, from numbers at an address to another."""
+    if code == E4M3:
+        put_e4m3(like, count, numbers, scale, inverse, at)
+    elif code == E2M1:
+        put_e2m1(like, count, numbers, scale, inverse, at)
+    else:
+        put_int4(like, count, numbers, scale, inverse, at)
+
+
+@numba.njit(error_model="numpy", _nrt=False)
+def _choose(grid, same, deltas, known, place, whole, blocks, numbers, room):
+    """Decide on the scale of each block. Whether all of them are ordinary."""
     for block in range(blocks):
-        room.factor[block] = room.scales[0, block]
-        if room.seen[block] != every:
-            k = 0
-            while (room.seen[block] >> np.uint32(k)) & np.uint32(1):
-                k += 1
-            room.what[block], room.chosen[block] = PASSED, max(0, 2 * k - 1)
+        found = room.found[block]
+        if found & NOT_A_NUMBER:
+            return False
+        equal = 0 if same[0] and not found & DIFFERS_FROM_BASE else -1
+        for delta in range(len(deltas.posts)):
+            differs = found & DIFFERS_FROM_POST if deltas.simple else np.int64(room.marks[block, delta])
+            if equal < 0 and same[1 + delta] and not differs:
+                equal = 1 + 2 * delta
+        if equal >= 0:
+            room.what[block], room.chosen[block] = PASSED, equal
             continue
-        low, high = np.float64(from_ordered(room.low[block])), np.float64(from_ordered(room.high[block]))
-        if not (-np.inf < low and high < np.inf):
+        low = least_of_lanes(numbers, address_of(room.low, block * LANES))
+        high = largest_of_lanes(numbers, address_of(room.high, block * LANES))
+        scale = room.scales[block, 0] / UNIT[grid.code]
+        bits = bits_at(grid.scale, known, place + block)
+        room.what[block], room.chosen[block], room.factor[block] = KEPT, bits, scale
+        if fits(scale, low, high, BELOW[grid.code], ABOVE[grid.code]):
+            continue
+        bits, exceeds, what = choose_scale(grid, low, high, bits, whole)
+        scale = joined(number_of(grid.scale, bits), grid.mode, whole)
+        if not (exceeds <= 1 and _LEAST < scale < _MOST):
             return False
-        bits, exceeds, what = choose_scale(grid, low, high, bits_at(grid.scale, known, place + block), whole)
-        factor = joined(number_of(grid.scale, bits), grid.mode, whole)
-        if exceeds > 1 or not _LEAST < factor < _MOST:
-            return False
-        room.what[block], room.chosen[block], room.factor[block] = what, bits, factor
+        room.what[block], room.chosen[block], room.factor[block] = what, bits, scale
     return True
 
 
-@numba.njit
+@numba.njit(_nrt=False)
 def _all_finite(part, stride, rows, columns):
     finite = True
     for row in range(rows):
@@ -387,7 +414,7 @@ def _all_finite(part, stride, rows, columns):
     return finite
 
 
-@numba.njit
+@numba.njit(_nrt=False)
 def _count_nonfinite(part, stride, rows, columns, begin, width, counts):
     """Count numbers that are not finite, and find the first of the range."""
     for row in range(rows):
@@ -398,14 +425,14 @@ def _count_nonfinite(part, stride, rows, columns, begin, width, counts):
                 counts[_TOTAL] += 1
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def _equal_to(grid, numbers, stride, places, wholes, same, begin, rows, columns, place, row_of):
     """The first of posts and base, in this order, that has the numbers of a block; −1 if none has."""
     for step in range(1, len(same) + 1):
         k = step % len(same)
         model = max(0, 2 * k - 1)
         if same[k]:
-            codes, scales = numba.carray(pointer(places[model, 0]), ALL, np.uint8), numba.carray(pointer(places[model, 1]), ALL, np.uint8)
+            codes, scales = bytes_at(places[model, 0]), bytes_at(places[model, 1])
             scale = scale_at(grid.scale, scales, place, grid.mode, wholes[model])
             stored = row_of[:columns]
             equal = True
@@ -421,7 +448,7 @@ def _equal_to(grid, numbers, stride, places, wholes, same, begin, rows, columns,
     return -1
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def _sum_strip(grid, places, wholes, weights, start, row_of_scales, rows, left, right, numbers, scratch):
     """numbers[row · (right − left) + column − left] = base + Σ weight · (post − old) for columns [left, right) of rows of which the first
     begins with the code at `start`. As in `add_deltas`, deltas are taken negated and subtracted."""
@@ -451,8 +478,8 @@ def _sum_strip(grid, places, wholes, weights, start, row_of_scales, rows, left, 
                 target[i] = acc[i]
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def _decode_one(grid, place_of, whole, place, start, out):
     """out[n] of a model whose codes and scales are at place_of: of those at `start`, which have one scale."""
-    scale = scale_at(grid.scale, numba.carray(pointer(place_of[1]), ALL, np.uint8), place, grid.mode, whole)
-    decode_row(grid.code, numba.carray(pointer(place_of[0]), ALL, np.uint8), start, scale, out)
+    scale = scale_at(grid.scale, bytes_at(place_of[1]), place, grid.mode, whole)
+    decode_row(grid.code, bytes_at(place_of[0]), start, scale, out)

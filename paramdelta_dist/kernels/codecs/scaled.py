@@ -11,11 +11,9 @@ from paramdelta_dist.kernels.codecs.codes import E2M1, E4M3, number_of_e2m1, num
 from paramdelta_dist.kernels.codecs.grid import Grid, address, grid_of, scale_row, whole_of
 from paramdelta_dist.kernels.codecs.scales import scale_at
 from paramdelta_dist.kernels.encodings import Scaled
-from paramdelta_dist.kernels.jit import compiled, pointer
+from paramdelta_dist.kernels.jit import bytes_at, compiled
 
 NUMBERS = {"F32": np.float32, "F64": np.float64}
-ALL = 1 << 62
-"""As the length of an array that is known by its address alone: more than any has."""
 
 
 def decode_scaled(encoding: Scaled, arrays: Sequence[memoryview], shape: tuple[int, ...], first: int, last: int, out: memoryview) -> None:
@@ -29,10 +27,10 @@ def decode_scaled(encoding: Scaled, arrays: Sequence[memoryview], shape: tuple[i
     _decode(grid, address(arrays[0]), address(arrays[1]), whole_of(arrays), first, last, target)
 
 
-@compiled(error_model="numpy")
+@compiled(error_model="numpy", _nrt=False)
 def _decode(grid: Grid, codes, scales, whole, first, last, out):
     """out[last − first] of the codes and scales at these addresses, whose first are those that decoding needs."""
-    codes, scales = numba.carray(pointer(codes), ALL, np.uint8), numba.carray(pointer(scales), ALL, np.uint8)
+    codes, scales = bytes_at(codes), bytes_at(scales)
     top = scale_row(grid, first)
     at = first
     while at < last:
@@ -44,7 +42,7 @@ def _decode(grid: Grid, codes, scales, whole, first, last, out):
         at = stop
 
 
-@numba.njit
+@numba.njit(_nrt=False)
 def decode_row(code, codes, start, scale, out):
     """out[n] of as many codes that follow one another, from the one at `start` on; with four bits, an even one."""
     factor = out.dtype.type(scale)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from paramdelta_dist.kernels.codecs.codes import number_of_e4m3
-
 F32, F64, BF16, F16, F8_E4M3, E8M0 = range(6)
 KINDS = {"F32": F32, "F64": F64, "BF16": BF16, "F16": F16, "F8_E4M3": F8_E4M3, "E8M0": E8M0}
 """The scales of `encodings.SCALE_BYTES` as compiled functions know them."""
@@ -24,17 +22,22 @@ _LARGEST = (0x7F7FFFFF, 0x7FEFFFFFFFFFFFFF, 0x7F7F, 0x7BFF, 0x7E, 0xFE)
 _u8, _i64, _u64, _f64 = np.uint8, np.int64, np.uint64, np.float64
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def bits_at(kind, scales, place):
     """The bits of the scale at a place, of bytes in any alignment; as int64, as bits of scales always are here."""
-    size = _BYTES[kind]
-    bits = _u64(0)
-    for byte in range(size):
-        bits |= _u64(scales[place * size + byte]) << _u64(8 * byte)
+    at = _u64(place) * _u64(_BYTES[kind])
+    if kind in (E8M0, F8_E4M3):
+        return _i64(scales[at])
+    bits = _u64(scales[at]) | _u64(scales[at + _u64(1)]) << _u64(8)
+    if kind in (F32, F64):
+        bits |= _u64(scales[at + _u64(2)]) << _u64(16) | _u64(scales[at + _u64(3)]) << _u64(24)
+    if kind == F64:
+        for byte in range(4, 8):
+            bits |= _u64(scales[at + _u64(byte)]) << _u64(8 * byte)
     return _i64(bits)
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def put_bits(kind, scales, place, bits):
     """Store the bits of a scale."""
     size = _BYTES[kind]
@@ -42,7 +45,7 @@ def put_bits(kind, scales, place, bits):
         scales[place * size + byte] = _u8(_u64(bits) >> _u64(8 * byte))
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def number_of(kind, bits):
     """What a scale's bits stand for, exactly, as float64."""
     if kind == E8M0:
@@ -62,13 +65,13 @@ def number_of(kind, bits):
     return -magnitude if sign else magnitude
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def scale_at(kind, scales, place, mode, whole):
     """The number that the codes of a block are multiplied with, as float64: its scale and, by `mode`, that of the tensor."""
     return joined(number_of(kind, bits_at(kind, scales, place)), mode, whole)
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def joined(scale, mode, whole):
     """A scale and the number for the tensor as one."""
     if mode == MULTIPLIES:
@@ -76,13 +79,13 @@ def joined(scale, mode, whole):
     return scale / whole if mode == DIVIDES else scale
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def fits(scale, low, high, below, above):
     """Whether numbers from `low` to `high` are not clipped, where `-below` to `above` times the scale are not."""
     return 0 < scale < np.inf and high <= above * scale and -low <= below * scale
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def least_bits(kind, powers_of_two, largest, limit, mode, whole):
     """The bits of the least scale for which no number up to `largest` exceeds `limit` times it; the largest where none is enough.
 
@@ -102,7 +105,7 @@ def least_bits(kind, powers_of_two, largest, limit, mode, whole):
     return bits
 
 
-@numba.njit(error_model="numpy")
+@numba.njit(error_model="numpy", _nrt=False)
 def _bits_below(kind, number):
     """The bits of the largest scale that is not above a positive number, roughly: a step or two away from it at most."""
     if not number < number_of(kind, _i64(_LARGEST[kind])):
@@ -112,27 +115,3 @@ def _bits_below(kind, number):
     if bits >> fraction > 0 or kind == F64:
         return bits
     return _i64(number * _u64((bias + fraction - 1 + 1023) << 52).view(_f64)) if kind != E8M0 else _i64(0)
-
-
-@numba.njit(error_model="numpy")
-def scales_at(kind, scales, place, count, mode, whole, out, model):
-    """out[model, n] = what `scale_at` gives for `count` places, all at once."""
-    start = _u64(place)
-    if kind == E8M0:
-        for i in range(count):
-            byte = _u64(scales[start + i])
-            out[model, i] = np.nan if byte == _u64(255) else _u64(_u64(byte + _u64(1023 - 127)) << _u64(52)).view(_f64)
-    elif kind == BF16:
-        for i in range(count):
-            at = _u64(2) * (start + i)
-            bits = np.uint32(np.uint32(scales[at]) << np.uint32(16)) | np.uint32(np.uint32(scales[at + _u64(1)]) << np.uint32(24))
-            out[model, i] = np.uint32(bits).view(np.float32)
-    elif kind == F8_E4M3:
-        for i in range(count):
-            out[model, i] = number_of_e4m3(scales[start + i])
-    else:
-        for i in range(count):
-            out[model, i] = number_of(kind, bits_at(kind, scales, place + _i64(i)))
-    if mode != ALONE:
-        for i in range(count):
-            out[model, i] = joined(out[model, i], mode, whole)
