@@ -381,11 +381,13 @@ def _choose(grid, same, deltas, known, place, whole, blocks, numbers, room):
         found = room.found[block]
         if found & NOT_A_NUMBER:
             return False
-        equal = 0 if same[0] and not found & DIFFERS_FROM_BASE else -1
+        equal = -1
         for delta in range(len(deltas.posts)):
             differs = found & DIFFERS_FROM_POST if deltas.simple else np.int64(room.marks[block, delta])
             if equal < 0 and same[1 + delta] and not differs:
                 equal = 1 + 2 * delta
+        if equal < 0 and same[0] and not found & DIFFERS_FROM_BASE:
+            equal = 0
         if equal >= 0:
             room.what[block], room.chosen[block] = PASSED, equal
             continue

@@ -27,6 +27,12 @@ _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32, _F64 = ir.FloatType(), ir.DoubleType()
 
 
+def _differ(builder: Any, one: Any, other: Any) -> Any:
+    """Of each two numbers, whether they are not the same to the bit: zeros have signs."""
+    whole = ir.VectorType(_I64 if one.type.element == _F64 else _I32, one.type.count)
+    return builder.icmp_unsigned("!=", builder.bitcast(one, whole), builder.bitcast(other, whole))
+
+
 def _has_float16() -> bool:
     """Whether the processor turns float16 into float32; else that would be left to functions that are nowhere."""
     if config.CPU_NAME or config.CPU_FEATURES:
@@ -259,7 +265,7 @@ def _any_sum_of(kind: int) -> Any:
                     kept = builder.fpext(builder.fptrunc(kept, _vector(_F32)), _vector(_F64))
                 with cgutils.for_range(builder, deltas, intp=_I64) as each:
                     other = model(scalar(_I64, posts, each.index), loop.index)
-                    bits = builder.bitcast(builder.fcmp_unordered("!=", kept, other), _I16)
+                    bits = builder.bitcast(_differ(builder, kept, other), _I16)
                     mark = _at(builder, marks, each.index, 2)
                     _store(builder, builder.or_(_load(builder, mark, _I16), bits), mark)
             return found.result()
@@ -276,7 +282,7 @@ def _keep(builder: Any, found: _Found, total: Any, number: Any, models: Any, out
     _store(builder, kept, _at(builder, out, index, LANES * (8 if number == _F64 else 4)))
     found.see(kept)
     for which, model in enumerate(models):
-        found.note(which, builder.fcmp_unordered("!=", _widened(builder, kept, total.type.element), model))
+        found.note(which, _differ(builder, _widened(builder, kept, total.type.element), model))
 
 
 def _fma(builder: Any, one: Any, other: Any, third: Any) -> Any:
