@@ -111,3 +111,22 @@ def test_a_delta_over_its_own_base_gives_every_byte_of_the_post(scheme):
     codes, scales, merged = fused(base, [(post, base)], [1.0], 0, 64 * 192)
     assert (bytes(codes), bytes(scales)) == tuple(array.tobytes() for array in post.arrays[:2])
     assert merged.outcome[1:4] == (0, 0, 0)
+
+
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if SCHEMES[name].rows and SCHEMES[name].code != "int4"])
+@pytest.mark.parametrize("width", [320, 96])
+def test_zeros_of_the_other_sign_make_a_block_another(scheme, width):
+    """A post that differs from its base in signs of zeros alone gives its own bytes, in one pass as in several."""
+    encoding = SCHEMES[scheme]
+    base = oracle.random_checkpoint(encoding, (64, width), 1)
+    codes = base.arrays[0].copy()
+    zeros = codes & (0x7F if encoding.code == "e4m3" else 0x77) == 0
+    codes[::5] = 0
+    zeros[::5] = True
+    old = oracle.Checkpoint(encoding, base.shape, (codes, *base.arrays[1:]))
+    signed = codes.copy()
+    signed[zeros] ^= 0x80 if encoding.code == "e4m3" else 0x88
+    post = oracle.Checkpoint(encoding, base.shape, (signed, *base.arrays[1:]))
+    found, expected = (work(old, [(post, old)], [1.0], 0, 64 * width) for work in (fused, one_after_the_other))
+    assert found == expected
+    assert bytes(found[0]) == signed.tobytes()
