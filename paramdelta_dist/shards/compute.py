@@ -84,6 +84,7 @@ class TileComputer:
         self._job, self._calls, self._adapters = job, shard.calls, shard.adapters
         self._torch: TorchComputer | None = None
         self._decoder = Decoder()
+        self._zeros = b""
         self._variances: dict[int, list[tuple[int, int]]] = {}
         """Elements of a span, by its start, that are variances."""
 
@@ -301,10 +302,9 @@ class TileComputer:
 
     def _nothing_like(self, delta: RawElements) -> RawElements:
         """As many zeros: what is subtracted from a delta, which is a difference already."""
-        key = ("zeros", len(delta.data))
-        held = self._decoder.room(key, len(delta.data))
-        held[:] = bytes(len(held))
-        return RawElements(held, delta.dtype)
+        if len(self._zeros) < len(delta.data):
+            self._zeros = bytes(len(delta.data))
+        return RawElements(memoryview(self._zeros)[: len(delta.data)], delta.dtype)
 
     def _stored(self, fetched: FetchedTile, block: Segment, model: int) -> Stored:
         """The arrays and the numbers of a block in a model that has the output's encoding."""
